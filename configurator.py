@@ -1,0 +1,211 @@
+"""
+Configuration: dataclass defaults, then config files, then --key=value, in the order in which they are given.
+
+    python train.py config/train_shakespeare_mixed.py --max_iters=200 --seed=3
+    python train.py --help
+
+A config file is Python with flat assignments (key = value; arithmetic is fine; names that begin with _ are its own).
+The keys, their types and their help texts are the fields, annotations and trailing comments of the dataclasses, so
+there is nothing to keep in step with them. An unknown key, a value of the wrong type or a key that the chosen model
+does not have is one line and exit status 2, from a file as from the command line.
+"""
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import os
+import sys
+import textwrap
+import types
+import typing
+
+from errors import UserError
+
+
+def keys_of(schema):
+    """The fields of a dataclass that a user may set: name -> dataclasses.Field."""
+    return {f.name: f for f in dataclasses.fields(schema) if not f.metadata.get("derived")}
+
+
+def derived(**kwargs):
+    """A dataclass field that the program fills in (from the data, say); not a key."""
+    return dataclasses.field(metadata={"derived": True}, **kwargs)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# types
+
+def _describe(kind):
+    if typing.get_origin(kind) is typing.Literal:
+        return " | ".join(repr(a) for a in typing.get_args(kind))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " | ".join(_describe(a) for a in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {_describe(typing.get_args(kind)[0])}"
+    return {bool: "True | False", int: "a whole number", float: "a number", str: "text",
+            type(None): "None"}[kind]
+
+
+def _fit(value, kind):
+    """(True, value as that type) or (False, None). Strict: a bool is no int, 1.0 is no int, an int is a float."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            fits, fitted = _fit(value, option)
+            if fits:
+                return fits, fitted
+        return False, None
+    if origin is typing.Literal:
+        return any(value == a and type(value) is type(a) for a in args), value
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            return False, None
+        fitted = [_fit(v, args[0]) for v in value]
+        return all(ok for ok, _ in fitted), [v for _, v in fitted]
+    if kind is float:
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return ok, float(value) if ok else None
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, kind), value
+
+
+def _from_text(text, kind):
+    """A command-line value: as the text itself where the key takes it (so --start=1 is text), else as a literal."""
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if _fit(value, kind)[0] and not _fit(text, kind)[0] else (text if _fit(text, kind)[0] else value)
+
+
+def _check(key, value, field, where):
+    fits, fitted = _fit(value, field.type)
+    if not fits:
+        raise UserError(f"{where}: {key} = {value!r}: {key} takes {_describe(field.type)}")
+    return fitted
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# config files
+
+def _run_file(path):
+    """The assignments of a config file, as a dict."""
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], 1)
+        hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+        raise UserError(f"{path}: no such config file{hint}")
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    names = {}
+    try:
+        exec(compile(text, path, "exec"), names)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        line = [f.lineno for f in inspect.getinnerframes(error.__traceback__) if f.filename == path]
+        raise UserError(f"{path}, line {line[0] if line else '?'}: {type(error).__name__}: {error}") from None
+    return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# help
+
+def _comments(schema):
+    """Field name -> trailing comment, read from the source of the dataclass and of those it inherits from."""
+    found = {}
+    for cls in reversed(schema.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
+        for node in ast.parse("\n".join(lines)).body[0].body:
+            if isinstance(node, ast.AnnAssign):
+                rest = lines[node.end_lineno - 1][node.end_col_offset:].strip()
+                text = [rest.lstrip("# ")]
+                for line in lines[node.end_lineno:]:  # a comment may go on below, set in under the first line
+                    if not (line.startswith("     ") and line.strip().startswith("#")):
+                        break
+                    text.append(line.strip().lstrip("# "))
+                found[node.target.id] = " ".join(t for t in text if t)
+    return found
+
+
+def help_text(script_doc, schema, variants):
+    out = [script_doc.strip(), ""]
+    shown = set()
+    for title, cls in [("keys", schema)] + [(f"keys of model = {name!r}", cls) for name, cls in variants.items()]:
+        comments = _comments(cls)
+        rows = [(k, f) for k, f in keys_of(cls).items() if k not in shown]
+        if not rows:
+            continue
+        out.append(f"{title}:")
+        for key, field in rows:
+            shown.add(key)
+            out.append(f"  --{key}={field.default!r}")
+            help_line = comments.get(key) or _describe(field.type)
+            out.extend(textwrap.wrap(help_line, 100, initial_indent=" " * 8, subsequent_indent=" " * 8))
+        out.append("")
+    return "\n".join(out)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def resolve(argv, schema, variants=None, selector="model", script_doc=""):
+    """Read a command line into dataclass instances.
+
+    schema: the dataclass of the script. variants: name -> dataclass of a model; schema's field `selector` names the one
+    in use, and only its keys may be set. Returns (schema instance, variant instance or None). Raises UserError.
+    """
+    variants = variants or {}
+    if any(a in ("--help", "-h") for a in argv):
+        print(help_text(script_doc, schema, variants))
+        sys.exit(0)
+    fields = dict(keys_of(schema))
+    for cls in variants.values():
+        for key, field in keys_of(cls).items():
+            fields.setdefault(key, field)
+
+    values, origin = {}, {}
+
+    def put(key, value, where, text=False):
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1, 0.5)
+            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else
+                                                                 "; --help lists every key"))
+        if text:
+            value = _from_text(value, fields[key].type)
+        values[key], origin[key] = _check(key, value, fields[key], where), where
+
+    for arg in argv:
+        if arg.startswith("--"):
+            key, equals, text = arg[2:].partition("=")
+            if not equals:
+                raise UserError(f"{arg}: options are written --key=value (--help lists every key)")
+            put(key, text, "command line", text=True)
+        elif arg.startswith("-") and arg != "-":
+            raise UserError(f"{arg}: options are written --key=value (--help lists every key)")
+        else:
+            for key, value in _run_file(arg).items():
+                put(key, value, arg)
+
+    own = {k: v for k, v in values.items() if k in keys_of(schema)}
+    main = schema(**own)
+    if not variants:
+        return main, None
+    chosen = getattr(main, selector)
+    allowed = keys_of(variants[chosen])
+    for key in values:
+        if key not in own and key not in allowed:
+            owners = " or ".join(f"{selector} = {n!r}" for n, cls in variants.items() if key in keys_of(cls))
+            raise UserError(f"{origin[key]}: {key} belongs to {owners} and has no effect on {selector} = {chosen!r}")
+    return main, variants[chosen](**{k: v for k, v in values.items() if k in allowed and k not in own})
+
+
+def as_dict(*configs):
+    """One flat dict of everything in these dataclass instances, as config.json holds it."""
+    out = {}
+    for config in configs:
+        out.update(dataclasses.asdict(config))
+    return out

@@ -1,0 +1,61 @@
+"""What bad input gets: one line on standard error that says what is wrong and what to do, and an exit status.
+
+    0 done    2 bad input or environment    3 the run diverged    130 interrupted
+
+Code that finds something wrong raises UserError with that line; every script's main() runs under exit_cleanly.
+"""
+import errno
+import functools
+import os
+import sys
+
+import torch
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, and what to do."""
+
+    status = 2
+
+
+class Diverged(UserError):
+    """The run met a NaN or an Inf."""
+
+    status = 3
+
+
+def _os_error_line(error):
+    what = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only",
+            errno.EISDIR: "is a folder, a file is needed", errno.ENOTDIR: "is a file, a folder is needed",
+            errno.ENOENT: "no such file or folder"}.get(error.errno, error.strerror or str(error))
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def exit_cleanly(main):
+    """Decorator for a script's main(): turns an expected failure into its one line and exit status. Anything else is a
+    bug in this project and keeps its traceback."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            status = main(*args, **kwargs) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = error.status
+        except BrokenPipeError:  # the reader of our output (head, less) went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 0
+        except OSError as error:
+            print(f"error: {_os_error_line(error)}", file=sys.stderr)
+            status = 2
+        except torch.OutOfMemoryError:
+            print("error: out of device memory; lower batch_size and raise gradient_accumulation_steps", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 130
+        sys.stdout.flush()
+        sys.exit(status)
+
+    return run

@@ -1,0 +1,212 @@
+"""
+The mixed-curvature GPT: the baseline with its residual stream moved through a space of constant curvature.
+
+One sub-layer (attention, then MLP), with F the baseline's own layer and c the block's curvature (geometry.py):
+
+    r_t = reference(x)              a point built from earlier tokens: x_{t-1}, the origin, or a midpoint of them
+    u_t = log_{r_t}(x_t)            tangent vector at the reference
+    v   = F(LayerNorm(u))           ordinary Euclidean layer
+    x   = residual(x, r, v)         'origin':    x (+) exp_0(v)                   flat: x + v
+                                    'transport': exp_x(PT_{r->x} v)               flat: x + v
+                                    'reference': x (+) exp_r(v)                   flat: x + r + v
+    x   = project(x)
+
+With per_head_curvature the residual stream is a product of n_head spaces of dimension head_size, each with its own c; the
+maps act per head, LayerNorm on the whole row.
+
+Points are in the ball by construction:
+  - embeddings enter it by exp_0 with a curvature of their own (use_embedding_curvature), or as they are;
+  - every block projects on entry, because the last block's ball may have been larger: the only device needed for plain
+    embeddings, and without effect where the curvature did not grow;
+  - (+) stays inside in exact arithmetic, and project() after it takes care of rounding;
+  - with dynamic_curvature the reference was a point of another token's ball and is projected to this token's.
+
+Everything is causal: reference and predicted curvature at t depend on tokens <= t only.
+At c = 0 and reference = residual = 'origin' this is the baseline; with reference 'previous' and residual 'origin' or
+'transport' it is the baseline with token_shift = 'difference' (the flat control), in logits and in gradients.
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+
+import geometry
+import model_baseline
+from errors import UserError
+from model_baseline import GPTConfig, append, previous_token
+
+
+@dataclass
+class MixedConfig(GPTConfig):
+    curvature_mode: Literal["fixed", "parametric", "tied", "random"] = "random"  # fixed: c = curvature; parametric: learned
+    # per block from curvature_initialization; tied: learned, one for all blocks; random: learned per block from U(0, curvature)
+    curvature: float = 1.0  # c = minus the sectional curvature: > 0 hyperbolic, 0 flat, < 0 spherical
+    curvature_initialization: list[float] | None = None  # 'parametric' only: n_layer starting values (None: curvature)
+    per_head_curvature: bool = True  # one c per head, rows split in n_head balls; False: one c for the whole row
+    dynamic_curvature: bool = False  # c per token: c * 2 sigmoid(w.x_t), w learned from 0
+    use_embedding_curvature: bool = False  # embeddings enter by exp_0 with a c of their own (of the same mode)
+    reference: Literal["previous", "origin", "mean", "window", "ema"] = "previous"  # point whose tangent space a token is
+    # read in; the last three are gyro-midpoints of tokens before t
+    reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
+    reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
+    residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.curvature_initialization is not None:
+            if self.curvature_mode != "parametric":
+                raise UserError(f"curvature_initialization is for curvature_mode = 'parametric', "
+                                f"not {self.curvature_mode!r}")
+            if len(self.curvature_initialization) != self.n_layer:
+                raise UserError(f"curvature_initialization has {len(self.curvature_initialization)} values, "
+                                f"n_layer = {self.n_layer} are needed")
+        for key, kind in (("reference_window", "window"), ("reference_decay", "ema")):
+            if getattr(self, key) is not None and self.reference != kind:
+                raise UserError(f"{key} is for reference = {kind!r}, not {self.reference!r}")
+        if self.reference_window is not None and self.reference_window < 1:
+            raise UserError(f"reference_window = {self.reference_window}: must be at least 1")
+        if self.reference_decay is not None and not 0 <= self.reference_decay < 1:
+            raise UserError(f"reference_decay = {self.reference_decay}: must be in [0, 1)")
+
+
+class Curvature(nn.Module):
+    """c of one place (a block or the embedding), learned or fixed: shape () or, per head, (n_head, 1)."""
+
+    def __init__(self, config):
+        super().__init__()
+        c = torch.empty((config.n_head, 1) if config.per_head_curvature else ())
+        if config.curvature_mode == "fixed":
+            self.register_buffer("c", c, persistent=False)  # it is the config's number, not a state
+        else:
+            self.c = nn.Parameter(c)
+
+    @torch.no_grad()
+    def reset(self, config, start):
+        if config.curvature_mode == "random":
+            self.c.uniform_(0, 1).mul_(config.curvature)
+        else:
+            self.c.fill_(start)
+
+
+def midpoint_weights(config, T, T_all, device):
+    """Weights of the gyro-midpoint over earlier tokens: row t has its weights on s < t. -> (T, T_all), for the last T of
+    T_all positions; rows sum to 1, except that of t = 0, which is 0 (its reference is the origin)."""
+    age = torch.arange(T_all - T, T_all, device=device)[:, None] - torch.arange(T_all, device=device) - 1  # x_{t-1}: 0
+    earlier = age >= 0
+    if config.reference == "window":
+        earlier &= age < (4 if config.reference_window is None else config.reference_window)
+    weights = earlier.float()
+    if config.reference == "ema":
+        weights = weights * (0.5 if config.reference_decay is None else config.reference_decay) ** age.clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+class Block(model_baseline.Block):
+
+    def __init__(self, config, curvature):
+        super().__init__(config)
+        self.config = config
+        self.curvature = curvature
+        if config.dynamic_curvature:
+            self.curvature_gate = nn.Linear(config.n_embd, config.n_head if config.per_head_curvature else 1)
+
+    def heads(self, x):
+        """(B, T, C) -> rows on which the maps act: (B, T, nh, hs) per head, else (B, T, C)."""
+        return x.unflatten(-1, (self.config.n_head, -1)) if self.config.per_head_curvature else x
+
+    def curvature_of(self, x):
+        """c at every token of x (B, T, C), to broadcast against heads(x): (), (nh, 1), (B, T, 1) or (B, T, nh, 1)."""
+        c = self.curvature.c
+        if not self.config.dynamic_curvature:
+            return c
+        gate = 2 * torch.sigmoid(self.curvature_gate(x).float())  # (B, T, nh or 1); 1 at the start
+        return c * (gate.unsqueeze(-1) if self.config.per_head_curvature else gate)
+
+    def reference(self, x, c, state, name):
+        """r, a point for every token from the tokens before it; the origin for the first. (B, T, C) -> heads(x)'s shape."""
+        kind = self.config.reference
+        if kind == "origin":
+            return torch.zeros_like(self.heads(x))
+        if kind == "previous":
+            r = self.heads(previous_token(x, state, "previous_" + name))
+        else:
+            history = x if state is None else append(state, "history_" + name, x, dim=1)  # (B, T_all, C)
+            weights = midpoint_weights(self.config, x.size(1), history.size(1), x.device)
+            # one chart for all tokens of a sequence: the block's own c, also where each token has its c
+            base = self.curvature.c
+            if self.config.per_head_curvature:
+                points = self.heads(history).transpose(1, 2)  # (B, nh, T_all, hs)
+                r = geometry.gyromidpoint(points, weights, base.unsqueeze(-1)).transpose(1, 2)
+            else:
+                r = geometry.gyromidpoint(history, weights, base)
+        return geometry.project(r, c) if self.config.dynamic_curvature else r
+
+    def tangent(self, x, r, c):
+        return geometry.log_0(x, c) if self.config.reference == "origin" else geometry.logmap(r, x, c)
+
+    def residual(self, x, r, v, c):
+        if self.config.residual == "transport":
+            return geometry.expmap(x, geometry.transport(r, x, v, c), c)
+        if self.config.residual == "reference":
+            return geometry.mobius_add(x, geometry.expmap(r, v, c), c)
+        return geometry.mobius_add(x, geometry.exp_0(v, c), c)
+
+    def forward(self, x, state=None):
+        c = self.curvature_of(x)
+        x = geometry.project(self.heads(x), c).flatten(2) if self.config.per_head_curvature else geometry.project(x, c)
+        for name, norm, layer in self.sublayers():
+            r = self.reference(x, c, state, name)
+            u = self.tangent(self.heads(x), r, c).reshape(x.shape)
+            v = self.heads(layer(norm(u), state))
+            x = geometry.project(self.residual(self.heads(x), r, v, c), c).reshape(x.shape)
+        return x
+
+
+class GPT(model_baseline.GPT):
+
+    def make_block(self, config, index):
+        if index == 0 or config.curvature_mode != "tied":
+            self._curvature = Curvature(config)
+        return Block(config, self._curvature)
+
+    def make_extras(self, config):
+        self.embedding_curvature = None
+        if config.use_embedding_curvature:
+            self.embedding_curvature = self._curvature if config.curvature_mode == "tied" else Curvature(config)
+        del self._curvature
+        self.smear = None
+
+    def _init_special(self):
+        config = self.config
+        starts = config.curvature_initialization or [config.curvature] * config.n_layer
+        for block, start in zip(self.transformer.h, starts):
+            block.curvature.reset(config, start)
+            if config.dynamic_curvature:
+                nn.init.zeros_(block.curvature_gate.weight)
+        if self.embedding_curvature is not None and config.curvature_mode != "tied":
+            self.embedding_curvature.reset(config, starts[0])
+
+    def embed(self, idx, cache=None):
+        x = super().embed(idx, cache)
+        if self.embedding_curvature is None:
+            return x
+        heads = self.transformer.h[0].heads
+        return geometry.exp_0(heads(x), self.embedding_curvature.c).reshape(x.shape)
+
+    @torch.no_grad()
+    def geometry_stats(self, idx):
+        """Per block, after it: mean curvature, share of rows at the ball's edge, mean geodesic distance to the origin."""
+        stats = {}
+        x = self.embed(idx)
+        for i, block in enumerate(self.transformer.h):
+            c = block.curvature_of(x)
+            x = block(x)
+            rows = block.heads(x).float()
+            norm = rows.norm(dim=-1, keepdim=True)
+            edge = norm > 0.999 * geometry.max_norm(c.float(), x.dtype)
+            stats[f"block{i}"] = {
+                "curvature": c.mean().item(), "curvature_min": c.min().item(), "curvature_max": c.max().item(),
+                "edge_share": edge.float().mean().item(),
+                "geodesic_norm": geometry.dist(torch.zeros_like(rows), rows, c).mean().item()}
+        return stats

@@ -1,0 +1,290 @@
+"""
+The Euclidean GPT: the control that every other model here is compared with, and the pieces that they share.
+
+Pre-LN blocks, learned positions, exact GELU, tied output head, causal attention by scaled_dot_product_attention; the
+same function of the same weights as nanoGPT's GPT, with its names and its initialisation.
+
+    x <- x + F(LN(x))                   token_shift = 'none', the GPT block
+    x <- x + F(LN(x - x_prev))          token_shift = 'difference', the flat control of the mixed-curvature model: what is
+                                        left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
+    e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
+
+Shapes: B sequences, T tokens, C = n_embd, nh heads of size hs = C / nh, V = vocab_size.
+"""
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from configurator import derived
+from errors import UserError
+
+
+@dataclass
+class GPTConfig:
+    """What every model has."""
+    vocab_size: int = derived(default=50304)  # from the data's meta.json
+    block_size: int = 1024  # context length T in tokens
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads; divides n_embd
+    n_embd: int = 768  # width C of the residual stream
+    dropout: float = 0.0  # 0 for pre-training; 0.1 to 0.2 where the data is seen many times
+    bias: bool = False  # biases in Linear and LayerNorm (GPT-2 has them; without is a bit better and faster)
+
+    def __post_init__(self):
+        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} = {getattr(self, key)}: must be at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout = {self.dropout}: must be in [0, 1)")
+
+
+@dataclass
+class BaselineConfig(GPTConfig):
+    token_shift: Literal["none", "difference", "smear"] = "none"  # 'difference' is the flat control; 'smear' looks back
+    # one token at the embedding
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with an optional bias."""
+
+    def __init__(self, width, bias):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class CausalSelfAttention(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.n_head, self.dropout = config.n_head, config.dropout
+
+    def forward(self, x, state=None):
+        B, T, C = x.shape
+        q, k, v = (h.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
+                   for h in self.c_attn(x).split(C, dim=2))
+        if state is not None:
+            k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
+        y = self.attend(q, k, v)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+    def attend(self, q, k, v):
+        """Causal attention of the last T of T_all positions. (B, nh, T, hs) x 2 (B, nh, T_all, hs) -> (B, nh, T, hs)."""
+        T, T_all = q.size(2), k.size(2)
+        mask = None
+        if 1 < T < T_all:  # several new tokens after cached ones
+            mask = torch.ones(T, T_all, dtype=torch.bool, device=q.device).tril(T_all - T)
+        return F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
+                                              is_causal=T == T_all)
+
+
+class MLP(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, state=None):  # state: as attention's signature; nothing to remember
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a block remembers of earlier tokens when text is generated: a dict of tensors, or None in training
+
+def append(state, name, new, dim):
+    """All rows of `name` so far, the new ones included."""
+    state[name] = torch.cat((state[name], new), dim) if name in state else new
+    return state[name]
+
+
+def previous_token(x, state=None, name="previous"):
+    """x_{t-1} in place of x_t, zeros at t = 0. (B, T, C) -> (B, T, C)."""
+    if state is None:
+        return F.pad(x, (0, 0, 1, -1))
+    first = state[name] if name in state else torch.zeros_like(x[:, :1])
+    state[name] = x[:, -1:]
+    return torch.cat((first, x[:, :-1]), dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+class Block(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = MLP(config)
+
+    def sublayers(self):
+        return ("attn", self.ln_1, self.attn), ("mlp", self.ln_2, self.mlp)
+
+    def forward(self, x, state=None):
+        for name, norm, layer in self.sublayers():
+            x = x + layer(norm(x), state)
+        return x
+
+
+class DifferenceBlock(Block):
+    """Every sub-layer reads the step from the previous token: x <- x + F(LN(x_t - x_{t-1}))."""
+
+    def forward(self, x, state=None):
+        for name, norm, layer in self.sublayers():
+            x = x + layer(norm(x - previous_token(x, state, "previous_" + name)), state)
+        return x
+
+
+class Smear(nn.Module):
+    """e_t + lambda sigma(W e_t) e_{t-1}: a learned look-back of one token (modded-nanogpt's 'smear')."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.smear_gate = nn.Linear(config.n_embd, 1, bias=False)
+        self.smear_lambda = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, state=None):
+        return x + self.smear_lambda * torch.sigmoid(self.smear_gate(x)) * previous_token(x, state)
+
+
+class Cache:
+    """What generation keeps of the tokens read so far: one dict of tensors per block and one for the embedding."""
+
+    def __init__(self, n_layer):
+        self.length = 0
+        self.embedding = {}
+        self.blocks = [{} for _ in range(n_layer)]
+
+
+class GPT(nn.Module):
+    """Token ids -> logits. A variant overrides make_block(), embed() or _init_special()."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            drop=nn.Dropout(config.dropout),
+            h=nn.ModuleList([self.make_block(config, i) for i in range(config.n_layer)]),
+            ln_f=LayerNorm(config.n_embd, config.bias),
+        ))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # Press and Wolf 2017
+        self.make_extras(config)
+        self._init_weights()
+
+    def make_block(self, config, index):
+        return DifferenceBlock(config) if config.token_shift == "difference" else Block(config)
+
+    def make_extras(self, config):
+        """Modules beyond nanoGPT's."""
+        self.smear = Smear(config) if config.token_shift == "smear" else None
+
+    def _init_weights(self):
+        """nanoGPT's: N(0, 0.02), output projections N(0, 0.02/sqrt(2 n_layer)) (GPT-2), biases 0. Weights that all models
+        share are drawn first and in the same order, so the same seed gives the same ones to every model."""
+        shared = {id(p) for module in (self.transformer.wte, self.transformer.wpe) for p in module.parameters()}
+        for block in self.transformer.h:
+            shared |= {id(p) for _, _, layer in block.sublayers() for p in layer.parameters()}
+        drawn = set()
+        for wanted in (True, False):
+            for name, p in self.named_parameters():
+                if p.dim() < 2 or (id(p) in shared) != wanted or id(p) in drawn:
+                    continue
+                drawn.add(id(p))
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 0.02
+                nn.init.normal_(p, mean=0.0, std=std)
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+        self._init_special()
+
+    def _init_special(self):
+        """Starting values of a variant's own parameters."""
+
+    def embed(self, idx, cache=None):
+        """Token and position embeddings, (B, T) -> (B, T, C)."""
+        start = cache.length if cache else 0
+        pos = torch.arange(start, start + idx.size(1), device=idx.device)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos))
+        return self.smear(x, cache.embedding if cache else None) if self.smear else x
+
+    def trunk(self, idx, cache=None):
+        """Residual stream after the last block, (B, T) -> (B, T, C)."""
+        x = self.embed(idx, cache)
+        for i, block in enumerate(self.transformer.h):
+            x = block(x, cache.blocks[i] if cache else None)
+        if cache:
+            cache.length += idx.size(1)
+        return x
+
+    def forward(self, idx, targets=None, cache=None):
+        """idx, targets: (B, T) int64. With targets: logits (B, T, V) and the mean cross-entropy in nats (targets of -1 are
+        left out). Without: logits of the last position (B, 1, V) and None. cache: tokens read so far (generation)."""
+        T = idx.size(1) + (cache.length if cache else 0)
+        if T > self.config.block_size:
+            raise ValueError(f"a sequence of {T} tokens does not fit block_size = {self.config.block_size}")
+        x = self.transformer.ln_f(self.trunk(idx, cache))
+        if targets is None:
+            return self.lm_head(x[:, -1:]), None
+        logits = self.lm_head(x)
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+        """Yields one sampled token (B, 1) at a time. idx: (B, T) prompt, T >= 1. temperature 0 takes the likeliest.
+
+        Within block_size each token is read once, through the cache. Beyond it the model sees the last block_size tokens,
+        as in training; positions are absolute, so all of them move by one and the window is read anew for each token.
+        """
+        window = self.config.block_size
+        cache, unread = Cache(self.config.n_layer), idx[:, -window:]
+        for _ in range(max_new_tokens):
+            logits = self(unread, cache=cache)[0][:, -1]
+            token = sample_token(logits, temperature, top_k, generator)
+            yield token
+            idx = torch.cat((idx, token), dim=1)
+            if cache.length < window:
+                unread = token
+            else:
+                cache, unread = Cache(self.config.n_layer), idx[:, -window:]
+
+    def num_params(self):
+        """Parameters without the position embeddings, as nanoGPT counts them."""
+        return sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
+
+    def flops_per_token(self):
+        """Forward and backward floating point operations a token, PaLM appendix B: 6N + 12 L C T."""
+        c = self.config
+        return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def geometry_stats(self, idx):
+        """Telemetry of a curved model per block; a flat one has none."""
+        return {}
+
+
+def sample_token(logits, temperature, top_k, generator):
+    """One token per row from softmax(logits / temperature) over the top_k likeliest. (B, V) -> (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -float("inf"))
+    return torch.multinomial(F.softmax(logits, dim=-1), 1, generator=generator)

