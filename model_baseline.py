@@ -177,6 +177,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        rng = torch.get_rng_state()  # modules draw weights when they are made, some models more than others
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -187,6 +188,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight  # Press and Wolf 2017
         self.make_extras(config)
+        torch.set_rng_state(rng)
         self._init_weights()
 
     def make_block(self, config, index):

@@ -1,0 +1,34 @@
+# make demo   set up, prepare the data, train three models for a few minutes, compare them, write some text
+# make test   set up and run the tests
+# Both work in a virtual environment in .venv that they make; PYTHON=... uses another interpreter to make it.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+ARMS := baseline flat mixed
+
+.PHONY: demo test setup setup-dev
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@ $(VENV)/.installed
+
+demo: setup
+	test -f data/shakespeare_char/meta.json || $(RUN) data/shakespeare_char/prepare.py
+	for arm in $(ARMS); do $(RUN) train.py config/demo_$$arm.py --overwrite=True || exit $$?; done
+	$(RUN) plot_runs.py $(ARMS:%=out/demo_%) --out=out/demo.png
+	@echo; echo "The mixed-curvature model, after 'ROMEO:':"
+	$(RUN) sample.py --out_dir=out/demo_mixed --start="ROMEO:" --max_new_tokens=300
+
+test: setup-dev
+	$(RUN) -m pytest -q

@@ -1,0 +1,132 @@
+"""
+Checkpoints: out_dir/ckpt/{last,best}/ with
+
+    model.safetensors   weights (a tied one once), no code in it
+    state.pt            optimizers, RNG, scaler, step: tensors and plain values, read with weights_only=True
+
+and the run's config.json two folders up. A checkpoint is written to a temporary folder, synced and renamed; the one it
+replaces is removed only when the new one is in place, so there is a whole one at any moment. Loading a checkpoint from
+somebody else runs no code of theirs.
+"""
+import json
+import os
+import shutil
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import models
+from errors import UserError
+
+WEIGHTS, STATE = "model.safetensors", "state.pt"
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _weights(model):
+    """name -> tensor, each storage once: named_parameters leaves out the second name of a tied weight."""
+    named = dict(model.named_parameters())
+    named.update((k, b) for k, b in model.named_buffers() if k in model.state_dict())
+    return {k: v.detach().contiguous() for k, v in named.items()}
+
+
+def save(out_dir, name, model, state):
+    """Write out_dir/ckpt/<name> whole or not at all. state: a dict of tensors and plain values."""
+    target = os.path.join(out_dir, "ckpt", name)
+    new, old = target + ".new", target + ".old"
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        os.makedirs(new)
+        save_file(_weights(model), os.path.join(new, WEIGHTS), metadata={"format": "pt"})
+        torch.save(state, os.path.join(new, STATE))
+        for file in (WEIGHTS, STATE):
+            _sync(os.path.join(new, file))
+        _sync(new)
+        if os.path.isdir(target):
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(new, target)
+        _sync(os.path.dirname(target))
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the two writers wrap a full disk in errors of their own
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(f"could not write the checkpoint {target}: {_reason(error)}; the one before it is untouched"
+                        ) from None
+
+
+def _reason(error):
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if getattr(error, "errno", None) == 28 or "No space left" in text or "unexpected pos" in text:
+        return "the disk is full"
+    return text
+
+
+def folder(out_dir, name):
+    """The checkpoint's folder. A crash between the two renames of save() leaves the last whole one as .old."""
+    target = os.path.join(out_dir, "ckpt", name)
+    for path in (target, target + ".old"):
+        if os.path.isfile(os.path.join(path, WEIGHTS)):
+            return path
+    raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(target, WEIGHTS)})")
+
+
+def load_config(out_dir):
+    """config.json of a run: every key of train.py and of the model, resolved."""
+    path = os.path.join(out_dir, "config.json")
+    if not os.path.isdir(out_dir):
+        raise UserError(f"{out_dir}: no such run")
+    if not os.path.isfile(path):
+        raise UserError(f"{out_dir} is not a run: it has no config.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except ValueError:
+        raise UserError(f"{path} is damaged: not JSON") from None
+
+
+def load_weights(path, model):
+    """Fill a model from a checkpoint folder. A checkpoint of another model is refused by the first weight that differs."""
+    file = os.path.join(path, WEIGHTS)
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {_reason(error)}") from None
+    own = _weights(model)
+    for name in own:
+        if name not in weights:
+            raise UserError(f"{file} is from another model: it has no {name}")
+        if weights[name].shape != own[name].shape:
+            raise UserError(f"{file} is from another model: {name} is {tuple(weights[name].shape)}, "
+                            f"not {tuple(own[name].shape)}")
+    extra = sorted(set(weights) - set(own))
+    if extra:
+        raise UserError(f"{file} is from another model: it has {extra[0]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def load_state(path, device="cpu"):
+    """The rest of the training state. weights_only: a file that holds code is refused, not run."""
+    file = os.path.join(path, STATE)
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; the run cannot be resumed from it") from None
+    except Exception as error:  # torch.load raises half a dozen kinds for a damaged or hostile file
+        raise UserError(f"{file} is damaged or not safe to load ({type(error).__name__})") from None
+
+
+def load_model(out_dir, name="best", device="cpu"):
+    """(model in eval mode, config dict) of a run, for sampling and analysis."""
+    config = load_config(out_dir)
+    model = models.build(config.get("model"), models.config_from_dict(config.get("model"), config))
+    load_weights(folder(out_dir, name), model)
+    return model.to(device).eval(), config

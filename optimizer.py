@@ -1,0 +1,61 @@
+"""
+Parameter groups and optimizers. Every parameter is in exactly one group (asserted).
+
+    matrices    2-D weights of the blocks             weight decay; Muon's, if asked for
+    embeddings  token (= output head) and position    weight decay
+    vectors     biases, LayerNorm gains               no weight decay
+    curvature   learned c and what predicts it        no weight decay, lr * curvature_lr_mult, never Muon's
+
+AdamW with the first three is nanoGPT's grouping. Muon (torch.optim.Muon; Jordan et al. 2024) takes `matrices` alone.
+"""
+import torch
+
+
+def group_of(name, p):
+    if "curvature" in name:
+        return "curvature"
+    if p.dim() < 2:
+        return "vectors"
+    in_block = name.startswith("transformer.h.") and p.dim() == 2
+    return "matrices" if in_block else "embeddings"
+
+
+def parameter_groups(model):
+    """group name -> list of (name, parameter). A tied parameter counts once, under its first name."""
+    groups = {"matrices": [], "embeddings": [], "vectors": [], "curvature": []}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups[group_of(name, p)].append((name, p))
+    grouped = [id(p) for members in groups.values() for _, p in members]
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter is in no group or in two"
+    return groups
+
+
+def make_optimizers(model, config, device_type):
+    """A list of optimizers: [AdamW], or [AdamW, Muon]. Each group carries lr_ratio: its lr over the schedule's."""
+    adamw, muon = [], []
+    for kind, members in parameter_groups(model).items():
+        if not members:
+            continue
+        params = [p for _, p in members]
+        decay = config.weight_decay if kind in ("matrices", "embeddings") else 0.0
+        if kind == "matrices" and config.optimizer == "muon":
+            muon.append(dict(params=params, weight_decay=decay, lr_ratio=config.muon_lr / config.learning_rate))
+        else:
+            adamw.append(dict(params=params, weight_decay=decay,
+                              lr_ratio=config.curvature_lr_mult if kind == "curvature" else 1.0))
+    # fused: one kernel for all parameters (mps has none)
+    optimizers = [torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(config.beta1, config.beta2),
+                                    fused=device_type in ("cuda", "cpu"))]
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=config.muon_lr, momentum=config.muon_momentum, nesterov=True,
+                                           ns_steps=config.muon_ns_steps))
+    set_lr(optimizers, config.learning_rate)
+    return optimizers
+
+
+def set_lr(optimizers, lr):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_ratio"]

@@ -1,0 +1,47 @@
+"""Shared fixtures: a small prepared data set, and tiny model shapes."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the suite runs in two processes (pytest.ini); tiny tensors gain nothing from threads
+
+TINY = dict(vocab_size=37, block_size=12, n_layer=2, n_head=2, n_embd=16)
+CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-"
+
+
+@pytest.fixture
+def tokens():
+    """(idx, targets), 3 x 12, of the TINY vocabulary."""
+    g = torch.Generator().manual_seed(5)
+    return tuple(torch.randint(TINY["vocab_size"], (3, TINY["block_size"]), generator=g) for _ in range(2))
+
+
+def write_dataset(folder, train, val, vocab_size=len(CHARACTERS), **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("train", train), ("val", val)):
+        np.asarray(values, dtype="<u2").tofile(folder / f"{name}.bin")
+    meta = {"corpus": "test text", "tokenizer": "char", "vocab_size": vocab_size, "characters": CHARACTERS,
+            "dtype": "uint16", "header_bytes": 0, "train_tokens": len(train), "val_tokens": len(val), **more}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A data folder with one set, 'words': text that can be learned (a few words in random order)."""
+    rng = np.random.default_rng(0)
+    words = ["the", "king", "shall", "go;", "my", "lord,", "to", "rome.\n"]
+    text = " ".join(words[i] for i in rng.integers(0, len(words), 3000))
+    ids = [CHARACTERS.index(c) for c in text]
+    write_dataset(tmp_path / "data" / "words", ids[:10000], ids[10000:12000])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def small_run(data_dir, tmp_path):
+    """Arguments of a run of a few seconds at most."""
+    return [f"--data_dir={data_dir}", "--dataset=words", f"--out_dir={tmp_path / 'run'}", "--n_layer=2", "--n_head=2",
+            "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12", "--eval_interval=6", "--eval_iters=2",
+            "--log_interval=1", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu"]

@@ -1,0 +1,118 @@
+"""Config files and --key=value: what is read, what is refused, and how."""
+import dataclasses
+import glob
+import os
+from typing import Literal
+
+import pytest
+
+import configurator
+import models
+from errors import UserError
+from train import TrainConfig
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def resolve(*argv):
+    return configurator.resolve(list(argv), TrainConfig, models.CONFIGS, "model", "doc")
+
+
+def test_later_wins_and_numbers_become_floats(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("import math\nmodel = 'mixed'\nmax_iters = 2 * 50\nlearning_rate = 1\n_half = 8\nbatch_size = _half\n")
+    config, model = resolve(str(file), "--max_iters=7", "--curvature=-0.5", "--curvature_mode=fixed")
+    assert (config.max_iters, config.learning_rate, config.batch_size) == (7, 1.0, 8)
+    assert isinstance(config.learning_rate, float)
+    assert isinstance(model, models.CONFIGS["mixed"]) and model.curvature == -0.5
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--lerning_rate=1"], "command line: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+    (["--zzzz=1"], "unknown key 'zzzz'; --help lists every key"),
+    (["--max_iters=1e3"], "max_iters takes a whole number"),
+    (["--max_iters=ten"], "max_iters takes a whole number"),
+    (["--max_iters=True"], "max_iters takes a whole number"),
+    (["--learning_rate=fast"], "learning_rate takes a number"),
+    (["--learning_rate=nan"], "learning_rate takes a number"),
+    (["--learning_rate=1e999"], "learning_rate takes a number"),
+    (["--decay_lr=1"], "decay_lr takes True | False"),
+    (["--model=hyperbolic"], "model takes 'baseline' | 'mixed'"),
+    (["--compile=yes"], "compile takes True | False | 'auto'"),
+    (["--overwrite"], "options are written --key=value"),
+    (["-x"], "options are written --key=value"),
+    (["--curvature=0.5"], "curvature belongs to model = 'mixed' and has no effect on model = 'baseline'"),
+    (["--model=mixed", "--token_shift=smear"], "token_shift belongs to model = 'baseline'"),
+    (["--vocab_size=10"], "unknown key 'vocab_size'"),
+    (["--model=mixed", "--curvature_initialization=[1,'a']"], "curvature_initialization takes a list, each a number"),
+    (["--n_embd=10", "--n_head=3"], "n_embd = 10 is not divisible by n_head = 3"),
+    (["--batch_size=0"], "batch_size = 0: must be at least 1"),
+    (["--beta1=1.0"], "beta1 = 1.0: must be in [0, 1)"),
+    (["--min_lr=1.0"], "min_lr = 1.0"),
+    (["--dropout=1.0"], "dropout = 1.0"),
+    (["config/train_shakespeare_mixd.py"], "did you mean config/train_shakespeare_mixed.py?"),
+])
+def test_what_is_refused_is_named(argv, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as error:
+        resolve(*argv)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("max_iter = 5\n", "unknown key 'max_iter'; did you mean 'max_iters'?"),
+    ("max_iters = '5'\n", "max_iters takes a whole number"),
+    ("x = (\n", "line 1"),
+    ("\nbatch_size = 1 / 0\n", "line 2: ZeroDivisionError"),
+])
+def test_a_file_is_refused_like_the_command_line(text, message, tmp_path):
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        resolve(str(file))
+    assert message in str(error.value) and str(file) in str(error.value)
+
+
+def test_text_stays_text_where_the_key_takes_text():
+    @dataclasses.dataclass
+    class Options:
+        start: str = "a"
+        k: int | None = None
+        mode: Literal["1", "two"] = "two"
+    options, _ = configurator.resolve(["--start=1", "--k=None", "--mode=1"], Options)
+    assert (options.start, options.k, options.mode) == ("1", None, "1")
+    options, _ = configurator.resolve(["--start=a=b", "--k=3"], Options)
+    assert (options.start, options.k) == ("a=b", 3)
+
+
+def test_help_lists_every_key_with_default_and_comment(capsys):
+    with pytest.raises(SystemExit) as stop:
+        resolve("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for schema in (TrainConfig, *models.CONFIGS.values()):
+        comments = configurator._comments(schema)
+        for key, field in configurator.keys_of(schema).items():
+            assert f"--{key}={field.default!r}" in text
+            assert comments.get(key), f"{key} has no comment"
+            assert " ".join(comments[key].split()[:5]) in " ".join(text.split())
+
+
+def test_every_shipped_config_is_valid(monkeypatch):
+    files = sorted(glob.glob(os.path.join(ROOT, "config", "*.py")))
+    assert len(files) >= 12
+    seen = set()
+    for file in files:
+        config, model = resolve(file)
+        assert config.out_dir not in seen, "two configs would write to one run directory"
+        seen.add(config.out_dir)
+
+
+def test_the_four_arms_differ_in_the_arm_alone():
+    """Matched in everything else: same data, shape, schedule."""
+    for kind in ("train_shakespeare", "demo", "train_fineweb"):
+        arms = [configurator.as_dict(*resolve(os.path.join(ROOT, "config", f"{kind}_{arm}.py")))
+                for arm in ("baseline", "smear", "flat", "mixed")]
+        shared = set.intersection(*map(set, arms)) - {"out_dir", "model", "token_shift"}
+        for key in shared:
+            assert len({repr(a[key]) for a in arms}) == 1, (kind, key)

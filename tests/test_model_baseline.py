@@ -1,0 +1,118 @@
+"""The Euclidean GPT against an independent one, and what it shares with every other model."""
+import pytest
+import torch
+from conftest import TINY
+from model_baseline import GPT, BaselineConfig, sample_token
+from torch.nn import functional as F
+
+from errors import UserError
+
+
+def randomised(model, seed=0):
+    """Every parameter moved off its starting value, so that no gradient is zero by construction."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=g))
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_loss_and_gradients_are_those_of_the_published_gpt2(bias, tokens):
+    """transformers' GPT-2 with exact GELU is the function that nanoGPT loads its weights from."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    ours = randomised(GPT(BaselineConfig(**TINY, bias=bias)))
+    theirs = GPT2LMHeadModel(GPT2Config(
+        vocab_size=TINY["vocab_size"], n_positions=TINY["block_size"], n_embd=TINY["n_embd"], n_layer=TINY["n_layer"],
+        n_head=TINY["n_head"], activation_function="gelu", resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        layer_norm_epsilon=1e-5)).eval()
+    weights = {}
+    for name, tensor in theirs.state_dict().items():
+        own = ours.state_dict().get(name)
+        if own is None:
+            assert not bias and name.endswith("bias")
+            weights[name] = torch.zeros_like(tensor)
+        else:  # GPT-2 keeps its Linear weights transposed (Conv1D)
+            weights[name] = own.t() if own.dim() == 2 and own.shape == tensor.t().shape and "c_" in name else own
+    theirs.load_state_dict(weights)
+    idx, targets = tokens
+    logits, loss = ours(idx, targets)
+    expected = theirs(idx).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    expected_loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    expected_loss.backward()
+    torch.testing.assert_close(ours.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_initial_weights_have_the_published_spread():
+    torch.manual_seed(0)
+    model = GPT(BaselineConfig(vocab_size=500, block_size=64, n_layer=4, n_head=2, n_embd=128, bias=True))
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            assert (p == 0).all()
+        elif "ln_" in name:
+            assert (p == 1).all()
+        else:
+            std = 0.02 / (2 * 4) ** 0.5 if name.endswith("c_proj.weight") else 0.02
+            assert p.std().item() == pytest.approx(std, rel=0.05), name
+
+
+def test_the_output_head_is_the_token_embedding():
+    model = GPT(BaselineConfig(**TINY))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert sum(p is model.lm_head.weight for p in model.parameters()) == 1
+
+
+def test_difference_reads_the_step_from_the_previous_token(tokens):
+    """Against the formula, written out for one block without cache."""
+    model = randomised(GPT(BaselineConfig(**{**TINY, "n_layer": 1}, token_shift="difference")))
+    idx, targets = tokens
+    block = model.transformer.h[0]
+    x = model.transformer.wte(idx) + model.transformer.wpe(torch.arange(idx.size(1)))
+    for norm, layer in ((block.ln_1, block.attn), (block.ln_2, block.mlp)):
+        before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
+        x = x + layer(norm(x - before))
+    torch.testing.assert_close(model(idx, targets)[0], model.lm_head(model.transformer.ln_f(x)))
+
+
+def test_smear_adds_a_gated_previous_embedding(tokens):
+    model = randomised(GPT(BaselineConfig(**TINY, token_shift="smear")))
+    idx, _ = tokens
+    e = model.transformer.wte(idx) + model.transformer.wpe(torch.arange(idx.size(1)))
+    got = model.embed(idx)
+    gate = torch.sigmoid(e @ model.smear.smear_gate.weight.t())
+    torch.testing.assert_close(got[:, 0], e[:, 0])
+    torch.testing.assert_close(got[:, 1:], e[:, 1:] + model.smear.smear_lambda * gate[:, 1:] * e[:, :-1])
+
+
+def test_masked_targets_do_not_count(tokens):
+    model = randomised(GPT(BaselineConfig(**TINY)))
+    idx, targets = tokens
+    half = targets.clone()
+    half[:, 6:] = -1
+    logits, loss = model(idx, half)
+    expected = F.cross_entropy(logits[:, :6].flatten(0, 1), targets[:, :6].flatten())
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_sequence_longer_than_block_size_is_refused():
+    model = GPT(BaselineConfig(**TINY))
+    with pytest.raises(ValueError, match="block_size"):
+        model(torch.zeros(1, TINY["block_size"] + 1, dtype=torch.long))
+
+
+def test_n_embd_must_divide_by_n_head():
+    with pytest.raises(UserError, match="not divisible by n_head"):
+        BaselineConfig(n_embd=10, n_head=3)
+
+
+def test_sampling_keeps_to_the_top_k_and_temperature_0_is_the_maximum():
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.cat([sample_token(logits, 1.0, 2, g) for _ in range(300)]).flatten()
+    assert set(drawn.tolist()) == {1, 2}
+    share = (drawn == 1).float().mean().item()
+    assert share == pytest.approx(1 / (1 + torch.exp(torch.tensor(-1.0)).item()), abs=0.1)
+    assert sample_token(logits, 0, None, g).item() == 1

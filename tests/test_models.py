@@ -1,0 +1,344 @@
+"""What must hold for every model in every configuration: causality, controls, gradients, caches, compilation."""
+import itertools
+
+import pytest
+import torch
+from conftest import TINY
+from test_model_baseline import randomised
+
+import geometry
+import model
+import model_baseline
+import models
+from errors import UserError
+from model_baseline import Cache
+
+REFERENCES = ("previous", "origin", "mean", "window", "ema")
+RESIDUALS = ("origin", "transport", "reference")
+MODES = ("fixed", "parametric", "tied", "random")
+
+BASELINES = [("baseline", dict(token_shift=t)) for t in ("none", "difference", "smear")]
+GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curvature=h, dynamic_curvature=d,
+                       use_embedding_curvature=e))
+        for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
+EVERY = BASELINES + GRID
+BY_REFERENCE = {"baseline": BASELINES, **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
+in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
+
+
+def build(name, options, seed=1, **shape):
+    torch.manual_seed(seed)
+    return models.build(name, models.CONFIGS[name](**{**TINY, **shape}, **options))
+
+
+def spread(cases, n):
+    """n cases of the grid that between them contain every value of every option, many times (a fixed shuffle)."""
+    order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(0)).tolist()
+    return [cases[i] for i in order[:n]]
+
+
+@in_parts
+def test_every_configuration_is_causal_exactly(part, tokens):
+    """Other tokens after t: the logits at and before t are the same bits."""
+    idx, targets = tokens
+    for name, options in BY_REFERENCE[part]:
+        net = randomised(build(name, options)).eval()
+        before = net(idx, targets)[0]
+        for t in (0, 5):
+            changed = idx.clone()
+            changed[:, t + 1:] = (changed[:, t + 1:] + 1 + torch.arange(idx.size(1) - t - 1)) % TINY["vocab_size"]
+            after = net(changed, targets)[0]
+            assert torch.equal(before[:, :t + 1], after[:, :t + 1]), (name, options, t)
+            assert not torch.equal(before[:, t + 1:], after[:, t + 1:])
+
+
+@in_parts
+def test_gradients_reach_every_parameter_in_every_configuration(part, tokens):
+    for name, options in BY_REFERENCE[part]:
+        net = randomised(build(name, options))
+        net(*tokens)[1].backward()
+        for key, p in net.named_parameters():
+            assert p.grad is not None and torch.isfinite(p.grad).all(), (key, options)
+            assert p.grad.abs().max() > 0, (key, options)
+
+
+def same_function(a, b, tokens, a_gets=lambda weights: weights):
+    """The same weights give the same logits, loss and gradients, to rounding in float64."""
+    a, b = a.double(), b.double()
+    b.load_state_dict({k: v for k, v in a.state_dict().items()}, strict=False)
+    (la, loss_a), (lb, loss_b) = a(*tokens), b(*tokens)
+    torch.testing.assert_close(la, lb, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(loss_a, loss_b, rtol=1e-12, atol=1e-12)
+    loss_a.backward()
+    loss_b.backward()
+    grads = dict(b.named_parameters())
+    for key, p in a.named_parameters():
+        torch.testing.assert_close(p.grad, grads[key].grad, rtol=1e-8, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_at_c_0_with_reference_and_residual_at_the_origin_it_is_the_baseline(mode, per_head, tokens):
+    for dynamic, embedding in itertools.product((False, True), (False, True)):
+        options = dict(reference="origin", residual="origin", curvature_mode=mode, curvature=0.0,
+                       per_head_curvature=per_head, dynamic_curvature=dynamic, use_embedding_curvature=embedding)
+        same_function(randomised(build("baseline", {})), build("mixed", options), tokens)
+
+
+@pytest.mark.parametrize("residual", ["origin", "transport"])
+@pytest.mark.parametrize("mode", MODES)
+def test_at_c_0_with_the_previous_token_as_reference_it_is_the_flat_control(mode, residual, tokens):
+    for per_head, dynamic in itertools.product((False, True), (False, True)):
+        options = dict(reference="previous", residual=residual, curvature_mode=mode, curvature=0.0,
+                       per_head_curvature=per_head, dynamic_curvature=dynamic)
+        same_function(randomised(build("baseline", dict(token_shift="difference"))), build("mixed", options), tokens)
+
+
+def test_at_c_0_residual_reference_adds_the_reference(tokens):
+    """x + r + F(LN(x - r)), DESIGN.md's third flat control, for one block."""
+    net = randomised(build("mixed", dict(residual="reference", curvature_mode="fixed", curvature=0.0), n_layer=1))
+    idx, targets = tokens
+    block = net.transformer.h[0]
+    x = net.transformer.wte(idx) + net.transformer.wpe(torch.arange(idx.size(1)))
+    for norm, layer in ((block.ln_1, block.attn), (block.ln_2, block.mlp)):
+        r = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
+        x = x + r + layer(norm(x - r))
+    torch.testing.assert_close(net(idx, targets)[0], net.lm_head(net.transformer.ln_f(x)), rtol=1e-5, atol=1e-6)
+
+
+def test_models_of_one_seed_share_their_weights():
+    plain = build("baseline", {}).state_dict()
+    for name, options in spread(EVERY, 60):
+        other = build(name, options).state_dict()
+        for key in plain:
+            assert torch.equal(plain[key], other[key]), (key, options)
+
+
+DEFAULT = dict(reference="previous", residual="origin", curvature_mode="parametric", curvature=0.7,
+               per_head_curvature=False, dynamic_curvature=False, use_embedding_curvature=False)
+CHANGES = [dict(reference="origin"), dict(reference="mean"), dict(reference="window"), dict(reference="ema"),
+           dict(reference="window", reference_window=2), dict(reference="ema", reference_decay=0.9),
+           dict(residual="transport"), dict(residual="reference"), dict(curvature=0.3), dict(curvature=-0.7),
+           dict(curvature_mode="random"), dict(curvature_initialization=[0.7, 0.1]), dict(per_head_curvature=True),
+           dict(use_embedding_curvature=True)]
+
+
+def test_every_option_changes_the_output(tokens):
+    outputs = [build("mixed", {**DEFAULT, **change}, n_embd=32)(*tokens)[0] for change in [{}] + CHANGES]
+    for i, j in itertools.combinations(range(len(outputs)), 2):
+        assert not torch.allclose(outputs[i], outputs[j], rtol=1e-6, atol=0), (([{}] + CHANGES)[i], ([{}] + CHANGES)[j])
+
+
+def test_dynamic_curvature_depends_on_the_token(tokens):
+    net = randomised(build("mixed", {**DEFAULT, "dynamic_curvature": True}))
+    plain = randomised(build("mixed", DEFAULT))
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if "gate" not in k})
+    c = net.transformer.h[0].curvature_of(net.embed(tokens[0]))
+    assert c.shape == (3, 12, 1) and c.std() > 0
+    assert not torch.allclose(net(*tokens)[0], plain(*tokens)[0])
+
+
+def test_a_window_of_one_and_an_ema_without_memory_are_the_previous_token(tokens):
+    for options in (dict(reference="window", reference_window=1), dict(reference="ema", reference_decay=0.0)):
+        a = randomised(build("mixed", {**DEFAULT, **options})).double()
+        b = randomised(build("mixed", DEFAULT)).double()
+        torch.testing.assert_close(a(*tokens)[0], b(*tokens)[0], rtol=1e-9, atol=1e-11)
+
+
+def test_midpoint_references_at_c_0_are_means_of_earlier_tokens():
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    for options, expected in [
+            (dict(reference="mean"), lambda t: x[:, :t].mean(1)),
+            (dict(reference="window", reference_window=3), lambda t: x[:, max(0, t - 3):t].mean(1)),
+            (dict(reference="ema", reference_decay=0.5),
+             lambda t: sum(0.5 ** (t - 1 - s) * x[:, s] for s in range(t)) / sum(0.5 ** k for k in range(t)))]:
+        block = build("mixed", {**DEFAULT, **options, "curvature_mode": "fixed", "curvature": 0.0}).double().transformer.h[0]
+        r = block.reference(x, block.curvature.c, None, "attn")
+        assert (r[:, 0] == 0).all()
+        for t in range(1, 7):
+            torch.testing.assert_close(r[:, t], expected(t))
+
+
+CURVED = [o for _, o in GRID if o["curvature_mode"] != "fixed"]
+
+
+def test_learned_curvature_moves_in_training(tokens):
+    for options in CURVED[::7]:
+        net = build("mixed", options)
+        start = {k: p.detach().clone() for k, p in net.named_parameters() if "curvature" in k}
+        assert start
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(*tokens)[1].backward()
+            optimizer.step()
+        for key, before in start.items():
+            assert (dict(net.named_parameters())[key] != before).any(), (key, options)
+
+
+def test_learned_curvature_crosses_zero(tokens):
+    """c is a plain parameter of either sign; at exactly 0 it has a gradient, and training takes it through."""
+    net = randomised(build("mixed", {**DEFAULT, "curvature": 0.0}))
+    with torch.no_grad():
+        for block in net.transformer.h:
+            block.curvature.c.zero_()
+    net(*tokens)[1].backward()
+    for block in net.transformer.h:
+        assert block.curvature.c.grad.abs() > 0
+        with torch.no_grad():
+            block.curvature.c -= 0.01 * block.curvature.c.grad.sign()
+        assert block.curvature.c != 0
+    assert torch.isfinite(net(*tokens)[1])
+
+
+def test_points_stay_in_the_ball_in_every_configuration(tokens):
+    idx, _ = tokens
+    for name, options in GRID:
+        net = randomised(build(name, {**options, "curvature": 2.0}), seed=3)  # rows of norm about 1: far outside at first
+        x = net.embed(idx)
+        for block in net.transformer.h:
+            c = block.curvature_of(x)
+            x = block(x)
+            rows = block.heads(x).double()
+            room = 1 - c.double() * rows.square().sum(-1, keepdim=True)
+            assert (room[c.expand_as(room) > 0] > 0).all(), options
+            assert torch.isfinite(rows).all()
+
+
+def test_gradients_agree_with_finite_differences(tokens):
+    """In float64, along a random direction in all parameters at once, curvatures of both signs included."""
+    for name, options in spread(EVERY, 40):
+        net = randomised(build(name, options)).double()
+        direction = [torch.randn_like(p) for p in net.parameters()]
+        net(*tokens)[1].backward()
+        slope = sum((p.grad * d).sum() for p, d in zip(net.parameters(), direction)).item()
+        losses = []
+        for step in (1e-6, -2e-6):
+            with torch.no_grad():
+                for p, d in zip(net.parameters(), direction):
+                    p.add_(step * d)
+            losses.append(net(*tokens)[1].item())
+        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=2e-5, abs=1e-6), options
+
+
+@in_parts
+def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
+    """One token at a time, several at a time, and past block_size, where the window slides."""
+    idx = tokens[0]
+    for name, options in BY_REFERENCE[part]:
+        net = randomised(build(name, options)).double().eval()
+        full = net(idx, idx)[0]
+        for pieces in ([1] * 12, [5, 1, 4, 2]):
+            cache, start = Cache(TINY["n_layer"]), 0
+            for n in pieces:
+                logits = net(idx[:, start:start + n], cache=cache)[0]
+                start += n
+                torch.testing.assert_close(logits[:, 0], full[:, start - 1], rtol=1e-9, atol=1e-11, msg=str(options))
+
+
+def test_generation_past_block_size_equals_reading_the_last_window_each_time():
+    for name, options in BASELINES + spread(GRID, 25):
+        net = randomised(build(name, options)).double().eval()
+        idx = torch.tensor([[3, 1, 4, 1, 5]])
+        slow = idx
+        for _ in range(20):  # 5 + 20 tokens, block_size 12
+            logits = net(slow[:, -TINY["block_size"]:])[0][:, -1]
+            slow = torch.cat((slow, logits.argmax(-1, keepdim=True)), 1)
+        fast = torch.cat([idx, *net.generate(idx, 20, temperature=0)], 1)
+        assert torch.equal(fast, slow), options
+
+
+def test_every_kind_of_model_compiles_to_one_graph(tokens):
+    """Traced forward and backward without a graph break. (Generated code: test_generated_code_trains_the_same.)"""
+    cases = BASELINES + [("mixed", {**DEFAULT, **c}) for c in (
+        dict(), dict(reference="mean", per_head_curvature=True), dict(residual="transport", dynamic_curvature=True),
+        dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"),
+        dict(reference="origin", curvature_mode="fixed"))]
+    for name, options in cases:
+        torch._dynamo.reset()
+        net, other = (randomised(build(name, options, n_layer=1)) for _ in range(2))
+        loss = torch.compile(net, fullgraph=True, backend="aot_eager")(*tokens)[1]
+        expected = other(*tokens)[1]
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        expected.backward()
+        for (key, p), q in zip(net.named_parameters(), other.parameters()):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=key)
+
+
+def test_generated_code_trains_the_same(tokens):
+    """The default mixed model through Inductor: 3 steps give the eager parameters to rounding."""
+    torch._dynamo.reset()
+    results = []
+    for wrap in (lambda m: m, lambda m: torch.compile(m, fullgraph=True)):
+        net = build("mixed", {}, n_layer=1)
+        step_net, optimizer = wrap(net), torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = step_net(*tokens)[1]
+            loss.backward()
+            optimizer.step()
+        results.append((loss.detach(), [p.detach() for p in net.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+    for a, b in zip(results[0][1], results[1][1]):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_200_steps_stay_finite_and_learn(dtype, tokens):
+    """At a high learning rate, large curvatures of both signs, on data that can be memorised."""
+    cases = [("mixed", {**DEFAULT, **c}) for c in (
+        dict(curvature=5.0, residual="reference"), dict(curvature=-5.0, per_head_curvature=True),
+        dict(curvature_mode="random", per_head_curvature=True, dynamic_curvature=True, residual="transport"),
+        dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2]
+    for name, options in cases:
+        net = build(name, options, n_layer=1)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        first = None
+        for _ in range(200):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = net(*tokens)[1]
+            loss.backward()
+            assert torch.isfinite(loss), options
+            assert all(torch.isfinite(p.grad).all() for p in net.parameters()), options
+            optimizer.step()
+            first = loss.item() if first is None else first
+        assert loss.item() < 0.7 * first, options
+
+
+def test_telemetry_reports_curvature_edge_and_distance(tokens):
+    net = build("mixed", {**DEFAULT, "curvature": 4.0}, n_layer=2)
+    with torch.no_grad():
+        net.transformer.wte.weight.mul_(1000)  # all embeddings far outside: everything is at the edge
+    stats = net.geometry_stats(tokens[0])
+    assert set(stats) == {"block0", "block1"}
+    for values in stats.values():
+        assert values["curvature"] == pytest.approx(4.0)
+        assert values["edge_share"] > 0.9
+    inside = build("mixed", {**DEFAULT, "curvature": 1e-6}).geometry_stats(tokens[0])
+    x = build("mixed", {**DEFAULT, "curvature": 1e-6}).trunk(tokens[0])
+    assert inside["block1"]["edge_share"] == 0
+    assert inside["block1"]["geodesic_norm"] == pytest.approx(2 * x.norm(dim=-1).mean().item(), rel=1e-3)
+    assert build("baseline", {}).geometry_stats(tokens[0]) == {}
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(curvature_mode="tied", curvature_initialization=[1.0, 1.0]), "for curvature_mode = 'parametric'"),
+    (dict(curvature_mode="parametric", curvature_initialization=[1.0]), "n_layer = 2 are needed"),
+    (dict(reference="mean", reference_window=3), "reference_window is for reference = 'window'"),
+    (dict(reference="window", reference_window=0), "at least 1"),
+    (dict(reference="ema", reference_decay=1.0), r"in \[0, 1\)"),
+])
+def test_combinations_that_cannot_work_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        model.MixedConfig(**TINY, **options)
+
+
+def test_a_fixed_curvature_is_no_parameter_and_a_tied_one_is_one():
+    names = lambda **o: [k for k, _ in build("mixed", {**DEFAULT, **o}).named_parameters() if "curvature" in k]  # noqa: E731
+    assert names(curvature_mode="fixed") == []
+    assert len(names(curvature_mode="tied", use_embedding_curvature=True)) == 1
+    assert len(names(use_embedding_curvature=True)) == 3
+    assert isinstance(build("mixed", {}), model_baseline.GPT)
+    assert geometry.max_norm(torch.tensor(4.0), torch.float32) < 0.5

@@ -1,0 +1,391 @@
+"""Runs of train.py and sample.py: what they leave, resume, divergence, and what bad input gets.
+
+Most call main() in this process, which exits through SystemExit as the script does; signals, limits and resume use real
+processes.
+"""
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoint
+import diagnose
+import models
+import sample
+import train
+from conftest import write_dataset
+from optimizer import make_optimizers, parameter_groups
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MIXED = ["--model=mixed"]
+
+
+def run(main, args, capsys):
+    """(exit status, stdout, stderr) of a script's main."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    capsys.readouterr()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in args])
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def process(args, **kwargs):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def records(out_dir):
+    return [json.loads(line) for line in (pathlib.Path(out_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def one_line(err, *parts):
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    for part in parts:
+        assert part in lines[0], (part, lines[0])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a run leaves
+
+@pytest.mark.parametrize("arm", [[], ["--token_shift=smear"], MIXED + ["--dynamic_curvature=True"],
+                                 ["--optimizer=muon"], MIXED + ["--optimizer=muon", "--curvature_mode=tied"]])
+def test_a_run_learns_and_leaves_its_directory(arm, small_run, tmp_path, capsys):
+    status, out, _ = run(train.main, small_run + arm + ["--max_iters=40", "--learning_rate=1e-2"], capsys)
+    assert status == 0 and "corpus: test text" in out
+    folder = tmp_path / "run"
+    assert {"config.json", "env.json", "metrics.jsonl", "summary.json", "ckpt"} <= set(os.listdir(folder))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["step"] == 40 and summary["tokens"] == 40 * 4 * 16
+    lines = records(folder)
+    evals, steps = [r for r in lines if "val_loss" in r], [r for r in lines if "loss" in r]
+    assert [r["step"] for r in evals] == [0, 6, 12, 18, 24, 30, 36, 40]
+    assert [r["step"] for r in steps] == list(range(40))
+    assert {"tokens", "lr", "grad_norm", "dt", "tok_per_s"} <= set(steps[0])
+    assert summary["val_loss"] == evals[-1]["val_loss"] < evals[0]["val_loss"] - 0.2
+    assert ("geometry/block1/edge_share" in evals[0]) == ("--model=mixed" in arm)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["learning_rate"] == 1e-2 and config["n_embd"] == 16
+    model, _ = checkpoint.load_model(str(folder), "last")
+    assert not model.training
+
+
+def test_tensorboard_has_the_same_numbers(small_run, tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    assert run(train.main, small_run + ["--tensorboard_log=True"], capsys)[0] == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    expected = [r["val_loss"] for r in records(tmp_path / "run") if "val_loss" in r]
+    assert [e.value for e in events.Scalars("val_loss")] == pytest.approx(expected)
+
+
+def test_accumulation_gives_the_step_of_the_large_batch(small_run, tmp_path, capsys):
+    losses = []
+    for i, shape in enumerate((["--batch_size=4"], ["--batch_size=2", "--gradient_accumulation_steps=2"])):
+        args = small_run + shape + [f"--out_dir={tmp_path / str(i)}", "--learning_rate=1e-2"]
+        assert run(train.main, args, capsys)[0] == 0
+        losses.append([r["loss"] for r in records(tmp_path / str(i)) if "loss" in r])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_bf16_autocast_trains(small_run, capsys):
+    assert run(train.main, small_run + MIXED + ["--dtype=bfloat16"], capsys)[0] == 0
+
+
+def test_the_target_loss_stops_the_run(small_run, tmp_path, capsys):
+    args = small_run + ["--max_iters=200", "--learning_rate=1e-2", "--target_val_loss=3.0"]
+    status, out, _ = run(train.main, args, capsys)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert status == 0 and "reached after" in out and summary["target_reached"]
+    assert summary["val_loss"] <= 3.0 and summary["step"] < 200
+    assert summary["target_tokens"] == summary["step"] * 64
+    assert 0 < summary["target_seconds"] <= summary["train_seconds"]
+
+
+def test_the_clock_stands_still_during_evaluation(small_run, tmp_path, capsys):
+    began = time.time()
+    run(train.main, small_run + ["--eval_iters=100000", "--eval_interval=1", "--max_iters=3"], capsys)
+    wall, counted = time.time() - began, json.loads((tmp_path / "run" / "summary.json").read_text())["train_seconds"]
+    assert sum(r["dt"] for r in records(tmp_path / "run") if "dt" in r) == pytest.approx(counted, rel=0.02)
+    assert counted < wall
+
+
+def test_learning_rate_schedule():
+    config = train.TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=10, max_iters=100)
+    lrs = [train.lr_at(s, config) for s in range(101)]
+    assert lrs[0] == pytest.approx(1 / 11) and lrs[10] == 1.0 and lrs[100] == 0.1
+    assert lrs[55] == pytest.approx(0.55) and all(a >= b for a, b in zip(lrs[10:], lrs[11:]))
+    config.decay_lr = False
+    assert train.lr_at(99, config) == 1.0
+
+
+@pytest.mark.parametrize("name, options", [
+    ("baseline", {}), ("baseline", dict(token_shift="smear")), ("mixed", dict(curvature_mode="fixed")),
+    ("mixed", dict(dynamic_curvature=True, use_embedding_curvature=True)), ("mixed", dict(curvature_mode="tied"))])
+def test_groups_cover_every_parameter_once_and_muon_takes_block_matrices_alone(name, options):
+    model = models.build(name, models.CONFIGS[name](vocab_size=30, block_size=8, n_layer=2, n_head=2, n_embd=8, bias=True,
+                                                    **options))
+    groups = parameter_groups(model)
+    assert all("curvature" in n for n, _ in groups["curvature"])
+    assert bool(groups["curvature"]) == (name == "mixed" and options.get("curvature_mode") != "fixed")
+    assert {n for n, _ in groups["embeddings"]} >= {"transformer.wte.weight", "transformer.wpe.weight"}
+    config = train.TrainConfig(optimizer="muon", curvature_lr_mult=3.0, weight_decay=0.5)
+    adamw, muon = make_optimizers(model, config, "cpu")
+    assert isinstance(muon, torch.optim.Muon)
+    taken = [p for g in muon.param_groups for p in g["params"]]
+    assert {id(p) for p in taken} == {id(p) for _, p in groups["matrices"]} and all(p.dim() == 2 for p in taken)
+    total = [p for o in (adamw, muon) for g in o.param_groups for p in g["params"]]
+    assert len(total) == len({id(p) for p in total}) == len(list(model.parameters()))
+    for group in adamw.param_groups:
+        curved = {id(p) for _, p in groups["curvature"]} >= {id(p) for p in group["params"]}
+        assert group["lr"] == pytest.approx(config.learning_rate * (3.0 if curved else 1.0))
+        assert group["weight_decay"] == (0.5 if group["params"][0] is model.lm_head.weight else 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# resume, signals
+
+@pytest.mark.parametrize("arm", [["--dropout=0.1"], MIXED + ["--optimizer=muon"]])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(arm, small_run, tmp_path, capsys):
+    """Bit for bit, in another process, dropout's random numbers included."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    args = [*small_run, *arm, "--lr_decay_iters=12"]
+    assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
+    assert run(train.main, args + [f"--out_dir={parts}", "--max_iters=6"], capsys)[0] == 0
+    done = process(["train.py", *args, f"--out_dir={parts}", "--init_from=resume"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "resumed from step 6" in done.stdout, done.stderr
+    keep = ("step", "loss", "val_loss", "grad_norm", "lr")
+    a, b = ([{k: r[k] for k in keep if k in r} for r in records(d)] for d in (whole, parts))
+    assert a == b
+    first, second = (load_file(d / "ckpt" / "last" / "model.safetensors") for d in (whole, parts))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_signal_saves_and_says_how_to_go_on(small_run, tmp_path):
+    out_dir = tmp_path / "run"
+    args = [*small_run, "--max_iters=1000000", "--eval_interval=100000"]
+    with subprocess.Popen([sys.executable, "train.py", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            if line.startswith("step 5:"):
+                child.send_signal(signal.SIGTERM)
+                break
+        rest = child.stdout.read()
+        assert child.wait() == 0
+    assert "--init_from=resume" in rest and "SIGTERM" in rest
+    assert json.loads((out_dir / "summary.json").read_text())["status"] == "stopped"
+    assert (out_dir / "ckpt" / "last" / "model.safetensors").exists()
+
+
+def test_resume_refuses_another_model(small_run, capsys):
+    assert run(train.main, small_run + MIXED, capsys)[0] == 0
+    for change, key in ((["--n_embd=32"], "n_embd"), (["--curvature=0.2"], "curvature"), (["--seed=9"], "seed")):
+        status, _, err = run(train.main, small_run + MIXED + change + ["--init_from=resume"], capsys)
+        assert status == 2
+        one_line(err, "cannot resume", key)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# divergence
+
+def test_a_nan_stops_the_run_with_status_3_and_names_block_and_operation(small_run, tmp_path, capsys, monkeypatch):
+    """A NaN that the second block's MLP makes at step 4."""
+    build = models.build
+
+    def sabotaged(name, config):
+        model = build(name, config)
+        calls = []
+        gelu = torch.nn.functional.gelu
+
+        def mlp_forward(x, state=None):
+            calls.append(1)
+            h = gelu(mlp.c_fc(x))
+            return mlp.c_proj(torch.log(h.abs() * 0 - 1) if model.training and len(calls) > 4 else h)
+        mlp = model.transformer.h[1].mlp
+        mlp.forward = mlp_forward
+        return model
+    monkeypatch.setattr(models, "build", sabotaged)
+    status, _, err = run(train.main, small_run + MIXED + ["--eval_interval=1000"], capsys)
+    assert status == 3
+    one_line(err, "diverged", "block 1, mlp", "log")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "diverged" and "block 1" in summary["where"]
+
+
+def test_a_nan_of_the_backward_pass_is_located(tokens):
+    torch.manual_seed(0)
+    model = models.build("baseline", models.CONFIGS["baseline"](vocab_size=37, block_size=12, n_layer=3, n_head=2, n_embd=8))
+    block = model.transformer.h[2]
+    forward = block.attn.forward
+    # sqrt at 0: finite forward, infinite slope
+    block.attn.forward = lambda x, state=None: forward(x, state) + torch.sqrt((x - x.detach()).square())
+    where = diagnose.first_non_finite(model, [tokens], lambda: torch.autocast("cpu", enabled=False))
+    assert where.startswith("block 2, attn") and "backward" in where
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_finite_step_is_reported_as_such_and_a_bad_parameter_by_name(tokens):
+    model = models.build("mixed", models.CONFIGS["mixed"](vocab_size=37, block_size=12, n_layer=1, n_head=2, n_embd=8))
+    plain = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
+    assert "gave finite numbers" in diagnose.first_non_finite(model, [tokens], plain)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("inf")
+    assert "block 0, mlp.c_fc.weight" in diagnose.first_non_finite(model, [tokens], plain)
+
+
+def test_a_huge_learning_rate_never_ends_in_a_traceback(small_run, capsys):
+    status, _, err = run(train.main, small_run + ["--learning_rate=1e30", "--min_lr=0", "--grad_clip=0"], capsys)
+    assert status in (0, 3)
+    if status == 3:
+        one_line(err, "diverged")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bad input
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(small_run, tmp_path, capsys):
+    assert run(train.main, small_run, capsys)[0] == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    status, _, err = run(train.main, small_run, capsys)
+    assert status == 2
+    one_line(err, "holds a run already", "--overwrite=True")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert run(train.main, small_run + ["--overwrite=True"], capsys)[0] == 0
+
+
+@pytest.mark.parametrize("args, parts", [
+    (["--dataset=nothing"], ["no prepared data"]),
+    (["--block_size=5000"], ["block_size = 5000", "lower block_size"]),
+    (["--device=tpu9"], ["device = 'tpu9'"]),
+    (["--device=cuda:77"], ["not available"]),
+    (["--dtype=float16"], ["not for the CPU"]),
+    (["--init_from=resume"], ["no such run"]),
+    (["--wandb_log=True"], ["pip install wandb"]),
+])
+def test_bad_options_get_one_line_and_leave_nothing(args, parts, small_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    status, _, err = run(train.main, small_run + args, capsys)
+    assert status == 2
+    one_line(err, *parts)
+    assert "--wandb_log=True" in args or not (tmp_path / "run").exists()
+
+
+def test_a_token_outside_the_vocabulary_is_named(small_run, data_dir, capsys):
+    write_dataset(data_dir / "words", [1, 2, 60000] * 100, [1, 2] * 100)
+    status, _, err = run(train.main, small_run, capsys)
+    assert status == 2
+    one_line(err, "token 60000", "outside the vocabulary")
+
+
+def test_an_out_dir_that_cannot_be_written(small_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    status, _, err = run(train.main, small_run + [f"--out_dir={tmp_path / 'file' / 'run'}"], capsys)
+    assert status == 2
+    one_line(err, "file")
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(small_run, tmp_path):
+    """RLIMIT_FSIZE stands for the disk: the second run's checkpoint does not fit."""
+    args = ["train.py", *small_run]
+    assert process(args).returncode == 0
+    last = tmp_path / "run" / "ckpt" / "last" / "model.safetensors"
+    before = last.read_bytes()
+    limited = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.argv = sys.argv[1:]; " \
+              "runpy.run_path('train.py', run_name='__main__')"
+    done = process(["-c", limited, *args, "--init_from=resume", "--max_iters=24"])
+    assert done.returncode == 2, done.stderr
+    assert "could not write the checkpoint" in done.stderr and "Traceback" not in done.stderr
+    assert last.read_bytes() == before
+    assert sorted(os.listdir(last.parent.parent)) == ["best", "last"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# checkpoints and sampling
+
+@pytest.fixture
+def finished(small_run, tmp_path, capsys):
+    assert run(train.main, small_run + MIXED, capsys)[0] == 0
+    return tmp_path / "run"
+
+
+def test_sample_writes_text_that_the_seed_decides(finished, tmp_path, capsys):
+    args = [f"--out_dir={finished}", "--start=the king", "--max_new_tokens=40", "--device=cpu"]
+    status, out, _ = run(sample.main, args + ["--num_samples=2"], capsys)
+    assert status == 0 and out.startswith("the king") and out.count("the king") >= 2
+    assert len(out) >= 2 * 48
+    assert run(sample.main, args + ["--num_samples=2"], capsys)[1] == out
+    assert run(sample.main, args + ["--num_samples=2", "--seed=2"], capsys)[1] != out
+    (tmp_path / "prompt.txt").write_text("the king")
+    assert run(sample.main, [args[0], f"--start=FILE:{tmp_path / 'prompt.txt'}", *args[2:], "--num_samples=2"],
+               capsys)[1] == out
+
+
+@pytest.mark.parametrize("args, parts", [
+    (["--start="], ["prompt is empty"]),
+    (["--start=FILE:/nowhere/x.txt"], ["no such file"]),
+    (["--start=Ω"], ["not among the"]),
+    (["--top_k=0"], ["top_k"]),
+    (["--temperature=-1"], ["temperature"]),
+    (["--checkpoint=first"], ["'best' | 'last'"]),
+    (["--out_dir=/nowhere/run"], ["no such run"]),
+])
+def test_bad_sampling_options_get_one_line(args, parts, finished, capsys):
+    status, _, err = run(sample.main, [f"--out_dir={finished}", "--device=cpu", *args], capsys)
+    assert status == 2
+    one_line(err, *parts)
+
+
+def test_damaged_foreign_and_missing_checkpoints_get_one_line(finished, tmp_path, capsys):
+    args = [f"--out_dir={finished}", "--device=cpu", "--max_new_tokens=1"]
+    weights = finished / "ckpt" / "best" / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:len(good) // 2])
+    status, _, err = run(sample.main, args, capsys)
+    assert status == 2
+    one_line(err, "damaged")
+    tensors = load_file(finished / "ckpt" / "last" / "model.safetensors")
+    name = "transformer.h.0.attn.c_attn.weight"
+    save_file({**tensors, name: torch.zeros(3, 3)}, weights)
+    one_line(run(sample.main, args, capsys)[2], "from another model", name)
+    save_file({k: v for k, v in tensors.items() if k != name}, weights)
+    one_line(run(sample.main, args, capsys)[2], "from another model", name)
+    save_file({**tensors, "extra": torch.zeros(1)}, weights)
+    one_line(run(sample.main, args, capsys)[2], "from another model", "extra")
+    shutil.rmtree(weights.parent)
+    one_line(run(sample.main, args, capsys)[2], "no checkpoint 'best'")
+    (finished / "config.json").write_text("{")
+    one_line(run(sample.main, args, capsys)[2], "not JSON")
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch hostile-was-here",)
+
+
+def test_a_checkpoint_that_holds_code_does_not_run_it(finished, small_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open(finished / "ckpt" / "last" / "state.pt", "wb") as f:
+        pickle.dump(Payload(), f)
+    status, _, err = run(train.main, small_run + MIXED + ["--init_from=resume"], capsys)
+    assert status == 2
+    one_line(err, "state.pt", "not safe to load")
+    assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_the_previous_checkpoint_survives_a_crash_between_the_renames(finished):
+    target = finished / "ckpt" / "best"
+    os.rename(target, str(target) + ".old")  # save() stopped right after its first rename
+    model, _ = checkpoint.load_model(str(finished), "best")
+    assert next(model.parameters()) is not None
