@@ -38,12 +38,14 @@ import torch
 
 # How far inside the ball project() keeps a row, relative to the radius. It must change the number in the dtype in
 # which the row is stored (bfloat16(1 - 1e-5) is 1.0) and outlast the rounding of D components: at least one
-# finfo.eps in 16 bits; in 32 and 64 bits more, so that 1/(1 - c|x|^2) stays a well-conditioned number.
-BALL_MARGIN = {torch.float64: 2.0 ** -30, torch.float32: 2.0 ** -16, torch.float16: 2.0 ** -9,
+# finfo.eps in 16 bits; in 32 and 64 bits more, so that what is computed from rows at the edge, which magnifies their
+# rounding by 1/(1 - c|x|^2), keeps its digits.
+BALL_MARGIN = {torch.float64: 2.0 ** -20, torch.float32: 2.0 ** -14, torch.float16: 2.0 ** -9,
                torch.bfloat16: 2.0 ** -7}
 
-# What rounding to the storage dtype can add to a norm, relatively; less than the margin.
-ROUNDING = {torch.float64: 2.0 ** -50, torch.float32: 2.0 ** -21, torch.float16: 2.0 ** -10, torch.bfloat16: 2.0 ** -8}
+# What rounding can add to the norm of a shortened row, relatively; less than the margin. (float32: the factor by which a
+# row of length 1e38 is shortened is a subnormal number with few bits.)
+ROUNDING = {torch.float64: 2.0 ** -50, torch.float32: 2.0 ** -16, torch.float16: 2.0 ** -10, torch.bfloat16: 2.0 ** -8}
 
 # On the sphere a half-angle this close to pi/2 (the antipode, where tan has its pole) is as far as points go.
 SPHERE_CAP = {torch.float64: 2.0 ** -26, torch.float32: 2.0 ** -11, torch.float16: 2.0 ** -5,
@@ -99,7 +101,8 @@ def tanc(z):
     small, series_z, s = _branches(z)
     tanh = torch.tanh(s)
     tan = torch.tan(torch.where(z < 0, s, 0.5))
-    return torch.where(small, _horner(series_z, _TANC[:TANC_TERMS[z.dtype]]), torch.where(z < 0, tan, tanh) / s)
+    series = _horner(series_z, _TANC[:TANC_TERMS[z.dtype]])
+    return torch.where(small, series, torch.where(z < 0, tan, tanh) / s)
 
 
 def artanc(z, one_minus_z=None):
@@ -114,7 +117,8 @@ def artanc(z, one_minus_z=None):
     tiny = torch.finfo(z.dtype).tiny
     artanh = torch.log1p(r) - 0.5 * torch.log(torch.where(z > 0, one_minus_z, 1.0).clamp(min=tiny))
     arctan = torch.atan(r)
-    return torch.where(small, _horner(series_z, _ARTANC[:ARTANC_TERMS[z.dtype]]), torch.where(z < 0, arctan, artanh) / r)
+    series = _horner(series_z, _ARTANC[:ARTANC_TERMS[z.dtype]])
+    return torch.where(small, series, torch.where(z < 0, arctan, artanh) / r)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -156,14 +160,15 @@ def _prepare(c, *rows):
     stored = rows[0].dtype
     for row in rows[1:]:
         stored = torch.promote_types(stored, row.dtype)
-    if stored not in BALL_MARGIN:
+    if stored not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise TypeError(f"rows must be float32, bfloat16, float16 or float64, not {stored}")
-    wide = _wide(rows[0])
-    if isinstance(c, torch.Tensor):
-        c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
-    else:
-        c = torch.full((), c, dtype=wide, device=rows[0].device)
-    compute = torch.promote_types(stored, torch.float32)
+    wide, compute = _wide(rows[0]), torch.promote_types(stored, torch.float32)
+    if not isinstance(c, torch.Tensor):
+        c = torch.full((), c, dtype=compute, device=rows[0].device)
+    c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
+    if c.dim() and torch.compiler.is_compiling():
+        shape = torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))
+        c = _EveryRow.apply(c, shape)
     return c, stored, *(_cast(row, compute) for row in rows)
 
 
@@ -184,13 +189,43 @@ def _sum_to(grad, shape):
     return grad if grad.shape == shape else grad.sum_to_size(shape)
 
 
+# The next three change nothing but the code that Inductor makes for a CPU, where they were found by reading it.
+
+def _stored(k):
+    """k, written to memory where the compiler would fuse its formula into the loops that read it, once for every element
+    of a row instead of once a row: a strided view can only be taken of memory."""
+    return k.as_strided(k.shape, k.stride()) if torch.compiler.is_compiling() else k
+
+
+def _row_sum(products):
+    """Sum over the last dimension, (..., D) -> (..., 1). What takes the time in compiled float64 code is the end of each
+    row, across the lanes of a vector register; so 8 sums of D/8 numbers are made first."""
+    if not torch.compiler.is_compiling() or products.dtype != torch.float64 or products.size(-1) % 8:
+        return products.sum(-1, keepdim=True)
+    lanes = _stored(products.unflatten(-1, (-1, 8)).sum(-2))
+    return _stored(lanes.unflatten(-1, (2, 4)).sum(-2).sum(-1, keepdim=True))
+
+
+class _EveryRow(torch.autograd.Function):
+    """c, one for every row: compiled loops over rows with one c per head use n_head of the lanes of a register."""
+
+    @staticmethod
+    def forward(ctx, c, shape):
+        ctx.shape = c.shape
+        return _stored(c.expand(shape).contiguous())
+
+    @staticmethod
+    def backward(ctx, g):
+        return _sum_to(g, ctx.shape), None
+
+
 class _Dot(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a, b)
         wide = _wide(a)
-        return (a.to(wide) * b.to(wide)).sum(-1, keepdim=True)
+        return _row_sum(a.to(wide) * b.to(wide))
 
     @staticmethod
     def backward(ctx, g):
@@ -203,7 +238,7 @@ class _Norm2(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a):
         ctx.save_for_backward(a)
-        return a.to(_wide(a)).square().sum(-1, keepdim=True)
+        return _row_sum(a.to(_wide(a)).square())
 
     @staticmethod
     def backward(ctx, g):
@@ -216,7 +251,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, row):
         ctx.save_for_backward(k, row)
-        return k.to(row.dtype) * row
+        return _stored(k.to(row.dtype)) * row
 
     @staticmethod
     def backward(ctx, g):
@@ -233,7 +268,7 @@ class _Gram(torch.autograd.Function):
         ctx.sign = sign
         x, y = x.to(_wide(x)), y.to(_wide(x))
         w = y + sign * x
-        return tuple((a * b).sum(-1, keepdim=True) for a, b in ((x, x), (x, w), (w, w)))
+        return tuple(_row_sum(a * b) for a, b in ((x, x), (x, w), (w, w)))
 
     @staticmethod
     def backward(ctx, g_xx, g_xw, g_ww):
@@ -252,7 +287,7 @@ class _Combine(torch.autograd.Function):
     def forward(ctx, beta, rho, x, y, sign):
         ctx.save_for_backward(beta, rho, x, y)
         ctx.sign = sign
-        return beta.to(x.dtype) * (y + sign * x + rho.to(x.dtype) * x)
+        return _stored(beta.to(x.dtype)) * (y + sign * x + _stored(rho.to(x.dtype)) * x)
 
     @staticmethod
     def backward(ctx, g):
@@ -302,14 +337,17 @@ def _add(x, y, c):
     return _Combine.apply(a / n, c * ww / _inside(a), x, y, 1)
 
 
-def _finite(v):
-    """float64 rows have no wider dtype for their squares: those with a component over 1e90 are shortened to that."""
-    if v.dtype != torch.float64:
-        return v
+def _limited(v, limit):
+    """v, shortened where a component is over the limit. The shortening counts as a constant in the derivatives."""
     with torch.no_grad():
         length = torch.linalg.vector_norm(v, float("inf"), dim=-1, keepdim=True)
-        shrink = torch.where(length > 1e90, 1e90 / length, 1.0)
+        shrink = torch.where(length > limit, limit / length, 1.0)
     return v * shrink
+
+
+def _squarable(v):
+    """float64 rows have no wider dtype for their squares: over 1e90 they are shortened."""
+    return _limited(v, 1e90) if v.dtype == torch.float64 else v
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -338,7 +376,7 @@ def expmap(x, v, c):
     Ganea et al. 2018, lemma 2. x: points, v: tangent vectors at x, (..., D) -> points (..., D). At c = 0: x + v.
     """
     c, stored, x, v = _prepare(c, x, v)
-    v = _finite(v)
+    v = _squarable(v)
     h = 1 / _inside(1 - c * _dot(x, x))
     k = _exp_coefficient(c * h.square() * _dot(v, v), v.dtype, stored)
     return _cast(_add(x, _scale(h * k, v), c), stored)
@@ -361,7 +399,7 @@ def logmap(x, y, c):
 def exp_0(v, c):
     """exp_0(v) = tanc(c|v|^2) v: expmap at the origin. v: (..., D) -> points (..., D). At c = 0: v."""
     c, stored, v = _prepare(c, v)
-    v = _finite(v)
+    v = _squarable(v)
     return _cast(_scale(_exp_coefficient(c * _dot(v, v), v.dtype, stored), v), stored)
 
 
@@ -386,6 +424,12 @@ def dist(x, y, c):
     return (2 * length / torch.sqrt(m) * k).to(x.dtype)
 
 
+def _rotatable(v):
+    """Tangent vectors short enough that they can be turned, and scaled by a ratio of conformal factors, without
+    overflow, in the gradients too."""
+    return _limited(v, 1e90 if v.dtype == torch.float64 else 1e15)
+
+
 def _gyrate(x, y, v, c):
     """gyr[y, -x] v and the row scalars A = 1 - c|x|^2, B = 1 - c|y|^2. With d = y - x, p = <x,v>, q = <d,v>, e = <x,d>:
     v + (2/M) [ (-c A p + c^2 (2 e p - |x|^2 q)) d + (c A q - c^2 |d|^2 p) x ],
@@ -404,7 +448,7 @@ def gyration(x, y, v, c):
     """gyr[x, y] v = -(x (+) y) (+) (x (+) (y (+) v)), the rotation by which (+) fails to associate, in closed form
     (Ungar 2008): no D x D matrix. x, y: points, v: any rows, (..., D) -> (..., D); |gyr[x, y] v| = |v|."""
     c, stored, x, y, v = _prepare(c, x, y, v)
-    return _cast(_gyrate(-y, x, _finite(v), c)[0], stored)
+    return _cast(_gyrate(-y, x, _rotatable(v), c)[0], stored)
 
 
 def transport(x, y, v, c):
@@ -414,7 +458,7 @@ def transport(x, y, v, c):
     (..., D) -> tangent vectors at y. An isometry: lambda_y |out| = lambda_x |v|. At c = 0: v.
     """
     c, stored, x, y, v = _prepare(c, x, y, v)
-    rotated, a, b = _gyrate(x, y, _finite(v), c)
+    rotated, a, b = _gyrate(x, y, _rotatable(v), c)
     return _cast(_scale(_inside(b) / _inside(a), rotated), stored)
 
 
@@ -423,14 +467,15 @@ def max_norm(c, dtype):
     cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape."""
     limit = POINT_LIMIT[dtype]
     radius = torch.rsqrt(c.abs().clamp(min=torch.finfo(c.dtype).tiny))
-    return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, radius / math.tan(SPHERE_CAP[dtype])).clamp(max=limit)
+    sphere = radius / math.tan(SPHERE_CAP[dtype])
+    return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, sphere).clamp(max=limit)
 
 
 def project(x, c):
     """The row, shortened to max_norm(c, x.dtype) where it is longer; rows inside are unchanged bit for bit.
     (..., D) -> points (..., D). The margin is that of the dtype in which the row is stored."""
     c, stored, x = _prepare(c, x)
-    x = _finite(x)
+    x = _squarable(x)
     norm2 = _dot(x, x)
     bound = max_norm(c, stored)
     # shortened rows come out a rounding error longer than bound; they count as inside, so that projecting twice is the

@@ -174,6 +174,8 @@ class Cache:
 class GPT(nn.Module):
     """Token ids -> logits. A variant overrides make_block(), embed() or _init_special()."""
 
+    compile_seconds_per_block = 4  # torch.compile's cost, for compile = 'auto'
+
     def __init__(self, config):
         super().__init__()
         self.config = config

@@ -141,9 +141,9 @@ def pick_dtype(wanted, device_type):
     return "float32"
 
 
-def pick_compile(wanted, device_type, flops):
-    """(compile?, why). flops: of all planned steps. Assumed for 'auto': eager steps run at 1e11 flop/s on a CPU and 5e13 on
-    a GPU, compiling saves 10% of them on a CPU and 30% on a GPU, and costs 90 s (bench/bench_model.py measures both)."""
+def pick_compile(wanted, device_type, flops, cost):
+    """(compile?, why). flops: of all planned steps; cost: seconds that compiling the model takes. Assumed for 'auto': eager
+    steps run at 1e11 flop/s on a CPU and 5e13 on a GPU, and compiling saves 10% of them on a CPU and 30% on a GPU."""
     if wanted != "auto":
         return wanted, "as asked"
     if device_type == "mps":
@@ -152,7 +152,7 @@ def pick_compile(wanted, device_type, flops):
         return False, "there is no C++ compiler"
     seconds = flops / (5e13 if device_type == "cuda" else 1e11)
     saved = seconds * (0.3 if device_type == "cuda" else 0.1)
-    return saved > 90, f"about {seconds:,.0f} s of eager steps planned"
+    return saved > cost, f"about {seconds:,.0f} s of eager steps planned, of which it may save {saved:,.0f} and cost {cost:,.0f}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -348,7 +348,8 @@ def main(argv):
         torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
     flops = model.flops_per_token() * tokens_per_step * config.max_iters
-    compiled, why = pick_compile(config.compile, device_type, flops)
+    compiled, why = pick_compile(config.compile, device_type, flops,
+                                 10 + model.compile_seconds_per_block * model_config.n_layer)
     step_model = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
 
     full = configurator.as_dict(config, model_config)

@@ -596,7 +596,7 @@ def gradient_errors(f, rows, c, seed):
     rows64, c64 = [row.double() for row in rows], torch.tensor(c).double()
     _, got = gradients(f, rows, torch.tensor(c), seed)
     _, expected = gradients(f, rows64, c64, seed)
-    out, slope = torch.func.jvp(lambda c: f(*rows64, c), (c64,), (torch.ones_like(c64),))
+    out, slope = torch.autograd.functional.jvp(lambda c: f(*rows64, c), c64, torch.ones_like(c64))
     scales = [*(float(e.norm()) for e in expected[:-1]), float(slope.norm())]
     if f is midpoint_of_two and c:
         scales[-1] += float(out.norm()) / abs(c)
@@ -611,7 +611,7 @@ def test_float32_gradients_agree_with_float64(name):
         for d in (3, 32, 384):
             rows = [row.float() for row in random_rows(kinds, (3, d), c, generator(40 + i))]
             for k, error in enumerate(gradient_errors(f, rows, c, seed=i)):
-                bound = 5e-5 if name == "project" else 1e-5  # BALL_MARGIN, 2^-16 in float32, is another in float64
+                bound = 2e-4 if name == "project" else 1e-5  # BALL_MARGIN, 2^-14 in float32, is another in float64
                 cases.append((error, bound, (c, d, f"argument {k}")))
     within_bound(cases)
 

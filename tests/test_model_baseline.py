@@ -8,12 +8,13 @@ from torch.nn import functional as F
 from errors import UserError
 
 
-def randomised(model, seed=0):
-    """Every parameter moved off its starting value, so that no gradient is zero by construction."""
+def randomised(model, seed=0, scale=0.2):
+    """Every parameter moved off its starting value, so that no gradient is zero by construction. At the default scale
+    many rows of a model with c = 1 are at the ball's edge, at 0.05 few are."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=g))
+            p.add_(scale * torch.randn(p.shape, generator=g))
     return model
 
 

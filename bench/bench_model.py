@@ -1,0 +1,233 @@
+"""
+Training-step time and peak memory of the mixed-curvature model relative to the baseline, same shapes.
+
+    python bench/bench_model.py                              both shapes, eager and compiled
+    python bench/bench_model.py --shape=small --mode=eager --rounds=20
+    python bench/bench_model.py --profile=True --shape=small --mode=eager
+    python bench/bench_model.py --nanogpt=../nanoGPT         our default step against nanoGPT's (a clone of its repository)
+
+A step is forward, backward, clipping and AdamW. Time: all models are in one process and take turns, one step each, so
+that whatever else the machine does hits all alike; the ratio is the median over rounds of the ratio to the baseline's step
+in the same round, after warm-up. Memory: the peak above what the process held before the model was made, each model in a
+process of its own (on a GPU: max_memory_allocated). Before timing, each model's compiled loss is compared with its eager one.
+"""
+import contextlib
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch  # noqa: E402
+
+import configurator  # noqa: E402
+import models  # noqa: E402
+from errors import UserError, exit_cleanly  # noqa: E402
+from optimizer import make_optimizers  # noqa: E402
+from train import TrainConfig, pick_device, pick_dtype  # noqa: E402
+
+SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size
+    "small": (4, 4, 128, 128, 24),  # 3,072 tokens a step
+    "large": (6, 6, 384, 256, 12),  # 3,072 tokens a step
+}
+ARMS = {
+    "baseline": ("baseline", {}),
+    "flat": ("baseline", dict(token_shift="difference")),
+    "mixed, c per head": ("mixed", {}),
+    "mixed, one c a block": ("mixed", dict(per_head_curvature=False)),
+}
+
+
+@dataclass
+class BenchConfig:
+    shape: Literal["small", "large", "both"] = "both"  # 4 x 128, T = 128 | 6 x 384, T = 256
+    mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
+    rounds: int = 10  # timed steps of each model
+    threads: int = 2  # CPU threads
+    device: str = "auto"  # 'auto' | 'cpu' | 'cuda'
+    memory: bool = True  # measure peak memory too
+    profile: bool = False  # instead: a table of where a mixed step's time goes (torch.profiler)
+    nanogpt: str | None = None  # folder of a nanoGPT clone: compare our default step with its default on this device
+    arm: str | None = None  # (internal) measure the memory of this arm and print it as JSON
+
+    def __post_init__(self):
+        if self.rounds < 1 or self.threads < 1:
+            raise UserError("rounds and threads must be at least 1")
+        if self.arm is not None and self.arm not in ARMS:
+            raise UserError(f"arm = {self.arm!r}: there are {', '.join(ARMS)}")
+
+
+def make_step(arm, shape, compiled, device, autocast=contextlib.nullcontext):
+    """A function that makes one training step, and the model."""
+    n_layer, n_head, n_embd, block_size, batch_size = SHAPES[shape]
+    name, options = ARMS[arm]
+    torch.manual_seed(0)
+    model = models.build(name, models.CONFIGS[name](vocab_size=65, block_size=block_size, n_layer=n_layer, n_head=n_head,
+                                                    n_embd=n_embd, **options)).to(device).train()
+    x, y = (torch.randint(65, (batch_size, block_size), device=device) for _ in range(2))
+    optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
+    step_model = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+    if compiled:
+        with torch.no_grad():
+            torch.testing.assert_close(step_model(x, y)[1], model(x, y)[1], rtol=1e-4, atol=1e-4)
+
+    def step():
+        with autocast():
+            loss = step_model(x, y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+    return step, model
+
+
+def interleaved(steps, rounds):
+    """name -> list of seconds, taken in turns."""
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def peak_memory(arm, shape, compiled, device):
+    """Peak MiB that training takes above an empty process with torch loaded."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step, _ = make_step(arm, shape, compiled, device)
+        step(), step()
+        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    step, model = make_step(arm, shape, compiled, device)
+    step()  # the compiler's own memory is gone after this step, but not from the high-water mark
+    gc.collect()
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # Linux: reset VmHWM to what is resident now
+    base = _status_kib("VmRSS")
+    step(), step()
+    # what the model itself holds (weights, gradients are gone, two moments) is the same for all arms and counted in
+    n = sum(p.numel() for p in model.parameters())
+    return (_status_kib("VmHWM") - base) / 1024 + 3 * 4 * n / 2 ** 20
+
+
+def _status_kib(key):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(key + ":"))
+
+
+def memory_in_own_process(arm, shape, compiled, config):
+    if not os.path.exists("/proc/self/clear_refs"):
+        return None
+    done = subprocess.run([sys.executable, os.path.abspath(__file__), f"--arm={arm}", f"--shape={shape}",
+                           f"--mode={'compiled' if compiled else 'eager'}", f"--threads={config.threads}",
+                           f"--device={config.device}"], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"measuring the memory of {arm!r} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])["mib"]
+
+
+def report(shape, compiled, config, device):
+    steps, compile_seconds = {}, {}
+    for arm in ARMS:
+        began = time.perf_counter()
+        step, _ = make_step(arm, shape, compiled, device)
+        step(), step()
+        compile_seconds[arm] = time.perf_counter() - began
+        steps[arm] = step
+    times = interleaved(steps, config.rounds)
+    memory = {arm: memory_in_own_process(arm, shape, compiled, config) if config.memory else None for arm in ARMS}
+    n_layer, _, n_embd, block_size, batch_size = SHAPES[shape]
+    print(f"\n{n_layer} x {n_embd}, T = {block_size}, batch {batch_size}, {'compiled' if compiled else 'eager'}, "
+          f"{config.threads} threads, {device}, {config.rounds} rounds")
+    print(f"  {'':22}{'ms a step':>10}{'ratio':>8}{'MiB':>8}{'ratio':>8}{'first 2 steps, s':>18}")
+    for arm in ARMS:
+        ratio = statistics.median(a / b for a, b in zip(times[arm], times["baseline"]))
+        mib = memory[arm]
+        print(f"  {arm:22}{1000 * statistics.median(times[arm]):10.1f}{ratio:8.3f}"
+              + (f"{mib:8.0f}{mib / memory['baseline']:8.3f}" if mib is not None else f"{'-':>8}{'-':>8}")
+              + f"{compile_seconds[arm]:18.1f}")
+
+
+def profile(shape, compiled, device):
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+    step, _ = make_step("mixed, c per head", shape, compiled, device)
+    step(), step()
+    with profiler(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(3):
+            step()
+    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+
+
+def against_nanogpt(folder, rounds, device):
+    """Our baseline as train.py runs it by default against nanoGPT's model as its train.py runs it by default on this
+    device: 6 x 384, T = 256, batch 12, dropout 0.0; nanoGPT: float32 on the CPU (its autocast is for GPUs), AdamW."""
+    if not os.path.isfile(os.path.join(folder, "model.py")):
+        raise UserError(f"{folder} is not a clone of nanoGPT: it has no model.py")
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("nanogpt_model", os.path.join(folder, "model.py"))
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    n_layer, n_head, n_embd, block_size, batch_size = SHAPES["large"]
+    model = theirs.GPT(theirs.GPTConfig(block_size=block_size, vocab_size=65, n_layer=n_layer, n_head=n_head,
+                                        n_embd=n_embd, dropout=0.0, bias=False)).to(device)
+    kind = torch.device(device).type
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), kind)
+    x, y = (torch.randint(65, (batch_size, block_size), device=device) for _ in range(2))
+
+    def their_step(step_model):
+        def step():
+            step_model(x, y)[1].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return step
+    dtype = pick_dtype("auto", kind)
+    autocast = contextlib.nullcontext if dtype == "float32" else \
+        (lambda: torch.autocast(kind, dtype=getattr(torch, dtype)))
+    steps = {"nanoGPT, compile=False (as its README says for a CPU)": their_step(model),
+             "nanoGPT, compile=True (its default)": their_step(torch.compile(model)),
+             f"ours, dtype=auto ({dtype}), compile=False": make_step("baseline", "large", False, device, autocast)[0],
+             f"ours, dtype=auto ({dtype}), compile=True": make_step("baseline", "large", True, device, autocast)[0]}
+    for step in steps.values():
+        step(), step()
+    times = interleaved(steps, rounds)
+    first = next(iter(times.values()))
+    for name, taken in times.items():
+        print(f"  {name:55}{1000 * statistics.median(taken):10.1f} ms, ratio "
+              f"{statistics.median(a / b for a, b in zip(taken, first)):.3f}")
+
+
+@exit_cleanly
+def main(argv):
+    config, _ = configurator.resolve(argv, BenchConfig, script_doc=__doc__)
+    torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    compiled = {"eager": [False], "compiled": [True], "both": [False, True]}[config.mode]
+    shapes = ["small", "large"] if config.shape == "both" else [config.shape]
+    if config.arm:
+        print(json.dumps({"mib": peak_memory(config.arm, shapes[0], compiled[0], device)}))
+        return 0
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores")
+    if config.nanogpt:
+        against_nanogpt(config.nanogpt, config.rounds, device)
+        return 0
+    for shape in shapes:
+        for flag in compiled:
+            profile(shape, flag, device) if config.profile else report(shape, flag, config, device)
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
