@@ -155,8 +155,9 @@ def _wide(row):
     return torch.float32 if row.device.type == "mps" else torch.float64
 
 
-def _prepare(c, *rows):
-    """c as a tensor of the wide dtype, the dtype in which to store the result, and the rows in that of the arithmetic."""
+def _prepare(c, *rows, per_row=True):
+    """c as a tensor of the wide dtype, the dtype in which to store the result, and the rows in that of the arithmetic.
+    per_row=False where c goes with other rows than these."""
     stored = rows[0].dtype
     for row in rows[1:]:
         stored = torch.promote_types(stored, row.dtype)
@@ -166,7 +167,7 @@ def _prepare(c, *rows):
     if not isinstance(c, torch.Tensor):
         c = torch.full((), c, dtype=compute, device=rows[0].device)
     c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
-    if c.dim() and torch.compiler.is_compiling():
+    if per_row and c.dim() and torch.compiler.is_compiling():
         shape = torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))
         c = _EveryRow.apply(c, shape)
     return c, stored, *(_cast(row, compute) for row in rows)
@@ -494,7 +495,7 @@ def gyromidpoint(x, weights, c):
     the origin; c: broadcasts against (..., 1, 1), one for all n points -> (..., m, D). If weights is lower triangular
     the result is causal.
     """
-    c, stored, x = _prepare(c, x)
+    c, stored, x = _prepare(c, x, per_row=False)
     a = _inside(1 - c * _dot(x, x))
     with torch.autocast(x.device.type, enabled=False):  # autocast would take these products in 16 bits
         n = weights.to(x.dtype) @ _scale(2 / a, x)
