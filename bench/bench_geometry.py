@@ -65,7 +65,7 @@ def main(argv):
           f"threads, torch {torch.__version__}")
     for name, providers in calls.items():
         def run(call, dtype=torch.float32):
-            a, b = x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
+            a, b = (t.to(dtype, copy=True).requires_grad_() for t in (x, y))
             c = torch.tensor(config.c, dtype=dtype, requires_grad=True)
             out = call(a, b, c)
             out.backward(g.to(dtype))

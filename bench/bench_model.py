@@ -9,7 +9,8 @@ Training-step time and peak memory of the mixed-curvature model relative to the 
 A step is forward, backward, clipping and AdamW. Time: all models are in one process and take turns, one step each, so
 that whatever else the machine does hits all alike; the ratio is the median over rounds of the ratio to the baseline's step
 in the same round, after warm-up. Memory: the peak above what the process held before the model was made, each model in a
-process of its own (on a GPU: max_memory_allocated). Before timing, each model's compiled loss is compared with its eager one.
+process of its own (on a GPU: max_memory_allocated; on a CPU: resident memory, in which what a compiler keeps counts too,
+so that there the eager figure is the one to compare). Before timing, each model's compiled loss is compared with its eager one.
 """
 import contextlib
 import gc
@@ -109,16 +110,14 @@ def peak_memory(arm, shape, compiled, device):
         step, _ = make_step(arm, shape, compiled, device)
         step(), step()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
-    step, model = make_step(arm, shape, compiled, device)
-    step()  # the compiler's own memory is gone after this step, but not from the high-water mark
+    before = _status_kib("VmRSS")
+    step, _ = make_step(arm, shape, compiled, device)
+    step()
     gc.collect()
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # Linux: reset VmHWM to what is resident now
-    base = _status_kib("VmRSS")
+        f.write("5")  # Linux: set VmHWM back to what is resident now, so that the compiler's own peak does not count
     step(), step()
-    # what the model itself holds (weights, gradients are gone, two moments) is the same for all arms and counted in
-    n = sum(p.numel() for p in model.parameters())
-    return (_status_kib("VmHWM") - base) / 1024 + 3 * 4 * n / 2 ** 20
+    return (_status_kib("VmHWM") - before) / 1024
 
 
 def _status_kib(key):
