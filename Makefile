@@ -1,5 +1,6 @@
 # make demo   set up, prepare the data, train three models for a few minutes, compare them, write some text
 # make test   set up and run the tests
+# make test-all   also every combination of the models' options (about an hour)
 # Both work in a virtual environment in .venv that they make; PYTHON=... uses another interpreter to make it.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARMS := baseline flat mixed
 
-.PHONY: demo test setup setup-dev
+.PHONY: demo test test-all setup setup-dev
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -32,3 +33,6 @@ demo: setup
 
 test: setup-dev
 	$(RUN) -m pytest -q
+
+test-all: setup-dev
+	$(RUN) -m pytest -q -m "exhaustive or not exhaustive"

@@ -125,8 +125,9 @@ def load_state(path, device="cpu"):
 
 
 def load_model(out_dir, name="best", device="cpu"):
-    """(model in eval mode, config dict) of a run, for sampling and analysis."""
+    """(model in eval mode, config dict) of a run, for sampling and analysis: in PyTorch, whatever it was trained with."""
     config = load_config(out_dir)
+    config["ops"] = "torch"
     model = models.build(config.get("model"), models.config_from_dict(config.get("model"), config))
     load_weights(folder(out_dir, name), model)
     return model.to(device).eval(), config

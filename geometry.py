@@ -35,6 +35,7 @@ References
 import math
 
 import torch
+from torch.nn import functional as F
 
 # How far inside the ball project() keeps a row, relative to the radius. It must change the number in the dtype in
 # which the row is stored (bfloat16(1 - 1e-5) is 1.0) and outlast the rounding of D components: at least one
@@ -98,11 +99,16 @@ def tanc(z):
     z: float32 or float64, any shape, z > -(pi/2)^2 (the pole of tan). With z = c s^2, sqrt|c| s tanc(z) is the
     stereographic radius at half-distance sqrt|c| s.
     """
+    return _tanc(z)[0]
+
+
+def _tanc(z):
+    """tanc(z), and sech^2(sqrt z), which is 1 - z tanc(z)^2 without cancellation, for z >= SERIES_BELOW."""
     small, series_z, s = _branches(z)
-    tanh = torch.tanh(s)
+    e = torch.exp(-2 * s)
     tan = torch.tan(torch.where(z < 0, s, 0.5))
     series = _horner(series_z, _TANC[:TANC_TERMS[z.dtype]])
-    return torch.where(small, series, torch.where(z < 0, tan, tanh) / s)
+    return torch.where(small, series, torch.where(z < 0, tan, torch.tanh(s)) / s), 4 * e / (1 + e).square()
 
 
 def artanc(z, one_minus_z=None):
@@ -119,6 +125,27 @@ def artanc(z, one_minus_z=None):
     arctan = torch.atan(r)
     series = _horner(series_z, _ARTANC[:ARTANC_TERMS[z.dtype]])
     return torch.where(small, series, torch.where(z < 0, arctan, artanh) / r)
+
+
+def _slope_of_series(coefficients, n):
+    return [k * a for k, a in enumerate(coefficients[:n])][1:]
+
+
+def _slope(z, numerator, coefficients, n):
+    """numerator/(2 z), or the derivative of the power series where z is small. z: wide."""
+    small = z.abs() < SERIES_BELOW
+    series = _horner(torch.where(small, z, 0.0), _slope_of_series(coefficients, n))
+    return torch.where(small, series, 0.5 * numerator / torch.where(small, 1.0, z))
+
+
+def _tanc_slope(z, k, b, dtype):
+    """d tanc/dz = (b - k)/(2 z) with k = tanc(z), b = 1 - z k^2."""
+    return _slope(z, b - k, _TANC, TANC_TERMS[dtype])
+
+
+def _artanc_slope(z, one_minus_z, k, dtype):
+    """d artanc/dz = (1/(1 - z) - k)/(2 z) with k = artanc(z)."""
+    return _slope(z, 1 / one_minus_z - k, _ARTANC, ARTANC_TERMS[dtype])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,8 +165,8 @@ class _FiniteCast(torch.autograd.Function):
 
 
 def _saturate(row, dtype):
-    bound = min(torch.finfo(row.dtype).max, torch.finfo(dtype).max)
-    return row.clamp(-bound, bound).to(dtype)
+    bound = torch.finfo(dtype).max
+    return row.to(dtype) if bound >= torch.finfo(row.dtype).max else row.clamp(-bound, bound).to(dtype)
 
 
 def _cast(row, dtype):
@@ -280,26 +307,6 @@ class _Gram(torch.autograd.Function):
         return _sum_to(grad_x, x.shape), _sum_to(grad_w, y.shape), None
 
 
-class _Combine(torch.autograd.Function):
-    """beta (w + rho x) with w = y + sign x. The factored form rounds once where w and rho x nearly cancel, which is for
-    antipodes on the sphere. beta, rho: (..., 1), wide; x, y: (..., D) -> (..., D)."""
-
-    @staticmethod
-    def forward(ctx, beta, rho, x, y, sign):
-        ctx.save_for_backward(beta, rho, x, y)
-        ctx.sign = sign
-        return _stored(beta.to(x.dtype)) * (y + sign * x + _stored(rho.to(x.dtype)) * x)
-
-    @staticmethod
-    def backward(ctx, g):
-        beta, rho, x, y = ctx.saved_tensors
-        gx, gw = _dot(g, x), _dot(g, y + ctx.sign * x)
-        grad_x = _scale(beta * (rho + ctx.sign), g)
-        grad_y = _scale(beta, g)
-        return (_sum_to(gw + rho * gx, beta.shape), _sum_to(beta * gx, rho.shape),
-                _sum_to(grad_x, x.shape), _sum_to(grad_y, y.shape), None)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # row scalars, all (..., 1) and wide
 
@@ -308,34 +315,38 @@ def _inside(a):
     return a.clamp(min=torch.finfo(a.dtype).eps)
 
 
-def _denominator(a, c, xx, xw, ww):
-    """(A + c<x,w>)^2 + c^2 (|x|^2|w|^2 - <x,w>^2): N for w = y + x, M (with -c in place of c) for w = y - x. It is 0 only
-    for antipodes on the sphere; the floor is the square of the rounding error of the first term."""
-    n = (a + c * xw).square() + (c * xx) * (c * ww) - (c * xw).square()
-    return torch.maximum(n, (torch.finfo(a.dtype).eps * (1 + a)).square())
+def _denominator(a, c, xx, yy, ww):
+    """N with |x (+) y|^2 = |w|^2/N for w = y + x, or M with |-x (+) y|^2 = |w|^2/M for w = y - x:
+    N = A B + c|w|^2 = (A + c<x,w>)^2 + c^2 (|x|^2|w|^2 - <x,w>^2), A = 1 - c|x|^2, B = 1 - c|y|^2,
+    in a form that is exactly 1 at x = 0. It is 0 only for antipodes on the sphere; the floor is its rounding error."""
+    n = a * (1 + c * (ww - yy)) + (c * xx) * (c * ww)
+    return torch.maximum(n, torch.finfo(n.dtype).eps * a * _inside(1 - c * yy))
+
+
+def _bounded(z, stored):
+    """The argument of tanc, z, in the range where it is evaluated, and where that is not z itself."""
+    bounded = z.clamp(-(0.5 * math.pi - SPHERE_CAP[stored]) ** 2, SATURATED)
+    return bounded, bounded != z
 
 
 def _exp_coefficient(z, row_dtype, stored):
-    """k(z) with exp_0(v) = k(c|v|^2) v: tanc, stopped on the sphere at SPHERE_CAP before the pole. The transcendental
-    part is in the dtype of the rows: z has no cancellation left in it."""
-    cap = (0.5 * math.pi - SPHERE_CAP[stored]) ** 2
-    bounded = z.clamp(-cap, SATURATED)
-    beyond = bounded != z
-    shrink = torch.sqrt(torch.where(beyond, bounded, 1.0) / torch.where(beyond, z, 1.0))
-    return _FiniteCast.apply(tanc(_FiniteCast.apply(bounded, row_dtype)), z.dtype) * shrink
+    """k(z) with exp_0(v) = k(c|v|^2) v, and 1 - z k^2 = 1 - c|exp_0(v)|^2: tanc, stopped on the sphere at SPHERE_CAP before
+    the pole. The transcendental part is in the dtype of the rows: z has no cancellation left in it."""
+    bounded, beyond = _bounded(z, stored)
+    k, rest = (f.to(z.dtype) for f in _tanc(bounded.to(row_dtype)))
+    # on the sphere it has to be that of the rounded k: the denominator of a sum cancels it near the antipode
+    rest = torch.where(z < SERIES_BELOW, 1 - bounded * (k * k), rest)
+    return k * torch.sqrt(torch.where(beyond, bounded, 1.0) / torch.where(beyond, z, 1.0)), rest
+
+
+def _exp_slope(z, k, rest, row_dtype, stored):
+    """dk/dz and d rest/dz of _exp_coefficient. Beyond the bound z k^2 is a constant."""
+    rest = torch.where(_bounded(z, stored)[1], 0.0, rest)
+    return _tanc_slope(z, k, rest, row_dtype), -k * rest
 
 
 def _artanc(z, one_minus_z, row_dtype):
-    k = artanc(_FiniteCast.apply(z, row_dtype), _FiniteCast.apply(one_minus_z, row_dtype))
-    return _FiniteCast.apply(k, z.dtype)
-
-
-def _add(x, y, c):
-    """x (+) y for rows and c that are prepared."""
-    xx, xw, ww = _Gram.apply(x, y, 1)
-    a = 1 - c * xx
-    n = _denominator(a, c, xx, xw, ww)
-    return _Combine.apply(a / n, c * ww / _inside(a), x, y, 1)
+    return artanc(_saturate(z, row_dtype), _saturate(one_minus_z, row_dtype)).to(z.dtype)
 
 
 def _limited(v, limit):
@@ -352,6 +363,337 @@ def _squarable(v):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Maps with their derivatives in closed form. Each is a function _xxx(rows, c, ...) -> (result, row scalars to keep) of
+# plain operations, and _xxx_backward, written for the row scalars so that the rows are read once for two dot products and
+# once for the result. Where a derivative is itself to be differentiated, autograd goes through _xxx instead.
+#
+# The dot products with the cotangent are taken in float32 and what is made of them in float64: they enter linearly, so
+# their rounding error is scaled by the same coefficients, which cancel, as they are themselves.
+
+def _tensors(x, c, limit=None):
+    """Numbers as tensors beside the rows x."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    c = c if isinstance(c, torch.Tensor) else torch.full((), c, dtype=dtype, device=x.device)
+    if limit is None or isinstance(limit, torch.Tensor):
+        return c, limit
+    return c, torch.full((), limit, dtype=dtype, device=x.device)
+
+
+def _other(y, x):
+    """y where it is another tensor than x: torch.compile refuses the same one twice."""
+    return y.view(y.shape) if y is x else y
+
+
+def _row_dtypes(*rows):
+    """(dtype in which to store the result, dtype of the arithmetic)"""
+    stored = rows[0].dtype
+    for row in rows[1:]:
+        stored = torch.promote_types(stored, row.dtype)
+    if stored not in BALL_MARGIN:
+        raise TypeError(f"rows must be float32, bfloat16, float16 or float64, not {stored}")
+    return stored, torch.promote_types(stored, torch.float32)
+
+
+def _wide_c(c, *rows):
+    """c (or a limit) in the wide dtype, one for every row in compiled code: loops over rows with one c per head use n_head of
+    the lanes of a register."""
+    wide = _wide(rows[0])
+    c = c if c.dtype == wide else _saturate(c, wide)
+    if c.dim() and torch.compiler.is_compiling():
+        c = _stored(c.expand(torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))).contiguous())
+    return c
+
+
+def _wide_dot(a, b):
+    """<a, b> in the wide dtype, (..., 1). In eager code one wide copy of a row is
+    made and worked on in place; what large temporaries cost is their page faults."""
+    wide = _wide(a)
+    products = a.to(wide)
+    if products is a or torch.is_grad_enabled() or torch.compiler.is_compiling() or a.shape != b.shape:
+        return _row_sum(products * b.to(wide))
+    return products.mul_(b).sum(-1, keepdim=True)
+
+
+def _wide_distance2(x, y, sign):
+    """|y + sign x|^2 in the wide dtype, (..., 1)."""
+    wide = _wide(x)
+    w = y.to(wide)
+    if w is y or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape != y.shape:
+        w = w + sign * x.to(wide)
+        return _row_sum(w * w)
+    w.add_(x, alpha=sign)
+    return w.mul_(w).sum(-1, keepdim=True)
+
+
+def _narrow(row, dtype):
+    """Saturating where the range is smaller."""
+    if row.dtype == dtype:
+        return row
+    return _saturate(row, dtype)
+
+
+def _coefficient(k, row):
+    """A wide row scalar for a row."""
+    return _stored(_narrow(k, row.dtype))
+
+
+def _dot_with(g, v, vv):
+    """<g, v> of the cotangent and a tangent vector with |v|^2 = vv, which may be longer than the square root of the largest
+    number."""
+    scale = torch.rsqrt(vv.clamp(min=1.0))
+    return _row_sum(g * (_coefficient(scale, v) * v)).to(vv.dtype) / scale
+
+
+def _second_order():
+    """Is the backward that runs to be differentiated again (create_graph=True)?"""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _through_autograd(f, g, inputs, needed):
+    """Gradients of f(*inputs)[0] by operations that are recorded."""
+    inputs = [i.view_as(i) if isinstance(i, torch.Tensor) else i for i in inputs]
+    wanted = [i for i, need in zip(inputs, needed) if need]
+    grads = iter(torch.autograd.grad(f(*inputs)[0], wanted, g, create_graph=True, allow_unused=True))
+    return tuple(next(grads) if need else None for need in needed)
+
+
+def _gradient(grad, like):
+    """The gradient of a broadcast input, in its dtype and shape."""
+    return _narrow(_sum_to(grad, like.shape), like.dtype)
+
+
+def _log(x, y, c):
+    stored, dtype = _row_dtypes(x, y)
+    x, y, c = x.to(dtype), y.to(dtype), _wide_c(c, x, y)
+    norms = _wide_dot(x, x), _wide_dot(y, y), _wide_distance2(x, y, -1)
+    out, k = _log_rows(x, y, c, *norms)
+    return _narrow(out, stored), (*norms, k)
+
+
+def _log_scalars(c, xx, yy, dd):
+    a, b, e = _inside(1 - c * xx), _inside(1 - c * yy), c * dd
+    return a, b, e, _denominator(a, c, xx, yy, dd)
+
+
+def _log_rows(x, y, c, xx, yy, dd):
+    """The factored form beta (d + rho x) rounds once where d and rho x nearly cancel, which is for antipodes."""
+    a, b, e, m = _log_scalars(c, xx, yy, dd)
+    k = _artanc(e / m, a * b / m, x.dtype)
+    return _coefficient(a * k * a / m, x) * torch.addcmul(y - x, _coefficient(-e / a, x), x), k
+
+
+def _log_backward(g, x, y, c, xx, yy, dd, k):
+    """(grad_x, grad_y, gradient of c for each row). With E = c|d|^2, z = E/M, K = artanc z, kappa = A K/M the result is
+    kappa (A d - E x), and M = A B + E."""
+    a, b, e, m = _log_scalars(c, xx, yy, dd)
+    d = y - x
+    gx, gd = _row_sum(g * x).to(a.dtype), _row_sum(g * d).to(a.dtype)
+    z, one_minus_z = e / m, a * b / m
+    kappa = a * k / m
+    psi = a * gd - e * gx  # <g, A d - E x>
+    by_z = a * psi / m * _artanc_slope(z, one_minus_z, k, x.dtype)
+    by_m = -(by_z * z + kappa * psi) / m
+    by_e = by_z / m + by_m - kappa * gx
+    by_a = k * psi / m + kappa * gd + by_m * b
+    by_b = by_m * a
+    along_d = d.mul_(_coefficient(2 * c * by_e, x))
+    grad_x = (_coefficient(-kappa * (a + e), x) * g).sub_(along_d).addcmul_(_coefficient(-2 * c * by_a, x), x)
+    grad_y = along_d.addcmul_(_coefficient(kappa * a, x), g).addcmul_(_coefficient(-2 * c * by_b, x), y)
+    return grad_x, grad_y, _stored(dd * by_e - xx * by_a - yy * by_b)
+
+
+class _Log(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, y, c):
+        out, scalars = _log(x, y, c)
+        ctx.save_for_backward(x, y, c, *scalars)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y, c, *scalars = ctx.saved_tensors
+        if _second_order():
+            return _through_autograd(_log, g, (x, y, c), ctx.needs_input_grad)
+        dtype = _row_dtypes(x, y)[1]
+        grads = _log_backward(g.to(dtype), x.to(dtype), y.to(dtype), _wide_c(c, x, y), *scalars)
+        return tuple(_gradient(grad, like) for grad, like in zip(grads, (x, y, c)))
+
+
+def _shifted(x, steps=1):
+    """x_{t-steps} in place of x_t, zeros where there is none; t is dimension 1."""
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (steps, -steps))
+
+
+def _log_previous(x, c):
+    stored, dtype = _row_dtypes(x)
+    x, c = x.to(dtype), _wide_c(c, x)
+    r = _shifted(x)
+    xx, dd = _wide_dot(x, x), _wide_distance2(r, x, -1)
+    out, k = _log_rows(r, x, c, _stored(_shifted(xx)), xx, dd)
+    return _narrow(out, stored), (xx, dd, k)
+
+
+class _LogPrevious(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, c):
+        out, scalars = _log_previous(x, c)
+        ctx.save_for_backward(x, c, *scalars)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        stored_x, c, xx, dd, k = ctx.saved_tensors
+        if _second_order():
+            return _through_autograd(_log_previous, g, (stored_x, c), ctx.needs_input_grad)
+        dtype = _row_dtypes(stored_x)[1]
+        x = stored_x.to(dtype)
+        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x), _stored(_shifted(xx)), xx, dd, k)
+        grad_x = grad_x + _shifted(grad_r, -1)
+        return _gradient(grad_x, stored_x), _gradient(grad_c, c)
+
+
+def _sum(x, v, c, limit, kind):
+    """x (+) y with y = v ('add') or y = h k(c h^2|v|^2) v, h = 1/A ('exp') or 1 ('exp_0'), at most `limit` long."""
+    stored, dtype = _row_dtypes(x, v)
+    x, v, c = x.to(dtype), v.to(dtype), _wide_c(c, x, v)
+    xx, vv = _wide_dot(x, x), _wide_dot(v, v)
+    if kind == "add":
+        k = rest = None
+        third = _wide_distance2(x, v, 1)
+    else:
+        h = 1 / _inside(1 - c * xx) if kind == "exp" else 1
+        k, rest = _exp_coefficient(c * (h * h * vv), dtype, stored)
+        third = _wide_dot(x, v)
+    a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
+    shrink = 1.0
+    if limit is not None:
+        outside, shrink = _shrink(_wide_c(limit, x, v), ww, n, stored)
+    if kind == "add":
+        out = _coefficient(shrink * a / n, x) * torch.addcmul(x + v, _coefficient(t / a, x), x)
+    else:
+        out = torch.addcmul(_coefficient(shrink * (a + t) / n, x) * x, _coefficient(shrink * a * j / n, x), v)
+    return _narrow(out, stored), (xx, vv, third) if kind == "add" else (xx, vv, third, k, rest)
+
+
+def _sum_scalars(c, xx, vv, third, k, rest, kind):
+    """A, j, t = c|w|^2, |w|^2, B and N of the sum x (+) j v, w = x + j v. third: <x,v>, or for 'add' |w|^2 itself."""
+    a = _inside(1 - c * xx)
+    if kind == "add":
+        return a, 1.0, c * third, third, _inside(1 - c * vv), _denominator(a, c, xx, vv, third)
+    j = k / a if kind == "exp" else k
+    ww = (xx + j * (2 * third + j * vv)).clamp(min=0)
+    ab = a * rest
+    return a, j, c * ww, ww, rest, torch.maximum(ab + c * ww, torch.finfo(ab.dtype).eps * ab)
+
+
+def _shrink(limit, ww, n, stored):
+    """Where the norm of the sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit. Rows a rounding
+    error longer than that count as inside, so that shortening twice is the same as shortening once."""
+    outside = ww > (limit * (1 + ROUNDING[stored])).square() * n
+    ratio = torch.where(outside, n, 1.0) / torch.where(outside, ww, 1.0)
+    return outside, torch.where(outside, limit, 1.0) * torch.sqrt(ratio)
+
+
+def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=None):
+    """(grad_x, grad_v, gradients of c and of the limit for each row). The sum is P x + Q v, P = (A + t)/N, Q = A j/N."""
+    a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
+    p, q = (a + t) / n, a * j / n
+    gx, gv = _row_sum(g * x).to(a.dtype), _dot_with(g, v, vv)
+    if limit is not None:
+        outside, shrink = _shrink(limit, ww, n, stored)
+        p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
+    along = (gx * (a + t) + gv * (a * j)) / n  # <g, result>
+    by_limit, by_ww = None, 0.0
+    by_n = -along / n
+    if limit is not None:  # the factor is limit sqrt(N/|w|^2)
+        half = torch.where(outside, 0.5 * along, 0.0)
+        by_limit = 2 * half / limit
+        by_n = by_n + half / n
+        by_ww = -half / torch.where(outside, ww, 1.0)
+    by_t = gx / n + by_n
+    by_ww = by_ww + c * by_t
+    by_a = (gx + gv * j) / n + by_n * b
+    by_b = by_n * a
+    by_c = ww * by_t
+    if kind == "add":
+        by_xv, by_vv = 2 * by_ww, by_ww - c * by_b
+        by_c = by_c - vv * by_b
+    else:
+        by_j = gv * a / n + 2 * (third + j * vv) * by_ww
+        h = 1 / a if kind == "exp" else 1.0
+        slope, slope_rest = _exp_slope(c * (h * h * vv), k, rest, x.dtype, stored)
+        by_z = h * by_j * slope + by_b * slope_rest
+        by_c = by_c + h * h * vv * by_z
+        by_xv, by_vv = 2 * j * by_ww, j * j * by_ww + c * h * h * by_z
+        if kind == "exp":
+            by_a = by_a - h * h * (k * by_j + 2 * c * h * vv * by_z)
+    by_c = by_c - xx * by_a
+    between = _coefficient(by_xv, x)
+    grad_x = (_coefficient(p, x) * g).addcmul_(_coefficient(2 * (by_ww - c * by_a), x), x).addcmul_(between, v)
+    grad_v = (_coefficient(q, x) * g).addcmul_(_coefficient(2 * by_vv, x), v).addcmul_(between, x)
+    return grad_x, grad_v, _stored(by_c), by_limit
+
+
+class _Sum(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, v, c, limit, kind):
+        out, scalars = _sum(x, v, c, limit, kind)
+        ctx.kind, ctx.limited = kind, limit is not None
+        ctx.save_for_backward(x, v, c, c if limit is None else limit, *scalars)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        x, v, c, limit, *scalars = ctx.saved_tensors
+        limit = limit if ctx.limited else None
+        if _second_order():
+            return _through_autograd(_sum, g, (x, v, c, limit, ctx.kind), ctx.needs_input_grad)
+        stored, dtype = _row_dtypes(x, v)
+        grad_x, grad_v, grad_c, grad_limit = _sum_backward(
+            g.to(dtype), x.to(dtype), v.to(dtype), _wide_c(c, x, v), None if limit is None else _wide_c(limit, x, v),
+            ctx.kind, stored, *scalars)
+        return (_gradient(grad_x, x), _gradient(grad_v, v), _gradient(grad_c, c),
+                None if limit is None else _gradient(grad_limit, limit), None)
+
+
+def _radial(v, c, kind):
+    """k v with k = k(c|v|^2) of exp_0 ('exp') or log_0 ('log')."""
+    stored, dtype = _row_dtypes(v)
+    v, c = v.to(dtype), _wide_c(c, v)
+    vv = _wide_dot(v, v)
+    z = c * vv
+    k = _exp_coefficient(z, dtype, stored)[0] if kind == "exp" else _artanc(z, _inside(1 - z), dtype)
+    return _narrow(_coefficient(k, v) * v, stored), (vv, k)
+
+
+class _Radial(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, v, c, kind):
+        out, scalars = _radial(v, c, kind)
+        ctx.kind = kind
+        ctx.save_for_backward(v, c, *scalars)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        stored_v, c, vv, k = ctx.saved_tensors
+        if _second_order():
+            return _through_autograd(_radial, g, (stored_v, c, ctx.kind), ctx.needs_input_grad)
+        stored, dtype = _row_dtypes(stored_v)
+        v, wide_c = stored_v.to(dtype), _wide_c(c, stored_v)
+        g, z = g.to(dtype), wide_c * vv
+        slope = (_exp_slope(z, k, 1 - z * k * k, dtype, stored)[0] if ctx.kind == "exp" else
+                 _artanc_slope(z, _inside(1 - z), k, dtype))
+        by_z = slope * _dot_with(g, v, vv)
+        grad_v = torch.addcmul(_coefficient(k, v) * g, _coefficient(2 * wide_c * by_z, v), v)
+        return _gradient(grad_v, stored_v), _gradient(_stored(vv * by_z), c), None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # the operations
 
 def conformal_factor(x, c):
@@ -361,26 +703,30 @@ def conformal_factor(x, c):
     return (2 / _inside(1 - c * _dot(x, x))).to(x.dtype)
 
 
-def mobius_add(x, y, c):
+def mobius_add(x, y, c, limit=None):
     """x (+) y = ( c|s|^2 x + A s ) / N,  s = x + y,  A = 1 - c|x|^2,  N = (A + c<x,s>)^2 + c^2 (|x|^2|s|^2 - <x,s>^2).
 
     Ungar 2008; Ganea et al. 2018, eq. 1, in the sum form. x, y: points (..., D) -> (..., D). At c = 0: x + y.
     Neither commutative nor associative: -x (+) (x (+) y) = y.
+    limit: a norm, broadcasts as c does; a longer result is shortened to it. With max_norm(c, dtype) this is project()
+    of the result without reading it again.
     """
-    c, stored, x, y = _prepare(c, x, y)
-    return _cast(_add(x, y, c), stored)
+    return _Sum.apply(x, _other(y, x), *_tensors(x, c, limit), "add")
 
 
-def expmap(x, v, c):
+def expmap(x, v, c, limit=None):
     """exp_x(v) = x (+) u,  u = h tanc(c h^2 |v|^2) v,  h = 1/(1 - c|x|^2) = lambda_x/2.
 
     Ganea et al. 2018, lemma 2. x: points, v: tangent vectors at x, (..., D) -> points (..., D). At c = 0: x + v.
+    limit: see mobius_add.
     """
-    c, stored, x, v = _prepare(c, x, v)
-    v = _squarable(v)
-    h = 1 / _inside(1 - c * _dot(x, x))
-    k = _exp_coefficient(c * h.square() * _dot(v, v), v.dtype, stored)
-    return _cast(_add(x, _scale(h * k, v), c), stored)
+    return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp")
+
+
+def add_exp_0(x, v, c, limit=None):
+    """x (+) exp_0(v) in one step. x: points, v: tangent vectors at the origin, (..., D) -> points. At c = 0: x + v.
+    limit: see mobius_add."""
+    return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp_0")
 
 
 def logmap(x, y, c):
@@ -389,26 +735,23 @@ def logmap(x, y, c):
 
     Ganea et al. 2018, lemma 2: the inverse of expmap. x, y: points (..., D) -> tangent vectors at x. At c = 0: y - x.
     """
-    c, stored, x, y = _prepare(c, x, y)
-    xx, xd, dd = _Gram.apply(x, y, -1)
-    a, b = 1 - c * xx, 1 - c * (xx + 2 * xd + dd)
-    m = _denominator(a, -c, xx, xd, dd)
-    k = _artanc(c * dd / m, _inside(a) * _inside(b) / m, x.dtype)
-    return _cast(_Combine.apply(a * k * a / m, -c * dd / _inside(a), x, y, -1), stored)
+    return _Log.apply(x, _other(y, x), _tensors(x, c)[0])
+
+
+def log_previous(x, c):
+    """log_r(x) with r_t = x_{t-1}, the origin at t = 0: logmap(previous_token(x), x, c) without making r.
+    x: points (B, T, ..., D), t in dimension 1 -> tangent vectors at r."""
+    return _LogPrevious.apply(x, _tensors(x, c)[0])
 
 
 def exp_0(v, c):
     """exp_0(v) = tanc(c|v|^2) v: expmap at the origin. v: (..., D) -> points (..., D). At c = 0: v."""
-    c, stored, v = _prepare(c, v)
-    v = _squarable(v)
-    return _cast(_scale(_exp_coefficient(c * _dot(v, v), v.dtype, stored), v), stored)
+    return _Radial.apply(_squarable(v), _tensors(v, c)[0], "exp")
 
 
 def log_0(x, c):
     """log_0(x) = artanc(c|x|^2) x: logmap at the origin. x: points (..., D) -> tangent vectors. At c = 0: x."""
-    c, stored, x = _prepare(c, x)
-    z = c * _dot(x, x)
-    return _cast(_scale(_artanc(z, _inside(1 - z), x.dtype), x), stored)
+    return _Radial.apply(x, _tensors(x, c)[0], "log")
 
 
 def dist(x, y, c):
@@ -417,8 +760,9 @@ def dist(x, y, c):
     distance has a kink, is taken as 0."""
     c, _, x, y = _prepare(c, x, y)
     xx, xd, dd = _Gram.apply(x, y, -1)
-    a, b = 1 - c * xx, 1 - c * (xx + 2 * xd + dd)
-    m = _denominator(a, -c, xx, xd, dd)
+    yy = xx + 2 * xd + dd
+    a, b = 1 - c * xx, 1 - c * yy
+    m = _denominator(a, c, xx, yy, dd)
     apart = dd > 0
     length = torch.where(apart, torch.sqrt(torch.where(apart, dd, 1.0)), 0.0)
     k = _artanc(c * dd / m, _inside(a) * _inside(b) / m, x.dtype)
@@ -436,13 +780,14 @@ def _gyrate(x, y, v, c):
     v + (2/M) [ (-c A p + c^2 (2 e p - |x|^2 q)) d + (c A q - c^2 |d|^2 p) x ],
     the closed form of Ungar 2008 written in the difference, so that it is v + O(|d|) term by term."""
     xx, e, dd = _Gram.apply(x, y, -1)
+    yy = xx + 2 * e + dd
     a = 1 - c * xx
-    m = _denominator(a, -c, xx, e, dd)
+    m = _denominator(a, c, xx, yy, dd)
     d = y - x
     p, q = _dot(x, v), _dot(d, v)
     along_d = 2 * (c * e) * (c * p) - (c * xx) * (c * q) - a * (c * p)
     along_x = a * (c * q) - (c * dd) * (c * p)
-    return v + _scale(2 * along_d / m, d) + _scale(2 * along_x / m, x), a, 1 - c * (xx + 2 * e + dd)
+    return v + _scale(2 * along_d / m, d) + _scale(2 * along_x / m, x), a, 1 - c * yy
 
 
 def gyration(x, y, v, c):
@@ -465,11 +810,11 @@ def transport(x, y, v, c):
 
 def max_norm(c, dtype):
     """The largest norm that project() leaves to a row of this storage dtype: (1 - margin)/sqrt(c) for c > 0,
-    cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape."""
-    limit = POINT_LIMIT[dtype]
+    cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape, wide."""
+    c = c if c.dtype == _wide(c) else _FiniteCast.apply(c, _wide(c))
     radius = torch.rsqrt(c.abs().clamp(min=torch.finfo(c.dtype).tiny))
     sphere = radius / math.tan(SPHERE_CAP[dtype])
-    return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, sphere).clamp(max=limit)
+    return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, sphere).clamp(max=POINT_LIMIT[dtype])
 
 
 def project(x, c):

@@ -9,16 +9,17 @@ One sub-layer (attention, then MLP), with F the baseline's own layer and c the b
     x   = residual(x, r, v)         'origin':    x (+) exp_0(v)                   flat: x + v
                                     'transport': exp_x(PT_{r->x} v)               flat: x + v
                                     'reference': x (+) exp_r(v)                   flat: x + r + v
-    x   = project(x)
+    x   = project(x)                in the same step
 
 With per_head_curvature the residual stream is a product of n_head spaces of dimension head_size, each with its own c; the
 maps act per head, LayerNorm on the whole row.
 
 Points are in the ball by construction:
   - embeddings enter it by exp_0 with a curvature of their own (use_embedding_curvature), or as they are;
-  - every block projects on entry, because the last block's ball may have been larger: the only device needed for plain
-    embeddings, and without effect where the curvature did not grow;
-  - (+) stays inside in exact arithmetic, and project() after it takes care of rounding;
+  - the first block projects on entry: the only device needed for plain embeddings;
+  - (+) stays inside in exact arithmetic, and the projection after it takes care of rounding; it is to the smaller of the
+    block's ball and the next block's, so the next one need not project again;
+  - with dynamic_curvature, where the next ball is known only when its tokens are read, every block projects on entry;
   - with dynamic_curvature the reference was a point of another token's ball and is projected to this token's.
 
 Everything is causal: reference and predicted curvature at t depend on tokens <= t only.
@@ -51,6 +52,7 @@ class MixedConfig(GPTConfig):
     reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
     reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
     residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
+    ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry.py) or in Triton kernels (kernels.py; a GPU)
 
     def __post_init__(self):
         super().__post_init__()
@@ -104,10 +106,12 @@ def midpoint_weights(config, T, T_all, device):
 
 class Block(model_baseline.Block):
 
-    def __init__(self, config, curvature):
+    def __init__(self, config, curvature, is_first):
         super().__init__(config)
         self.config = config
         self.curvature = curvature
+        self.next_curvature = ()  # that of the next block, in a tuple: it is not this block's submodule
+        self.projects_entry = is_first or config.dynamic_curvature
         if config.dynamic_curvature:
             self.curvature_gate = nn.Linear(config.n_embd, config.n_head if config.per_head_curvature else 1)
 
@@ -142,41 +146,61 @@ class Block(model_baseline.Block):
                 r = geometry.gyromidpoint(history, weights, base)
         return geometry.project(r, c) if self.config.dynamic_curvature else r
 
+    def limit(self, c, dtype):
+        """How long a row may be that this block leaves: in its own ball and, unless that is dynamic, the next one's."""
+        limit = geometry.max_norm(c, dtype)
+        for following in () if self.config.dynamic_curvature else self.next_curvature:
+            limit = torch.minimum(limit, geometry.max_norm(following.c, dtype))
+        return limit
+
     def tangent(self, x, r, c):
+        if r is None:
+            return geometry.log_previous(x, c)
         return geometry.log_0(x, c) if self.config.reference == "origin" else geometry.logmap(r, x, c)
 
-    def residual(self, x, r, v, c):
+    def read(self, x, r, c, norm):
+        """What a layer reads: LayerNorm(log_r(x)). r: None for the previous token. (B, T, C) -> (B, T, C)."""
+        return norm(self.tangent(self.heads(x), r, c).reshape(x.shape))
+
+    def residual(self, x, r, v, c, limit):
         if self.config.residual == "transport":
-            return geometry.expmap(x, geometry.transport(r, x, v, c), c)
+            return geometry.expmap(x, geometry.transport(r, x, v, c), c, limit)
         if self.config.residual == "reference":
-            return geometry.mobius_add(x, geometry.expmap(r, v, c), c)
-        return geometry.mobius_add(x, geometry.exp_0(v, c), c)
+            return geometry.mobius_add(x, geometry.expmap(r, v, c), c, limit)
+        return geometry.add_exp_0(x, v, c, limit)
 
     def forward(self, x, state=None):
         c = self.curvature_of(x)
-        x = geometry.project(self.heads(x), c).flatten(2) if self.config.per_head_curvature else geometry.project(x, c)
+        limit = self.limit(c, x.dtype)
+        if self.projects_entry:
+            x = geometry.project(self.heads(x), c).reshape(x.shape)
+        # then the reference point need not be made
+        only_previous = (self.config.reference == "previous" and self.config.residual == "origin" and state is None
+                         and not self.config.dynamic_curvature)
         for name, norm, layer in self.sublayers():
-            r = self.reference(x, c, state, name)
-            u = self.tangent(self.heads(x), r, c).reshape(x.shape)
-            v = self.heads(layer(norm(u), state))
-            x = geometry.project(self.residual(self.heads(x), r, v, c), c).reshape(x.shape)
+            r = None if only_previous else self.reference(x, c, state, name)
+            v = self.heads(layer(self.read(x, r, c, norm), state))
+            x = self.residual(self.heads(x), r, v, c, limit).reshape(x.shape)
         return x
 
 
 class GPT(model_baseline.GPT):
 
+    block = Block
     compile_seconds_per_block = 40  # measured on a 2-core CPU; the row scalars are many small operations
 
     def make_block(self, config, index):
         if index == 0 or config.curvature_mode != "tied":
             self._curvature = Curvature(config)
-        return Block(config, self._curvature)
+        return self.block(config, self._curvature, is_first=index == 0)
 
     def make_extras(self, config):
         self.embedding_curvature = None
         if config.use_embedding_curvature:
             self.embedding_curvature = self._curvature if config.curvature_mode == "tied" else Curvature(config)
         del self._curvature
+        for block, following in zip(self.transformer.h, list(self.transformer.h)[1:]):
+            block.next_curvature = (following.curvature,)
         self.smear = None
 
     def _init_special(self):
@@ -206,7 +230,7 @@ class GPT(model_baseline.GPT):
             x = block(x)
             rows = block.heads(x).float()
             norm = rows.norm(dim=-1, keepdim=True)
-            edge = norm > 0.999 * geometry.max_norm(c.float(), x.dtype)
+            edge = norm > 0.999 * block.limit(c, x.dtype)
             stats[f"block{i}"] = {
                 "curvature": c.mean().item(), "curvature_min": c.min().item(), "curvature_max": c.max().item(),
                 "edge_share": edge.float().mean().item(),

@@ -10,9 +10,19 @@ MODELS = {  # name -> (config dataclass, module class)
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 
 
-def build(name, config):
-    """A freshly initialised model. config: the dataclass instance of that name."""
-    return MODELS[name][1](config)
+def build(name, config, device_type=None):
+    """A freshly initialised model. config: the dataclass instance of that name. device_type: where it is to run, if known."""
+    if getattr(config, "ops", "torch") == "torch":
+        return MODELS[name][1](config)
+    try:
+        import kernels
+        import model_triton
+    except ImportError as e:
+        raise UserError(f"ops = 'triton' needs Triton ({e}): pip install triton==3.7.1, or use --ops=torch") from None
+    problem = kernels.check_device(device_type) if device_type else None
+    if problem:
+        raise UserError(problem)
+    return model_triton.GPT(config)
 
 
 def config_from_dict(name, values):

@@ -334,7 +334,7 @@ def main(argv):
 
     # model: weights depend on the seed alone, so two models with the same seed share what they have in common
     torch.manual_seed(config.seed)
-    model = models.build(config.model, model_config)
+    model = models.build(config.model, model_config, device_type)
     model.to(device).train()
     optimizers = make_optimizers(model, config, device_type)
 

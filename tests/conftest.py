@@ -1,10 +1,12 @@
 """Shared fixtures: a small prepared data set, and tiny model shapes."""
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (test_kernels.py)
 torch.set_num_threads(1)  # the suite runs in two processes (pytest.ini); tiny tensors gain nothing from threads
 
 TINY = dict(vocab_size=37, block_size=12, n_layer=2, n_head=2, n_embd=16)

@@ -203,8 +203,8 @@ def test_a_nan_stops_the_run_with_status_3_and_names_block_and_operation(small_r
     """A NaN that the second block's MLP makes at step 4."""
     build = models.build
 
-    def sabotaged(name, config):
-        model = build(name, config)
+    def sabotaged(name, config, device_type):
+        model = build(name, config, device_type)
         calls = []
         gelu = torch.nn.functional.gelu
 

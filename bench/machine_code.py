@@ -1,0 +1,165 @@
+"""
+What the Triton kernels become on a GPU, without one: every kernel is compiled ahead of time for sm_80 (A100) and sm_90 (H100), and
+read back from the machine code.
+
+    python bench/machine_code.py                       a table of every kernel
+    python bench/machine_code.py --json=code.json      the same as JSON
+
+Columns: registers a thread; bytes of stack (local memory: spilled registers or indexed arrays; 0 is wanted); 16-byte global
+loads and stores of rows in the code against the number that the pass count in kernels.py asks for.
+
+One number a thread and pass is rows x columns / threads; its bytes, divided by 16, is the number of 16-byte accesses of a
+pass. Kernels that walk along tokens are counted for one step of their loop. Not to be run with TRITON_INTERPRET=1.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch  # noqa: E402
+
+import configurator  # noqa: E402
+from errors import UserError, exit_cleanly  # noqa: E402
+
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+WIDTHS = (32, 64, 128, 384, 768, 1024, 4096)
+TOKENS = ((4, 32), (6, 64), (12, 64), (1, 768), (16, 64), (32, 128))  # (heads, head size) of the walking kernels
+
+
+@dataclass
+class MachineCodeConfig:
+    json: str | None = None  # write the rows here
+    arch: list[int] | None = None  # compute capabilities (None: 80 and 90)
+    dtype: list[str] | None = None  # of the rows (None: float32, bfloat16, float16)
+    width: list[int] | None = None  # D (None: 32, 64, 128, 384, 768, 1024 and 4096)
+
+
+def cases(dtypes, widths):
+    """(name, function, signature, constexprs, divisible arguments, warps, row tiles loaded, row tiles stored,
+    float32 tiles of LayerNorm's weights loaded, and of their gradient stored, elements a thread)"""
+    import kernels as K
+    for dtype in dtypes:
+        row, largest = "*" + TYPES[dtype], float(torch.finfo(getattr(torch, dtype)).max)
+        for D in widths:
+            rows, block_d, warps = K.tile(D, 3)
+            elements = rows * block_d // (32 * warps)
+            index = dict(c_div="i32", c_mod="i32", limit_div="i32", limit_mod="i32", rounding="fp32", z_low="fp32")
+            for kind, number in K.KINDS.items():
+                signature = dict(x_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", out_ptr=row, R="i32", D="i32",
+                                 x_stride="i32", v_stride="i32", **index)
+                yield (f"{kind} forward", D, dtype, K._sum_forward, signature,
+                       dict(KIND=number, LIMITED=True, LARGEST=largest, ROWS=rows, BLOCK_D=block_d), warps, 2, 1, 0, 0, elements)
+            signature = dict(x_ptr=row, y_ptr=row, c_ptr="*fp32", out_ptr=row, R="i32", D="i32", x_stride="i32",
+                             y_stride="i32", c_div="i32", c_mod="i32")
+            yield ("log forward", D, dtype, K._log_forward, signature,
+                   dict(LARGEST=largest, ROWS=rows, BLOCK_D=block_d), warps, 2, 1, 0, 0, elements)
+            rows, block_d, warps = K.tile(D, 5)
+            elements = rows * block_d // (32 * warps)
+            for kind, number in K.KINDS.items():
+                signature = dict(g_ptr=row, x_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", dx_ptr=row, dv_ptr=row,
+                                 dc_ptr="*fp32", dlimit_ptr="*fp32", R="i32", D="i32", g_stride="i32", x_stride="i32",
+                                 v_stride="i32", **index)
+                yield (f"{kind} backward", D, dtype, K._sum_backward, signature,
+                       dict(KIND=number, LIMITED=True, ONE_C=True, ONE_LIMIT=True, X_LARGEST=largest, V_LARGEST=largest,
+                            ROWS=rows, BLOCK_D=block_d), warps, 3, 2, 0, 0, elements)
+            signature = dict(g_ptr=row, x_ptr=row, y_ptr=row, c_ptr="*fp32", dx_ptr=row, dy_ptr=row, dc_ptr="*fp32", R="i32",
+                             D="i32", g_stride="i32", x_stride="i32", y_stride="i32", c_div="i32", c_mod="i32")
+            yield ("log backward", D, dtype, K._log_backward, signature,
+                   dict(ONE_C=True, X_LARGEST=largest, Y_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), warps, 3, 2, 0, 0, elements)
+        for heads, size in (t for t in TOKENS if t[0] * t[1] in widths or t[0] == 1 and t[1] in widths):
+            x = torch.empty(1, 8, heads, size)
+            _, _, _, _, block_h, block_d, warps = K._walk(x)
+            elements = max(1, block_h * block_d // (32 * warps))
+            signature = dict(x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", b_ptr="*fp32", out_ptr=row, mean_ptr="*fp32",
+                             rstd_ptr="*fp32", N="i32", T="i32", NH="i32", HS="i32", x_stride="i32", r_stride="i32",
+                             c_div="i32", c_mod="i32")
+            shape = dict(BIAS=False, LARGEST=largest, STEPS=K.CHUNK, BLOCK_H=block_h, BLOCK_D=block_d)
+            # outside the loop: the row before the chunk and the weights; in it: x and out
+            yield ("log + LayerNorm forward", (heads, size), dtype, K._log_layernorm_forward, signature,
+                   dict(REFERENCE=1, **shape), warps, 2, 1, 1, 0, elements)
+            signature = dict(g_ptr=row, x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", mean_ptr="*fp32", rstd_ptr="*fp32",
+                             dx_ptr=row, dr_ptr=row, dc_ptr="*fp32", dw_ptr="*fp32", db_ptr="*fp32", N="i32", T="i32",
+                             NH="i32", HS="i32", g_stride="i32", x_stride="i32", r_stride="i32", c_div="i32", c_mod="i32")
+            # outside the loop: the last row, the row after it and its cotangent, the weights; in it: g and the row before
+            yield ("log + LayerNorm backward", (heads, size), dtype, K._log_layernorm_backward, signature,
+                   dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape), warps, 5, 1, 1, 1, elements)
+
+
+def compile_case(function, signature, constants, warps, arch):
+    """The compiled kernel: pointers 16-byte aligned, sizes and strides multiples of 16, as a launch on whole rows finds them."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    signature = {**signature, **{name: "constexpr" for name in constants}}
+    names = function.arg_names
+    divisible = [n for n, kind in signature.items() if kind.startswith("*") or n in ("D", "HS") or n.endswith("stride")]
+    source = ASTSource(function, {n: signature[n] for n in names}, constexprs={(names.index(n),): v for n, v in constants.items()},
+                       attrs={(names.index(n),): [["tt.divisibility", 16]] for n in divisible})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+
+
+def read_cubin(cubin):
+    """Registers, stack bytes and the counts of global and local accesses by width."""
+    import triton
+    tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(cubin)
+        f.flush()
+        usage = subprocess.run([os.path.join(tools, "cuobjdump"), "-res-usage", f.name], capture_output=True, text=True,
+                               check=True).stdout
+        sass = subprocess.run([os.path.join(tools, "cuobjdump"), "-sass", f.name], capture_output=True, text=True, check=True).stdout
+    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", sass, re.M)
+    wide = lambda prefix: sum(o.startswith(prefix) and ".128" in o for o in operations)  # noqa: E731
+    return {"registers": int(re.search(r"REG:(\d+)", usage).group(1)), "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
+            "local": sum(o.startswith(("LDL", "STL")) for o in operations),
+            "loads": sum(o.startswith("LDG") for o in operations), "loads_16_bytes": wide("LDG"),
+            "stores": sum(o.startswith("STG") for o in operations), "stores_16_bytes": wide("STG")}
+
+
+def expected(row_tiles, float32_tiles, elements, dtype):
+    """16-byte accesses of so many passes, or None where a thread has less than 16 bytes of a row."""
+    size = getattr(torch, dtype).itemsize
+    if elements * size < 16:
+        return None
+    return row_tiles * elements * size // 16 + float32_tiles * elements * 4 // 16
+
+
+def rows_of(archs, dtypes, widths):
+    for name, D, dtype, function, signature, constants, warps, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
+        for arch in archs:
+            code = read_cubin(compile_case(function, signature, constants, warps, arch).asm["cubin"])
+            yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": warps, **code,
+                   "expected_loads": expected(loads, w_loads, elements, dtype),
+                   "expected_stores": expected(stores, w_stores, elements, dtype)}
+
+
+@exit_cleanly
+def main(argv):
+    config, _ = configurator.resolve(argv, MachineCodeConfig, script_doc=__doc__)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise UserError("TRITON_INTERPRET=1 makes Triton interpret, not compile; unset it")
+    for dtype in config.dtype or ():
+        if dtype not in TYPES:
+            raise UserError(f"dtype {dtype!r}: there are {', '.join(TYPES)}")
+    rows = []
+    print(f"{'kernel':26}{'D':>10} {'dtype':9}{'sm':>4}{'warps':>6}{'regs':>6}{'stack':>6}{'LDG.128':>9}{'wanted':>7}{'STG.128':>9}"
+          f"{'wanted':>7}")
+    for row in rows_of(config.arch or (80, 90), config.dtype or TYPES, config.width or WIDTHS):
+        rows.append(row)
+        D = "x".join(map(str, row["D"])) if isinstance(row["D"], tuple) else row["D"]
+        print(f"{row['kernel']:26}{D:>10} {row['dtype']:9}{row['arch']:>4}{row['warps']:>6}{row['registers']:>6}{row['stack']:>6}"
+              f"{row['loads_16_bytes']:>9}{row['expected_loads'] or '-':>7}{row['stores_16_bytes']:>9}"
+              f"{row['expected_stores'] or '-':>7}", flush=True)
+    if config.json:
+        with open(config.json, "w") as f:
+            json.dump(rows, f, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

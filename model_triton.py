@@ -1,0 +1,48 @@
+"""
+The mixed-curvature GPT on the Triton kernels: `ops = 'triton'` of the mixed model.
+
+The same model with the same parameters as model.py, which it subclasses; two steps of a sub-layer run in kernels.py:
+
+    LayerNorm(log_r(x))                    one kernel, r = x_{t-1} made from the row before
+    project(x (+) exp_0(v))                one kernel (expmap and mobius_add for the other two residuals)
+
+What stays in PyTorch, chosen here and nowhere else: the embedding's exp_0 and projection (once a step), parallel transport
+(residual 'transport'), gyro-midpoints (reference 'mean', 'window', 'ema') and everything while text is generated with a cache of
+earlier tokens, which takes its reference from there.
+"""
+import torch
+
+import kernels
+import model
+from errors import UserError
+from model import geometry
+
+
+class Block(model.Block):
+
+    def read(self, x, r, c, norm):
+        if not x.numel():
+            return super().read(x, r, c, norm)
+        tokens = x.unflatten(-1, (self.config.n_head if self.config.per_head_curvature else 1, -1))
+        if not self.config.per_head_curvature and c.dim():
+            c = c.unsqueeze(-2)  # (B, T, 1) -> (B, T, 1, 1)
+        reference = "origin" if self.config.reference == "origin" else "previous" if r is None else "given"
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        r = r.reshape(tokens.shape) if reference == "given" else None
+        return kernels.log_layernorm(tokens, c, norm.weight, norm.bias, reference, r, dtype).reshape(x.shape)
+
+    def residual(self, x, r, v, c, limit):
+        if self.config.residual == "transport":
+            return kernels.expmap(x, geometry.transport(r, x, v, c), c, limit)
+        if self.config.residual == "reference":
+            return kernels.mobius_add(x, kernels.expmap(r, v, c), c, limit)
+        return kernels.add_exp_0(x, v, c, limit)
+
+
+class GPT(model.GPT):
+    block = Block
+
+    def __init__(self, config):
+        if config.n_embd > kernels.MAX_D:
+            raise UserError(f"n_embd = {config.n_embd}: the Triton kernels take at most {kernels.MAX_D}; use --ops=torch")
+        super().__init__(config)

@@ -1,0 +1,64 @@
+"""
+What tests/test_models.py checks on a sample because it takes long, here on every model and every combination of options: one graph
+under torch.compile, 200 training steps in float32 and bf16, learned curvature that moves. About an hour on 2 cores, so not part
+of `make test`: `make test-all`.
+"""
+import pytest
+import torch
+from test_model_baseline import randomised
+from test_models import EVERY, GRID, build
+
+pytestmark = pytest.mark.exhaustive
+
+
+def name_of(case):
+    return "-".join(str(v) for v in case[1].values())
+
+
+@pytest.mark.parametrize("case", EVERY, ids=name_of)
+def test_one_graph(case, tokens):
+    name, options = case
+    torch._dynamo.reset()
+    net, other = (randomised(build(name, options, n_layer=1)) for _ in range(2))
+    loss = torch.compile(net, fullgraph=True, backend="aot_eager")(*tokens)[1]
+    expected = other(*tokens)[1]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for (key, p), q in zip(net.named_parameters(), other.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", EVERY, ids=name_of)
+def test_200_steps(case, dtype, tokens):
+    name, options = case
+    net = build(name, options, n_layer=1)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = net(*tokens)[1]
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("case", [case for case in GRID if case[1]["curvature_mode"] != "fixed"], ids=name_of)
+def test_learned_curvature_moves_and_has_a_gradient(case, tokens):
+    net = build(*case)
+    curvatures = {k: p for k, p in net.named_parameters() if "curvature" in k}
+    start = {k: p.detach().clone() for k, p in curvatures.items()}
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for step in range(3):
+        optimizer.zero_grad()
+        net(*tokens)[1].backward()
+        for key, p in curvatures.items():
+            assert step == 0 or (p.grad != 0).any(), key
+        optimizer.step()
+    for key, p in curvatures.items():
+        assert (p != start[key]).any(), key
