@@ -18,8 +18,9 @@ no float64: there they are float32, and results within 1e-3 of the boundary lose
 
 Form. Textbooks write these operations with the Gram entries x.x, x.y, y.y, which cancel catastrophically for points
 near each other or near the boundary. Here w = y + x or w = y - x is formed first, and every result is
-beta (w + rho x): three dot products (x.x, x.w, w.w), two row coefficients, one read of each row and one write
-(tests/test_geometry.py compares both forms with 60 digits).
+beta (w + rho x): three squared norms (x.x, y.y, w.w), two row coefficients, one read of each row and one write
+(tests/test_geometry.py compares both forms with 60 digits). The denominators are A B + c|w|^2: for c > 0 a sum of positive
+numbers. Derivatives of the maps that models use are in closed form.
 
 Domain. Points are inside the ball: project() puts them there. Any finite tangent vector is accepted; on the sphere the
 exponential map stops just before the antipode (SPHERE_CAP). The antipode of the origin is at infinity in this chart;
@@ -330,8 +331,8 @@ def _bounded(z, stored):
 
 
 def _exp_coefficient(z, row_dtype, stored):
-    """k(z) with exp_0(v) = k(c|v|^2) v, and 1 - z k^2 = 1 - c|exp_0(v)|^2: tanc, stopped on the sphere at SPHERE_CAP before
-    the pole. The transcendental part is in the dtype of the rows: z has no cancellation left in it."""
+    """k(z) with exp_0(v) = k(c|v|^2) v, and 1 - z k^2 = 1 - c|exp_0(v)|^2: tanc, stopped on the sphere at SPHERE_CAP
+    before the pole. The transcendental part is in the dtype of the rows: z has no cancellation left in it."""
     bounded, beyond = _bounded(z, stored)
     k, rest = (f.to(z.dtype) for f in _tanc(bounded.to(row_dtype)))
     # on the sphere it has to be that of the rounded k: the denominator of a sum cancels it near the antipode
@@ -395,8 +396,8 @@ def _row_dtypes(*rows):
 
 
 def _wide_c(c, *rows):
-    """c (or a limit) in the wide dtype, one for every row in compiled code: loops over rows with one c per head use n_head of
-    the lanes of a register."""
+    """c (or a limit) in the wide dtype, one for every row in compiled code: loops over rows with one c per head use n_head
+    of the lanes of a register."""
     wide = _wide(rows[0])
     c = c if c.dtype == wide else _saturate(c, wide)
     if c.dim() and torch.compiler.is_compiling():
@@ -438,8 +439,8 @@ def _coefficient(k, row):
 
 
 def _dot_with(g, v, vv):
-    """<g, v> of the cotangent and a tangent vector with |v|^2 = vv, which may be longer than the square root of the largest
-    number."""
+    """<g, v> of the cotangent and a tangent vector with |v|^2 = vv, which may be longer than the square root of the
+    largest number."""
     scale = torch.rsqrt(vv.clamp(min=1.0))
     return _row_sum(g * (_coefficient(scale, v) * v)).to(vv.dtype) / scale
 
@@ -549,7 +550,8 @@ class _LogPrevious(torch.autograd.Function):
             return _through_autograd(_log_previous, g, (stored_x, c), ctx.needs_input_grad)
         dtype = _row_dtypes(stored_x)[1]
         x = stored_x.to(dtype)
-        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x), _stored(_shifted(xx)), xx, dd, k)
+        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x), _stored(_shifted(xx)), xx,
+                                               dd, k)
         grad_x = grad_x + _shifted(grad_r, -1)
         return _gradient(grad_x, stored_x), _gradient(grad_c, c)
 
@@ -589,8 +591,8 @@ def _sum_scalars(c, xx, vv, third, k, rest, kind):
 
 
 def _shrink(limit, ww, n, stored):
-    """Where the norm of the sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit. Rows a rounding
-    error longer than that count as inside, so that shortening twice is the same as shortening once."""
+    """Where the norm of the sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit. Rows a
+    rounding error longer than that count as inside, so that shortening twice is the same as shortening once."""
     outside = ww > (limit * (1 + ROUNDING[stored])).square() * n
     ratio = torch.where(outside, n, 1.0) / torch.where(outside, ww, 1.0)
     return outside, torch.where(outside, limit, 1.0) * torch.sqrt(ratio)

@@ -4,11 +4,11 @@ Triton kernels, forward and backward, for the geometry of geometry.py, and the c
     mobius_add(x, y, c, limit)   expmap(x, v, c, limit)   add_exp_0(x, v, c, limit)   logmap(x, y, c)
     log_layernorm(x, c, weight, bias, reference, r): LayerNorm(log_r(x)), the maps per head, LayerNorm over the whole row
 
-They have the signatures, the shapes and the formulas of geometry.py, of which every map here is the closed form and every
-backward the same derivative (_sum_backward, _log_backward there). Rows: float32, bfloat16 or float16, any number of them,
-D <= 8192. c (and limit): a number or a tensor of either sign or 0 that broadcasts against (..., 1), e.g. one for all, per
-head or per token. Arithmetic is float32, so that near the edge errors grow as eps/(1 - c|x|^2), and on the sphere as eps |c||x|^2 far
-from the origin, where geometry.py sums in float64. Tangent vectors over 1e13 are shortened to that. Once differentiable.
+They have the signatures, shapes and formulas of geometry.py, and its derivatives (_sum_backward, _log_backward there). Rows:
+float32, bfloat16 or float16, any number of them, D <= 8192. c (and limit): a number or a tensor of either sign or 0 that
+broadcasts against (..., 1), e.g. one for all, per head or per token. Arithmetic is float32, so that errors grow as
+eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin, where geometry.py sums in float64.
+Tangent vectors over 1e13 are shortened to that. Once differentiable.
 
 Memory. A pass is one read or one write of all rows. Nothing but the inputs is kept for the backward pass, which finds its
 row scalars again from the rows that it reads anyway:

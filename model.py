@@ -104,6 +104,10 @@ def midpoint_weights(config, T, T_all, device):
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
+def limit_name(dtype):
+    return "limit_" + str(dtype).removeprefix("torch.")
+
+
 class Block(model_baseline.Block):
 
     def __init__(self, config, curvature, is_first):
@@ -148,10 +152,20 @@ class Block(model_baseline.Block):
 
     def limit(self, c, dtype):
         """How long a row may be that this block leaves: in its own ball and, unless that is dynamic, the next one's."""
+        precomputed = getattr(self, limit_name(dtype), None)
+        if precomputed is not None:
+            return precomputed
         limit = geometry.max_norm(c, dtype)
         for following in () if self.config.dynamic_curvature else self.next_curvature:
             limit = torch.minimum(limit, geometry.max_norm(following.c, dtype))
         return limit
+
+    def precompute(self):
+        """Where c is a number of the config, what follows from it alone is computed once, not each step."""
+        if self.config.curvature_mode == "fixed" and not self.config.dynamic_curvature:
+            for dtype in geometry.BALL_MARGIN:
+                limit = self.limit(self.curvature.c, dtype)
+                self.register_buffer(limit_name(dtype), limit, persistent=False)
 
     def tangent(self, x, r, c):
         if r is None:
@@ -212,6 +226,8 @@ class GPT(model_baseline.GPT):
                 nn.init.zeros_(block.curvature_gate.weight)
         if self.embedding_curvature is not None and config.curvature_mode != "tied":
             self.embedding_curvature.reset(config, starts[0])
+        for block in self.transformer.h:
+            block.precompute()
 
     def embed(self, idx, cache=None):
         x = super().embed(idx, cache)

@@ -7,8 +7,7 @@ The same model with the same parameters as model.py, which it subclasses; two st
     project(x (+) exp_0(v))                one kernel (expmap and mobius_add for the other two residuals)
 
 What stays in PyTorch, chosen here and nowhere else: the embedding's exp_0 and projection (once a step), parallel transport
-(residual 'transport'), gyro-midpoints (reference 'mean', 'window', 'ema') and everything while text is generated with a cache of
-earlier tokens, which takes its reference from there.
+(residual 'transport') and gyro-midpoints (reference 'mean', 'window', 'ema').
 """
 import torch
 

@@ -191,6 +191,14 @@ def test_learned_curvature_crosses_zero(tokens):
     assert torch.isfinite(net(*tokens)[1])
 
 
+def test_what_follows_from_a_fixed_curvature_is_computed_once(tokens, monkeypatch):
+    net = build("mixed", {**DEFAULT, "curvature_mode": "fixed"})
+    monkeypatch.setattr(geometry, "max_norm", lambda *args: pytest.fail("computed again"))
+    for block in net.transformer.h:
+        assert block.limit(block.curvature.c, torch.float32) == pytest.approx(0.7 ** -0.5, rel=1e-3)
+    assert not [k for k in net.state_dict() if "limit" in k]
+
+
 def test_points_stay_in_the_ball_in_every_configuration(tokens):
     idx, _ = tokens
     for name, options in GRID:

@@ -1,0 +1,240 @@
+"""
+Speed of the geometry against memory bandwidth: mobius_add, expmap, add_exp_0 and logmap, forward, backward and both.
+
+    python bench/bench_kernels.py                                        on a GPU eager, compiled and triton; else eager and compiled
+    python bench/bench_kernels.py --rows='[65536]' --D='[384]' --ops='["logmap"]'
+    python bench/bench_kernels.py --c=head --D='[64]'                    one c per head (12 heads)
+
+Correctness comes first: each provider's output and gradients against float64 (geometry.py), and a wrong one is not timed. Then the
+time (median, 20th and 80th percentile), the bandwidth of the *necessary* bytes (each input read once, each output written once:
+3 rows forward, 5 backward, 8 for both), its share of what a plain copy reaches in this run on this machine, the speed-up
+over eager and the peak memory above the inputs. A table, a CSV (--out) with hardware and versions, and a plot beside it.
+"""
+import csv
+import ctypes
+import gc
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import configurator  # noqa: E402
+import geometry  # noqa: E402
+from bench_model import _status_kib  # noqa: E402
+from errors import UserError, exit_cleanly  # noqa: E402
+from train import pick_device  # noqa: E402
+
+OPERATIONS = ("mobius_add", "expmap", "add_exp_0", "logmap")
+PASSES = {"forward": 3, "backward": 5, "both": 8}  # rows read and written
+DTYPES = ("float32", "bfloat16", "float16")
+HEADS = 12
+
+
+@dataclass
+class BenchConfig:
+    rows: list[int] = field(default_factory=lambda: [4096, 65536])  # how many rows
+    D: list[int] = field(default_factory=lambda: [64, 384, 768])  # numbers in a row
+    dtype: list[str] = field(default_factory=lambda: ["float32"])  # of the rows: float32 | bfloat16 | float16
+    ops: list[str] = field(default_factory=lambda: list(OPERATIONS))  # which maps
+    c: Literal["one", "head", "row"] = "one"  # one c, one for each of 12 heads, or one a row
+    rounds: int = 15  # timed calls of each
+    threads: int = 2  # CPU threads
+    device: str = "auto"  # 'auto' | 'cpu' | 'cuda'
+    keep_memory: bool = True  # CPU: keep freed memory for the next tensor (keep_freed_memory)
+    out: str = "out/bench_kernels.csv"  # the table as CSV; the plot is beside it (.png)
+
+    def __post_init__(self):
+        for key, allowed in (("ops", OPERATIONS), ("dtype", DTYPES)):
+            for value in getattr(self, key):
+                if value not in allowed:
+                    raise UserError(f"{key}: {value!r}; there are {', '.join(allowed)}")
+        if self.rounds < 2 or self.threads < 1 or min(self.rows + self.D) < 1:
+            raise UserError("rounds must be at least 2; threads, rows and D at least 1")
+
+
+def keep_freed_memory():
+    """Tells glibc, where it is the C library, to keep what is freed. By default it maps tensors over 32 MiB afresh and the
+    operating system clears their pages each time, which takes several times as long as the geometry itself; the copy, into
+    memory that it has, would not pay for that. (train.py leaves the default: kept memory can add up to several times
+    the largest tensor.)"""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
+
+
+def quantiles(f, rounds, device):
+    """(median, 20th, 80th percentile) of the seconds that f takes"""
+    if device.startswith("cuda"):
+        import triton.testing
+        return tuple(t / 1000 for t in triton.testing.do_bench(f, quantiles=[0.5, 0.2, 0.8]))
+    f(), f()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - began)
+    return tuple(np.quantile(times, [0.5, 0.2, 0.8]))
+
+
+def copy_bandwidth(device, rounds):
+    """GB/s of torch's own copy of 256 MiB: bytes read and written."""
+    a = torch.zeros(2 ** 26, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / quantiles(lambda: b.copy_(a), rounds, device)[0] / 1e9
+
+
+def peak_memory(f, device):
+    """MiB that f takes above what is allocated before it, or None where that cannot be seen"""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f()
+        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    if not os.path.exists("/proc/self/clear_refs"):
+        return None
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = _status_kib("VmRSS")
+    f()
+    return max(0, _status_kib("VmHWM") - before) / 1024
+
+
+def providers(device):
+    """name -> a function that returns a map by name"""
+    found = {"eager": lambda name: getattr(geometry, name),
+             "compiled": lambda name: torch.compile(getattr(geometry, name), fullgraph=True, dynamic=False)}
+    if device.startswith("cuda"):
+        import kernels
+        found["triton"] = lambda name: getattr(kernels, name)
+    return found
+
+
+def make_inputs(rows, D, dtype, c, device):
+    """x, y (both points in the ball, y a tangent vector too), c, and a cotangent"""
+    rng = torch.Generator().manual_seed(0)
+    lead = (rows // HEADS, HEADS) if c == "head" else (rows,)
+    x, y, g = (torch.randn(*lead, D, generator=rng) for _ in range(3))
+    x, y = (0.7 * v / v.norm(dim=-1, keepdim=True) * torch.rand(*lead, 1, generator=rng) for v in (x, y))
+    shape = {"one": (), "head": (HEADS, 1), "row": (rows, 1)}[c]
+    curvature = 0.5 + 0.5 * torch.rand(shape, generator=rng)
+    inputs = [v.to(device, dtype).requires_grad_() for v in (x, y)] + [curvature.to(device).requires_grad_()]
+    return inputs, g.to(device, dtype)
+
+
+def errors_of(f, name, inputs, g):
+    """Relative errors of the output and the gradients by both rows against float64, on the first 256 rows"""
+    few = [t.detach()[:256].clone().requires_grad_() if i < 2 else t.detach().clone() for i, t in enumerate(inputs)]
+    if few[2].dim() == 2 and few[2].size(0) == inputs[0].size(0):
+        few[2] = few[2][:256]
+    exact = [t.detach().double().requires_grad_(i < 2) for i, t in enumerate(few)]
+    out, expected = f(*few), getattr(geometry, name)(*exact)
+    out.backward(g[:256])
+    expected.backward(g[:256].double())
+    pairs = ((out, expected), (few[0].grad, exact[0].grad), (few[1].grad, exact[1].grad))
+    return [float((a.detach().double() - b.detach()).norm() / b.detach().norm()) for a, b in pairs]
+
+
+def bench(config, device):
+    table = []
+    copy = copy_bandwidth(device, config.rounds)
+    print(f"{platform.processor() or platform.machine()}, {hardware(device)}, torch {torch.__version__}, {config.threads} CPU threads")
+    print(f"copy of 256 MiB: {copy:.1f} GB/s\n")
+    print(f"{'op':11}{'rows':>8}{'D':>6} {'dtype':9}{'pass':9}{'provider':9}{'ms':>9}{'20%':>9}{'80%':>9}{'GB/s':>8}{'of copy':>8}"
+          f"{'x eager':>8}{'MiB':>8}")
+    for name in config.ops:
+        for dtype in config.dtype:
+            for D in config.D:
+                for rows in config.rows:
+                    table += one_case(config, name, dtype, D, rows, device, copy)
+    return table
+
+
+def one_case(config, name, dtype, D, rows, device, copy):
+    inputs, g = make_inputs(rows, D, getattr(torch, dtype), config.c, device)
+    rows = inputs[0].numel() // D
+    bound = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}[dtype]
+    lines, eager = [], {}
+    for provider, get in providers(device).items():
+        torch._dynamo.reset()
+        f = get(name)
+        worst = max(errors_of(f, name, inputs, g))
+        if not worst < bound:
+            print(f"{name:11}{rows:8}{D:6} {dtype:9}{'':9}{provider:9} WRONG: error {worst:.1e} over {bound:.0e}, not timed")
+            continue
+        out = f(*inputs)
+        work = {"forward": lambda: f(*inputs), "both": lambda: torch.autograd.grad(f(*inputs), inputs, g),
+                "backward": lambda: torch.autograd.grad(out, inputs, g, retain_graph=True)}
+        for passes in PASSES:
+            median, low, high = quantiles(work[passes], config.rounds, device)
+            rate = PASSES[passes] * rows * D * getattr(torch, dtype).itemsize / median / 1e9
+            eager.setdefault(passes, median)
+            memory = peak_memory(work[passes], device)
+            line = dict(op=name, rows=rows, D=D, dtype=dtype, c=config.c, passes=passes, provider=provider, ms=1e3 * median,
+                        ms_20=1e3 * low, ms_80=1e3 * high, GB_s=rate, share_of_copy=rate / copy,
+                        speedup_over_eager=eager[passes] / median, peak_MiB=memory, error=worst, copy_GB_s=copy)
+            lines.append(line)
+            print(f"{name:11}{rows:8}{D:6} {dtype:9}{passes:9}{provider:9}{1e3 * median:9.3f}{1e3 * low:9.3f}{1e3 * high:9.3f}"
+                  f"{rate:8.1f}{rate / copy:8.0%}{eager[passes] / median:8.1f}{'-' if memory is None else f'{memory:.0f}':>8}", flush=True)
+    return lines
+
+
+def hardware(device):
+    return torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU {torch.backends.cpu.get_cpu_capability()}"
+
+
+def write(table, config, device):
+    folder = os.path.dirname(config.out)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    about = dict(hardware=hardware(device), threads=config.threads, torch=torch.__version__, python=platform.python_version())
+    with open(config.out, "w", newline="") as f:
+        writer = csv.DictWriter(f, [*table[0], *about])
+        writer.writeheader()
+        writer.writerows({**line, **about} for line in table)
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    biggest = max(line["rows"] * line["D"] for line in table)
+    chosen = [line for line in table if line["rows"] * line["D"] == biggest]
+    names = list(dict.fromkeys(line["provider"] for line in chosen))
+    groups = list(dict.fromkeys((line["op"], line["passes"], line["dtype"]) for line in chosen))
+    figure, axis = plt.subplots(figsize=(1.5 + 0.6 * len(groups), 4))
+    for i, (provider, colour) in enumerate(zip(names, ("#0072B2", "#E69F00", "#009E73"))):
+        share = {(line["op"], line["passes"], line["dtype"]): line["share_of_copy"] for line in chosen if line["provider"] == provider}
+        axis.bar([k + 0.27 * i for k in range(len(groups))], [100 * share.get(g, 0) for g in groups], 0.25, label=provider, color=colour)
+    axis.axhline(100, color="grey", linewidth=0.8)
+    axis.set_xticks(range(len(groups)), ["\n".join(g[:2]) + ("" if len(config.dtype) == 1 else "\n" + g[2]) for g in groups], fontsize=7)
+    axis.set_ylabel("% of copy bandwidth (necessary bytes)")
+    axis.set_title(f"{chosen[0]['rows']:,} x {chosen[0]['D']} on {hardware(device)}")
+    axis.legend()
+    figure.tight_layout()
+    picture = os.path.splitext(config.out)[0] + ".png"
+    figure.savefig(picture, dpi=150)
+    print(f"\n{config.out}\n{picture}")
+
+
+@exit_cleanly
+def main(argv):
+    config, _ = configurator.resolve(argv, BenchConfig, script_doc=__doc__)
+    device = pick_device(config.device)
+    torch.set_num_threads(config.threads)
+    if config.keep_memory and device == "cpu":
+        keep_freed_memory()
+    table = bench(config, device)
+    if not table:
+        raise UserError("no provider was correct; nothing was timed")
+    write(table, config, device)
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
