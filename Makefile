@@ -1,6 +1,6 @@
 # make demo   set up, prepare the data, train three models for a few minutes, compare them, write some text
 # make test   set up and run the tests
-# make test-all   also every combination of the models' options (about an hour)
+# make test-all   also every combination of the models' options (hours)
 # Both work in a virtual environment in .venv that they make; PYTHON=... uses another interpreter to make it.
 
 PYTHON ?= python3

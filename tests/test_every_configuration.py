@@ -1,6 +1,6 @@
 """
 What tests/test_models.py checks on a sample because it takes long, here on every model and every combination of options: one graph
-under torch.compile, 200 training steps in float32 and bf16, learned curvature that moves. About an hour on 2 cores, so not part
+under torch.compile, 200 training steps in float32 and bf16, learned curvature that moves. Hours on 2 cores, so not part
 of `make test`: `make test-all`.
 """
 import pytest
