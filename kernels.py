@@ -591,11 +591,12 @@ def _largest(dtype):
 
 
 def tile(D, tensors):
-    """(rows a program, columns, warps): 2,048 numbers in each of the row tiles that a program holds, or one row."""
+    """(rows a program, columns, warps): 2,048 numbers in each of the row tiles that a program holds (1,024 where there are five, so
+    that none is spilled), or one row."""
     if D > MAX_D:
         raise ValueError(f"rows of {D} numbers: the kernels take at most {MAX_D}")
     block_d = triton.next_power_of_2(D)
-    rows = max(1, 2048 // block_d)
+    rows = max(1, (1024 if tensors > 3 else 2048) // block_d)
     return rows, block_d, min(16, max(4, block_d // (256 if tensors > 3 else 512)))
 
 
