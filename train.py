@@ -376,6 +376,8 @@ def main(argv):
     print(f"model: {config.model}, {model.num_params():,} parameters without positions; "
           f"{tokens_per_step:,} tokens a step = {config.gradient_accumulation_steps} x {config.batch_size} x {T}")
     print(f"device: {device}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
+    if getattr(model_config, "ops", None) == "triton":
+        print("ops: Triton kernels; transport, gyro-midpoints and the embedding's maps in PyTorch")
     if start:
         print(f"resumed from step {start}")
 

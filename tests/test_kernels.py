@@ -299,7 +299,7 @@ def test_training_with_the_kernels_from_the_command_line(small_run):
                           "--max_iters=2", "--eval_interval=2", "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"],
                          capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stderr
-    assert "final: val loss" in run.stdout
+    assert "ops: Triton kernels" in run.stdout and "final: val loss" in run.stdout
 
 
 @pytest.mark.parametrize("sizes", [
