@@ -591,8 +591,8 @@ def _largest(dtype):
 
 
 def tile(D, tensors):
-    """(rows a program, columns, warps): 2,048 numbers in each of the row tiles that a program holds (1,024 where there are five, so
-    that none is spilled), or one row."""
+    """(rows a program, columns, warps): 2,048 numbers in each of the row tiles that a program holds, or one row;
+    1,024 where there are five tiles, so that no register is spilled."""
     if D > MAX_D:
         raise ValueError(f"rows of {D} numbers: the kernels take at most {MAX_D}")
     block_d = triton.next_power_of_2(D)
@@ -609,7 +609,7 @@ def _common(x, y):
     return x.expand(shape), y.expand(shape)
 
 
-def _to_shape(grad_rows, lead, like, div, mod):
+def _to_shape(grad_rows, lead, like):
     """The gradient of c from one number a row, or one number a program where c is one number."""
     if like.numel() == 1:
         return grad_rows.sum().reshape(like.shape).to(like.dtype)
@@ -656,8 +656,8 @@ def _sum_grad(g: torch.Tensor, x: torch.Tensor, v: torch.Tensor, c: torch.Tensor
             limit_mod, geometry.ROUNDING[stored], _z_low(stored), KIND=KINDS[kind], LIMITED=limit is not None,
             ONE_C=c.numel() == 1, ONE_LIMIT=bound.numel() == 1, X_LARGEST=_largest(dx.dtype), V_LARGEST=_largest(dv.dtype),
             ROWS=rows, BLOCK_D=block_d, num_warps=warps)
-    dlimit = torch.zeros_like(bound) if limit is None else _to_shape(dlimit, lead, bound, limit_div, limit_mod)
-    return dx, dv, _to_shape(dc, lead, c, c_div, c_mod), dlimit
+    dlimit = torch.zeros_like(bound) if limit is None else _to_shape(dlimit, lead, bound)
+    return dx, dv, _to_shape(dc, lead, c), dlimit
 
 
 @_sum_grad.register_fake
@@ -714,7 +714,7 @@ def _logmap_grad(g: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
         _log_backward[(programs,)](g, x, y, wide_c, dx, dy, dc, R, D, g_stride, x_stride, y_stride, c_div, c_mod,
                                    ONE_C=c.numel() == 1, X_LARGEST=_largest(dx.dtype), Y_LARGEST=_largest(dy.dtype),
                                    ROWS=rows, BLOCK_D=block_d, num_warps=warps)
-    return dx, dy, _to_shape(dc, lead, c, c_div, c_mod)
+    return dx, dy, _to_shape(dc, lead, c)
 
 
 @_logmap_grad.register_fake

@@ -110,6 +110,8 @@ def limit_name(dtype):
 
 class Block(model_baseline.Block):
 
+    maps = geometry  # where residual() takes its maps from; model_triton.py: kernels
+
     def __init__(self, config, curvature, is_first):
         super().__init__(config)
         self.config = config
@@ -178,10 +180,10 @@ class Block(model_baseline.Block):
 
     def residual(self, x, r, v, c, limit):
         if self.config.residual == "transport":
-            return geometry.expmap(x, geometry.transport(r, x, v, c), c, limit)
+            return self.maps.expmap(x, geometry.transport(r, x, v, c), c, limit)
         if self.config.residual == "reference":
-            return geometry.mobius_add(x, geometry.expmap(r, v, c), c, limit)
-        return geometry.add_exp_0(x, v, c, limit)
+            return self.maps.mobius_add(x, self.maps.expmap(r, v, c), c, limit)
+        return self.maps.add_exp_0(x, v, c, limit)
 
     def forward(self, x, state=None):
         c = self.curvature_of(x)

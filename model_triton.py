@@ -14,10 +14,11 @@ import torch
 import kernels
 import model
 from errors import UserError
-from model import geometry
 
 
 class Block(model.Block):
+
+    maps = kernels
 
     def read(self, x, r, c, norm):
         if not x.numel():
@@ -29,13 +30,6 @@ class Block(model.Block):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         r = r.reshape(tokens.shape) if reference == "given" else None
         return kernels.log_layernorm(tokens, c, norm.weight, norm.bias, reference, r, dtype).reshape(x.shape)
-
-    def residual(self, x, r, v, c, limit):
-        if self.config.residual == "transport":
-            return kernels.expmap(x, geometry.transport(r, x, v, c), c, limit)
-        if self.config.residual == "reference":
-            return kernels.mobius_add(x, kernels.expmap(r, v, c), c, limit)
-        return kernels.add_exp_0(x, v, c, limit)
 
 
 class GPT(model.GPT):

@@ -5,8 +5,7 @@ of `make test`: `make test-all`.
 """
 import pytest
 import torch
-from test_model_baseline import randomised
-from test_models import EVERY, GRID, build
+from test_models import EVERY, GRID, build, check_one_graph
 
 pytestmark = pytest.mark.exhaustive
 
@@ -17,16 +16,7 @@ def name_of(case):
 
 @pytest.mark.parametrize("case", EVERY, ids=name_of)
 def test_one_graph(case, tokens):
-    name, options = case
-    torch._dynamo.reset()
-    net, other = (randomised(build(name, options, n_layer=1)) for _ in range(2))
-    loss = torch.compile(net, fullgraph=True, backend="aot_eager")(*tokens)[1]
-    expected = other(*tokens)[1]
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
-    expected.backward()
-    for (key, p), q in zip(net.named_parameters(), other.parameters()):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=key)
+    check_one_graph(*case, tokens)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -256,21 +256,25 @@ def test_generation_past_block_size_equals_reading_the_last_window_each_time():
         assert torch.equal(fast, slow), options
 
 
+def check_one_graph(name, options, tokens):
+    torch._dynamo.reset()
+    net, other = (randomised(build(name, options, n_layer=1)) for _ in range(2))
+    loss = torch.compile(net, fullgraph=True, backend="aot_eager")(*tokens)[1]
+    expected = other(*tokens)[1]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for (key, p), q in zip(net.named_parameters(), other.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=key)
+
+
 def test_every_kind_of_model_compiles_to_one_graph(tokens):
     """Traced forward and backward without a graph break. (Generated code: test_generated_code_trains_the_same.)"""
     cases = BASELINES + [("mixed", {**DEFAULT, **c}) for c in (
         dict(reference="mean", per_head_curvature=True), dict(residual="transport", dynamic_curvature=True),
         dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"))]
     for name, options in cases:
-        torch._dynamo.reset()
-        net, other = (randomised(build(name, options, n_layer=1)) for _ in range(2))
-        loss = torch.compile(net, fullgraph=True, backend="aot_eager")(*tokens)[1]
-        expected = other(*tokens)[1]
-        torch.testing.assert_close(loss, expected)
-        loss.backward()
-        expected.backward()
-        for (key, p), q in zip(net.named_parameters(), other.parameters()):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=key)
+        check_one_graph(name, options, tokens)
 
 
 def test_generated_code_trains_the_same(tokens):
