@@ -21,8 +21,6 @@ class Block(model.Block):
     maps = kernels
 
     def read(self, x, r, c, norm):
-        if not x.numel():
-            return super().read(x, r, c, norm)
         tokens = x.unflatten(-1, (self.config.n_head if self.config.per_head_curvature else 1, -1))
         if not self.config.per_head_curvature and c.dim():
             c = c.unsqueeze(-2)  # (B, T, 1) -> (B, T, 1, 1)
