@@ -2,11 +2,14 @@
 Checkpoints: out_dir/ckpt/{last,best}/ with
 
     model.safetensors   weights (a tied one once), no code in it
-    state.pt            optimizers, RNG, scaler, step: tensors and plain values, read with weights_only=True
+    state.pt            optimizers, scaler, step, place in the data: tensors and plain values, read with weights_only=True
 
 and the run's config.json two folders up. A checkpoint is written to a temporary folder, synced and renamed; the one it
 replaces is removed only when the new one is in place, so there is a whole one at any moment. Loading a checkpoint from
 somebody else runs no code of theirs.
+
+Nothing in it depends on the number of processes: tensors are whole, random numbers are a function of seed and micro-batch
+(train.py), and so is the data's order.
 """
 import json
 import os
@@ -18,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 from errors import UserError
+from parallel import full, placed_like
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 
@@ -30,21 +34,42 @@ def _sync(path):
         os.close(handle)
 
 
-def _weights(model):
-    """name -> tensor, each storage once: named_parameters leaves out the second name of a tied weight."""
+def weights_of(model):
+    """name -> whole tensor, each storage once: named_parameters leaves out the second name of a tied weight. Where the
+    model is in shards every process has to call this."""
     named = dict(model.named_parameters())
     named.update((k, b) for k, b in model.named_buffers() if k in model.state_dict())
-    return {k: v.detach().contiguous() for k, v in named.items()}
+    return {k: full(v.detach()).contiguous() for k, v in named.items()}
 
 
-def save(out_dir, name, model, state):
-    """Write out_dir/ckpt/<name> whole or not at all. state: a dict of tensors and plain values."""
+def optimizer_state(model, optimizers):
+    """parameter name -> what its optimizer keeps of it, as whole tensors. By name, so that it fits any number of
+    processes, sharded or not; every process has to call this. Learning rates and the like come from the configuration."""
+    kept = {p: values for optimizer in optimizers for p, values in optimizer.state.items()}
+    return {name: {key: full(value).cpu() for key, value in kept[p].items()}
+            for name, p in model.named_parameters() if p in kept}
+
+
+def load_optimizer_state(model, optimizers, saved):
+    """The other way round. Raises UserError where it is another model's or another optimizer's."""
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    if not set(saved) <= {name for name, p in parameters.items() if p in owner}:
+        raise UserError("the checkpoint's optimizer state is another model's")
+    for name, values in saved.items():
+        p = parameters[name]
+        whole = isinstance(owner[p], torch.optim.Muon)  # as parallel.finish_gradients gives it its gradients
+        owner[p].state[p] = {key: placed_like(value, p, replicated=whole) for key, value in values.items()}
+
+
+def save(out_dir, name, weights, state):
+    """Write out_dir/ckpt/<name> whole or not at all. weights: name -> tensor. state: a dict of tensors and plain values."""
     target = os.path.join(out_dir, "ckpt", name)
     new, old = target + ".new", target + ".old"
     shutil.rmtree(new, ignore_errors=True)
     try:
         os.makedirs(new)
-        save_file(_weights(model), os.path.join(new, WEIGHTS), metadata={"format": "pt"})
+        save_file(weights, os.path.join(new, WEIGHTS), metadata={"format": "pt"})
         torch.save(state, os.path.join(new, STATE))
         for file in (WEIGHTS, STATE):
             _sync(os.path.join(new, file))
@@ -77,6 +102,11 @@ def folder(out_dir, name):
     raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(target, WEIGHTS)})")
 
 
+def exists(out_dir, name):
+    target = os.path.join(out_dir, "ckpt", name)
+    return any(os.path.isfile(os.path.join(path, WEIGHTS)) for path in (target, target + ".old"))
+
+
 def load_config(out_dir):
     """config.json of a run: every key of train.py and of the model, resolved."""
     path = os.path.join(out_dir, "config.json")
@@ -98,7 +128,7 @@ def load_weights(path, model):
         weights = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged: {_reason(error)}") from None
-    own = _weights(model)
+    own = weights_of(model)
     for name in own:
         if name not in weights:
             raise UserError(f"{file} is from another model: it has no {name}")
@@ -108,16 +138,21 @@ def load_weights(path, model):
     extra = sorted(set(weights) - set(own))
     if extra:
         raise UserError(f"{file} is from another model: it has {extra[0]}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+    fill(model, weights)
 
 
-def load_state(path, device="cpu"):
+@torch.no_grad()
+def fill(model, weights):
+    """Set a model's weights (not in shards) to those of a dict that weights_of made."""
+    for name, tensor in weights_of(model).items():
+        tensor.copy_(weights[name])
+
+
+def load_state(path):
     """The rest of the training state. weights_only: a file that holds code is refused, not run."""
     file = os.path.join(path, STATE)
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file} is missing; the run cannot be resumed from it") from None
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged or hostile file

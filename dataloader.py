@@ -1,20 +1,29 @@
 """
-Token files -> batches. Deterministic: the batch of step k is a function of (seed, k) alone.
+Token files -> batches. Deterministic: micro-batch k of a run is a function of (data, seed, k) alone.
 
-A data set is data/<name>/{train.bin, val.bin, meta.json}, written by data/<name>/prepare.py: raw little-endian uint16
-tokens (format: data/sources.py). Files are memory-mapped, not read.
+A data set is data/<name>/{*.bin, meta.json}, written by data/<name>/prepare.py, in one of two forms:
 
-An epoch cuts the tokens in windows of block_size + 1 (inputs and targets overlap by one) at a random offset and visits
-each window once, in random order; offset and order come from a counter-based generator keyed by (seed, epoch). So a run
-resumes exactly from its step number, and neither evaluation nor the number of evaluations changes what it reads.
+    train.bin, val.bin    raw little-endian uint16 tokens (nanoGPT's; format: data/sources.py)
+    shards                files that meta.json lists under "shards", each with llm.c's header of 256 int32 words:
+                          20240520, version 1, number of tokens; then uint16 tokens
+
+Files are memory-mapped, not read. An epoch cuts every file in windows of block_size + 1 (inputs and targets overlap by
+one) at a random offset and visits each window once, in random order; offset and order come from a counter-based generator
+keyed by (seed, epoch). So a run resumes exactly from its step number; evaluations and worker threads change nothing of
+what it reads; and the micro-batches of one step can be dealt out to any number of processes.
 """
+import collections
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from errors import UserError
+
+HEADER_WORDS, MAGIC, VERSION = 256, 20240520, 1
 
 
 def load_meta(folder):
@@ -28,28 +37,51 @@ def load_meta(folder):
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
         meta["vocab_size"], meta["train_tokens"], meta["val_tokens"], meta["corpus"]
+        for split in ("train", "val") if "shards" in meta else ():
+            for shard in meta["shards"][split]:
+                shard["file"], shard["tokens"] + 0
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; run: python {prepare}") from None
     return meta
 
 
 class TokenFile:
-    """One memory-mapped .bin file of a data set, checked against its meta.json."""
+    """One memory-mapped file of tokens, checked against what meta.json says of it."""
 
-    def __init__(self, folder, split, meta):
-        self.path = os.path.join(folder, f"{split}.bin")
-        prepare = os.path.join(folder, "prepare.py")
-        if not os.path.isfile(self.path):
-            raise UserError(f"{self.path} is missing; run: python {prepare}")
-        expected, size = 2 * meta[f"{split}_tokens"], os.path.getsize(self.path)
+    def __init__(self, path, tokens, header_bytes, vocab_size):
+        self.path, self.vocab_size = path, vocab_size
+        self.prepare = f"run: python {os.path.join(os.path.dirname(path), 'prepare.py')}"
+        if not os.path.isfile(path):
+            raise UserError(f"{path} is missing; {self.prepare}")
+        expected, size = header_bytes + 2 * tokens, os.path.getsize(path)
         if size != expected:
-            raise UserError(f"{self.path} has {size:,} bytes where meta.json says {expected:,}: it is "
-                            f"{'empty' if size == 0 else 'truncated or from another run'}; run: python {prepare}")
-        self.tokens = np.memmap(self.path, dtype="<u2", mode="r")
-        self.vocab_size = meta["vocab_size"]
+            raise UserError(f"{path} has {size:,} bytes where meta.json says {expected:,}: it is "
+                            f"{'empty' if size == 0 else 'truncated or from another run'}; {self.prepare}")
+        if header_bytes:
+            header = np.fromfile(path, dtype="<i4", count=HEADER_WORDS)
+            if header_bytes != 4 * HEADER_WORDS or tuple(header[:3]) != (MAGIC, VERSION, tokens):
+                raise UserError(f"{path}: its header is not that of a shard of {tokens:,} tokens (magic {MAGIC}, version "
+                                f"{VERSION}); {self.prepare}")
+        self.tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes)
+        self.identity = self._identity()
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def _identity(self):
+        found = os.stat(self.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def window(self, start, length):
-        """(length,) int64 tokens. A token outside the vocabulary is an error here, not a crash in the embedding."""
+        """(length,) int64 tokens. A file that was replaced or cut (reading a map past its file's end kills the process)
+        and a token outside the vocabulary are errors here."""
+        try:
+            unchanged = self._identity() == self.identity
+        except FileNotFoundError:
+            unchanged = False
+        if not unchanged:
+            raise UserError(f"{self.path} was changed or removed while this run reads it: its batches would no longer be "
+                            f"those of its seed; restore it and go on from the last checkpoint with --init_from=resume")
         tokens = self.tokens[start:start + length].astype(np.int64)
         worst = int(tokens.max())
         if worst >= self.vocab_size:
@@ -59,58 +91,98 @@ class TokenFile:
         return tokens
 
 
+def open_files(folder, split, meta):
+    """The files of one split, in meta.json's order."""
+    shards = meta["shards"][split] if "shards" in meta else [{"file": f"{split}.bin", "tokens": meta[f"{split}_tokens"]}]
+    return [TokenFile(os.path.join(folder, s["file"]), s["tokens"], meta.get("header_bytes", 0), meta["vocab_size"])
+            for s in shards]
+
+
 class Loader:
     """Batches of windows from one split.
 
-    batch(k) -> (x, y), both (batch_size, block_size) int64 on `device`, the k-th batch of the run; y is x moved on by one.
+    batch(k) -> (x, y), both (batch_size, block_size) int64 on `device`, the k-th micro-batch of the run; y is x moved on
+    by one. batches(ks) gives those of many k in order, read ahead by num_workers threads.
     """
 
-    def __init__(self, folder, split, meta, batch_size, block_size, seed, device="cpu"):
-        self.file = TokenFile(folder, split, meta)
+    def __init__(self, folder, split, meta, batch_size, block_size, seed, device="cpu", num_workers=0):
+        files = open_files(folder, split, meta)
+        self.files = [f for f in files if len(f) > block_size]
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
-        self.device = torch.device(device)
-        n = len(self.file.tokens)
-        if n < block_size + 1:
+        self.device, self.num_workers = torch.device(device), num_workers
+        if not self.files:
+            name = files[0].path if len(files) == 1 else f"the longest file of {split} in {folder}"
             raise UserError(f"block_size = {block_size} needs {block_size + 1:,} tokens, "
-                            f"{self.file.path} has {n:,}; lower block_size")
-        self.windows = (n - 1) // block_size  # of an epoch at offset 0
-        self._epoch, self._starts = None, None
+                            f"{name} has {max(map(len, files), default=0):,}; lower block_size")
+        per_file = [(len(f) - 1) // block_size for f in self.files]
+        self.ends = np.cumsum(per_file)  # window w is in the first file whose end is beyond w
+        self.windows = int(self.ends[-1])  # of an epoch
+        self._orders, self._lock = {}, threading.Lock()
 
-    def _starts_of(self, epoch):
-        if epoch != self._epoch:
-            # Philox is counter-based: its stream is a function of the key, whatever was drawn before
-            rng = np.random.Generator(np.random.Philox(key=[self.seed % 2 ** 64, epoch]))
-            spare = len(self.file.tokens) - 1 - self.windows * self.block_size  # windows * block_size + spare + 1 tokens
-            shift = int(rng.integers(0, self.block_size)) if self.windows > 1 else 0
-            # with a shift beyond the spare tokens one window no longer fits; the epoch then has one fewer, and takes
-            # the first block_size tokens that the shift left out as its last window
-            starts = shift + self.block_size * np.arange(self.windows)
-            if shift > spare:
-                starts[-1] = 0
-            self._epoch, self._starts = epoch, rng.permutation(starts)
-        return self._starts
+    def _order_of(self, epoch):
+        """(offset, order of the windows) of an epoch; the last two epochs are kept."""
+        with self._lock:
+            if epoch not in self._orders:
+                # Philox is counter-based: its stream is a function of the key, whatever was drawn before
+                rng = np.random.Generator(np.random.Philox(key=[self.seed % 2 ** 64, epoch]))
+                offset = int(rng.integers(0, self.block_size)) if self.windows > 1 else 0
+                order = np.arange(self.windows, dtype=np.uint32 if self.windows < 2 ** 32 else np.uint64)
+                rng.shuffle(order)
+                self._orders = dict([*self._orders.items()][-1:]) | {epoch: (offset, order)}
+            return self._orders[epoch]
 
-    def batch(self, k):
-        first = k * self.batch_size
+    def _window(self, index, offset):
+        """(block_size + 1,) tokens of window `index` of an epoch that begins `offset` tokens into each file."""
+        at = int(np.searchsorted(self.ends, index, side="right"))
+        file, start = self.files[at], (index - (int(self.ends[at - 1]) if at else 0)) * self.block_size + offset
+        # an offset beyond the file's spare tokens pushes its last window out: it reads the file's first tokens instead,
+        # which the offset left out
+        return file.window(start if start + self.block_size < len(file) else 0, self.block_size + 1)
+
+    def _read(self, k):
         rows = []
-        for i in range(first, first + self.batch_size):
+        for i in range(k * self.batch_size, (k + 1) * self.batch_size):
             epoch, place = divmod(i, self.windows)
-            rows.append(self.file.window(int(self._starts_of(epoch)[place]), self.block_size + 1))
+            offset, order = self._order_of(epoch)
+            rows.append(self._window(int(order[place]), offset))
         tokens = torch.from_numpy(np.stack(rows))
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory().to(self.device, non_blocking=True)
-        else:
-            tokens = tokens.to(self.device)
+        return tokens.pin_memory() if self.device.type == "cuda" else tokens
+
+    def _split(self, tokens):
+        tokens = tokens.to(self.device, non_blocking=True)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-    def eval_batches(self, count):
+    def batch(self, k):
+        return self._split(self._read(k))
+
+    def batches(self, ks):
+        """(x, y) of each k of an iterable, read ahead in threads: the loop finds its next batches in memory."""
+        if not self.num_workers:
+            yield from map(self.batch, ks)
+            return
+        ks, waiting = iter(ks), collections.deque()
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="data") as pool:
+            try:
+                for k in ks:
+                    waiting.append(pool.submit(self._read, k))
+                    if len(waiting) > 2 * self.num_workers:
+                        yield self._split(waiting.popleft().result())
+                while waiting:
+                    yield self._split(waiting.popleft().result())
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def eval_batches(self, count, rank=0, world=1):
         """The same windows at every evaluation of every run: spread evenly over the split, each at most once, in whole
-        batches (unless the split is smaller than one): a compiled model then sees one shape."""
+        batches (unless the split is smaller than one): a compiled model then sees one shape. Of `world` processes, this
+        one gets batches rank, rank + world, ..."""
         total = min(count * self.batch_size, self.windows)
         total -= total % self.batch_size if total > self.batch_size else 0
         picks = (np.arange(total) * self.windows) // total
-        for first in range(0, total, self.batch_size):
-            rows = [self.file.window(int(p) * self.block_size, self.block_size + 1)
-                    for p in picks[first:first + self.batch_size]]
-            tokens = torch.from_numpy(np.stack(rows)).to(self.device)
-            yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        for first in range(rank * self.batch_size, total, world * self.batch_size):
+            yield self._split(torch.from_numpy(np.stack([self._window(int(p), 0)
+                                                         for p in picks[first:first + self.batch_size]])))
+
+    def num_eval_batches(self, count):
+        return max(1, min(count, self.windows // self.batch_size))

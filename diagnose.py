@@ -77,7 +77,7 @@ class _Modules:
 def first_non_finite(model, batches, autocast):
     """One line that names the block and the operation.
 
-    model: not compiled. batches: the micro-batches (x, y) of the step that went wrong, with the RNG as it was before it.
+    model: not compiled. batches: the micro-batches (x, y) of the step that went wrong; an iterator may seed each.
     autocast: a context manager factory, as in the step. Gradients are dropped.
     """
     for name, p in model.named_parameters():

@@ -2,7 +2,8 @@
 
     0 done    2 bad input or environment    3 the run diverged    130 interrupted
 
-Code that finds something wrong raises UserError with that line; every script's main() runs under exit_cleanly.
+Code that finds something wrong raises UserError with that line; every script's main() runs under exit_cleanly. Of several
+processes of one run (parallel.py), each finds the same mistakes in what the user typed: the first one speaks.
 """
 import errno
 import functools
@@ -24,6 +25,27 @@ class Diverged(UserError):
     status = 3
 
 
+class AlreadySaid(Exception):
+    """Another process of this run has said what is wrong; this one ends with the same status."""
+
+    def __init__(self, status):
+        super().__init__(status)
+        self.status = status
+
+
+_speaker = {"prefix": "", "silent": os.environ.get("LOCAL_RANK", "0") != "0"}
+
+
+def speak_as(rank, world):
+    """From here on an error may be this process's own: it says so, with its rank."""
+    _speaker.update(prefix=f"rank {rank}: " if world > 1 and rank else "", silent=False)
+
+
+def _say(line):
+    if not _speaker["silent"]:
+        print(f"error: {_speaker['prefix']}{line}", file=sys.stderr)
+
+
 def _os_error_line(error):
     what = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
             errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the file system is read-only",
@@ -41,16 +63,18 @@ def exit_cleanly(main):
         try:
             status = main(*args, **kwargs) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _say(error)
+            status = error.status
+        except AlreadySaid as error:
             status = error.status
         except BrokenPipeError:  # the reader of our output (head, less) went away
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 0
         except OSError as error:
-            print(f"error: {_os_error_line(error)}", file=sys.stderr)
+            _say(_os_error_line(error))
             status = 2
         except torch.OutOfMemoryError:
-            print("error: out of device memory; lower batch_size and raise gradient_accumulation_steps", file=sys.stderr)
+            _say("out of device memory; lower batch_size and raise gradient_accumulation_steps")
             status = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from configurator import derived
 from errors import UserError
@@ -175,6 +176,7 @@ class GPT(nn.Module):
     """Token ids -> logits. A variant overrides make_block(), embed() or _init_special()."""
 
     compile_seconds_per_block = 4  # torch.compile's cost, for compile = 'auto'
+    activation_checkpointing = False  # train.py's key
 
     def __init__(self, config):
         super().__init__()
@@ -232,8 +234,12 @@ class GPT(nn.Module):
     def trunk(self, idx, cache=None):
         """Residual stream after the last block, (B, T) -> (B, T, C)."""
         x = self.embed(idx, cache)
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.transformer.h):
-            x = block(x, cache.blocks[i] if cache else None)
+            if recompute:  # the backward pass computes the block again from x
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache.blocks[i] if cache else None)
         if cache:
             cache.length += idx.size(1)
         return x

@@ -4,6 +4,7 @@ Train a GPT: one loop for every model. Read it from top to bottom.
     python train.py config/train_shakespeare_mixed.py                  a config file
     python train.py config/demo_mixed.py --max_iters=200 --seed=3      with overrides
     python train.py config/demo_mixed.py --init_from=resume            go on where the run of this out_dir stopped
+    torchrun --nproc-per-node=8 train.py config/train_fineweb_mixed.py several GPUs (or CPU processes): parallel.py
     python train.py --help                                             every key, its default, what it is
 
 Everything a run leaves is in out_dir:
@@ -13,21 +14,22 @@ Everything a run leaves is in out_dir:
     summary.json   final and best validation loss, tokens, seconds, status: finished | diverged | stopped
     tensorboard/   the same metrics for TensorBoard
 
-Exit status: 0 finished, or stopped by a signal and resumable; 2 bad input; 3 diverged.
+Exit status: 0 finished, or stopped by a signal and resumable; 2 bad input; 3 diverged. (torchrun's own is 1 for both.)
+
+Micro-batch k of a run is a function of the data, the seed and k, and so are the random numbers drawn in it (dropout): a
+resumed run is the run that was never stopped, bit for bit on the CPU, and W processes train as one.
 """
 import contextlib
-import json
 import math
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -37,6 +39,8 @@ import models
 from dataloader import Loader, load_meta
 from errors import Diverged, UserError, exit_cleanly
 from optimizer import make_optimizers, set_lr
+from parallel import Parallel, clip_gradients, gradient_norm
+from run_directory import Metrics, NoMetrics, environment, holds_run, open_run, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -49,17 +53,22 @@ class TrainConfig:
     model: Literal["baseline", "mixed"] = "baseline"  # which model file: model_baseline.py | model.py
     out_dir: str = "out"  # the run's own directory
     overwrite: bool = False  # replace the run that out_dir holds
-    init_from: Literal["scratch", "resume"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last
+    init_from: Literal["scratch", "resume", "auto"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so
+    # if out_dir holds a run, and starts one if not
     seed: int = 1337  # of the weights, of dropout and of the order of the data
     # data
     dataset: str = "shakespeare_char"  # folder in data_dir, prepared by its prepare.py
     data_dir: str = os.path.join(HERE, "data")  # where the data sets are
     batch_size: int = 12  # sequences in a micro-batch
-    gradient_accumulation_steps: int = 1  # micro-batches in a step; tokens a step = this * batch_size * block_size
+    gradient_accumulation_steps: int = 1  # micro-batches in a step, of all processes; tokens a step = this * batch_size *
+    # block_size
+    num_workers: int = 1  # threads that read batches ahead; 0: read them in the loop
     # length and evaluation
     max_iters: int = 5000  # optimizer steps
+    max_seconds: float | None = None  # finish after this many seconds of training, if max_iters is not reached before
     target_val_loss: float | None = None  # stop when reached; tokens and training seconds are reported
     eval_interval: int = 250  # steps between evaluations (each also writes ckpt/last)
+    save_interval: int | None = None  # steps between further writings of ckpt/last (None: at evaluations only)
     eval_iters: int = 50  # batches of each split in an evaluation (at most the whole split); always the same ones
     eval_only: bool = False  # evaluate once and stop
     log_interval: int = 10  # steps between lines of metrics.jsonl
@@ -83,6 +92,8 @@ class TrainConfig:
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' | 'mps'
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products (autocast); weights are float32
     compile: bool | Literal["auto"] = "auto"  # torch.compile; 'auto': where it pays off for the planned steps
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole weights on each process, or in shards
+    activation_checkpointing: bool = False  # keep a block's input alone and compute the block again in the backward pass
     threads: int = 0  # CPU threads (0: torch's choice)
     # logs
     tensorboard_log: bool = True  # event files in out_dir/tensorboard
@@ -93,13 +104,16 @@ class TrainConfig:
     def __post_init__(self):
         at_least = dict(batch_size=1, gradient_accumulation_steps=1, max_iters=0, eval_interval=1, eval_iters=1,
                         log_interval=1, muon_ns_steps=1, warmup_iters=0, threads=0, seed=0, learning_rate=0,
-                        weight_decay=0, grad_clip=0, curvature_lr_mult=0, muon_lr=0)
+                        weight_decay=0, grad_clip=0, curvature_lr_mult=0, muon_lr=0, num_workers=0)
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least {least}")
         for key in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} = {getattr(self, key)}: must be in [0, 1)")
+        for key in ("save_interval", "max_seconds"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise UserError(f"{key} = {getattr(self, key)}: must be more than 0, or None")
         if self.learning_rate == 0:
             raise UserError("learning_rate = 0: nothing would be learned")
         if self.lr_decay_iters is None:
@@ -130,8 +144,6 @@ def pick_device(wanted):
 
 def pick_dtype(wanted, device_type):
     """bf16 where the hardware multiplies it faster than float32 (on a CPU: AMX or AVX512-BF16 instructions)."""
-    if wanted == "float16" and device_type == "cpu":
-        raise UserError("dtype = 'float16' is not for the CPU; use bfloat16 or float32")
     if wanted != "auto":
         return wanted
     if device_type == "cuda":
@@ -156,108 +168,6 @@ def pick_compile(wanted, device_type, flops, cost):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# the run directory
-
-def write_json(path, content):
-    """Whole or not at all."""
-    with open(path + ".new", "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1)
-        f.write("\n")
-    os.replace(path + ".new", path)
-
-
-def environment(command, device, threads):
-    def git(*args):
-        done = subprocess.run(["git", "-C", HERE, *args], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-    try:
-        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except FileNotFoundError:  # no git on this machine
-        commit, dirty = None, None
-    return {"command": command, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": platform.node(),
-            "platform": platform.platform(), "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(), "threads": threads, "python": platform.python_version(), "torch": torch.__version__,
-            "cuda": torch.version.cuda, "git_commit": commit, "git_dirty": dirty,
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
-
-
-def open_run(config, full):
-    """Create or check out_dir. full: the resolved configuration as a dict."""
-    path = os.path.join(config.out_dir, "config.json")
-    if config.init_from == "resume":
-        before = checkpoint.load_config(config.out_dir)
-        fixed = ["model", "dataset", "seed", *(models.CONFIGS[config.model].__dataclass_fields__)]
-        for key in fixed:
-            if key in before and before[key] != full[key]:
-                raise UserError(f"cannot resume {config.out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
-    elif os.path.exists(path):
-        if not config.overwrite:
-            raise UserError(f"{config.out_dir} holds a run already: --init_from=resume goes on with it, "
-                            f"--overwrite=True replaces it, or choose another --out_dir")
-        for name in ("config.json", "env.json", "metrics.jsonl", "summary.json"):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(config.out_dir, name))
-        for name in ("ckpt", "tensorboard"):
-            shutil.rmtree(os.path.join(config.out_dir, name), ignore_errors=True)
-    os.makedirs(config.out_dir, exist_ok=True)
-    write_json(path, full)
-
-
-class Metrics:
-    """metrics.jsonl, TensorBoard and W&B: the same numbers three times."""
-
-    def __init__(self, config, full, start):
-        self.path = os.path.join(config.out_dir, "metrics.jsonl")
-        self._forget_after(start)
-        self.file = open(self.path, "a", encoding="utf-8")
-        self.tensorboard = self.wandb = None
-        if config.tensorboard_log:
-            from torch.utils.tensorboard import SummaryWriter
-            self.tensorboard = SummaryWriter(os.path.join(config.out_dir, "tensorboard"), purge_step=start)
-        if config.wandb_log:
-            try:
-                import wandb
-            except ImportError:
-                raise UserError("wandb_log = True needs Weights & Biases: pip install wandb") from None
-            name = config.wandb_run_name or os.path.basename(os.path.normpath(config.out_dir))
-            self.wandb = wandb.init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
-
-    def _forget_after(self, start):
-        """A resumed run repeats the steps since its checkpoint: their lines go."""
-        if not os.path.exists(self.path):
-            return
-        with open(self.path, encoding="utf-8") as f:
-            lines = f.readlines()
-        kept = []
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a line that was cut by a crash
-                record = json.loads(line)
-                # the evaluation at `start` is repeated too, and so is the line of the step that begins there
-                if record["step"] < start:
-                    kept.append(line if line.endswith("\n") else line + "\n")
-        with open(self.path + ".new", "w", encoding="utf-8") as f:
-            f.writelines(kept)
-        os.replace(self.path + ".new", self.path)
-
-    def log(self, record):
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        numbers = {k: v for k, v in record.items() if k != "step"}
-        if self.tensorboard:
-            for key, value in numbers.items():
-                self.tensorboard.add_scalar(key, value, record["step"])
-        if self.wandb:
-            self.wandb.log(numbers, step=record["step"])
-
-    def close(self):
-        self.file.close()
-        if self.tensorboard:
-            self.tensorboard.close()
-        if self.wandb:
-            self.wandb.finish()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 
 def lr_at(step, config):
     """Linear warm-up to learning_rate, then cosine to min_lr at lr_decay_iters, then min_lr."""
@@ -272,16 +182,23 @@ def lr_at(step, config):
 
 
 @torch.no_grad()
-def evaluate(model, loaders, eval_iters, autocast):
-    """Mean loss of each split over its fixed evaluation batches, weighted by tokens."""
+def evaluate(model, loaders, eval_iters, autocast, parallel):
+    """Mean loss of each split over its fixed evaluation batches, weighted by tokens. Each process takes its share of them."""
     model.eval()
     losses = {}
     for split, loader in loaders.items():
         total, tokens = 0.0, 0
-        for x, y in loader.eval_batches(eval_iters):
+        # sharded weights are gathered by all processes at once: where the batches do not divide evenly, the last of them
+        # is read again, and not counted
+        batches = list(loader.eval_batches(eval_iters, parallel.rank, parallel.world))
+        rounds = -(-loader.num_eval_batches(eval_iters) // parallel.world)
+        for i in range(rounds):
+            x, y = batches[i] if i < len(batches) else next(loader.eval_batches(1))
             with autocast():
                 loss = model(x, y)[1]
-            total, tokens = total + loss.double().item() * y.numel(), tokens + y.numel()
+            if i < len(batches):
+                total, tokens = total + loss.double().item() * y.numel(), tokens + y.numel()
+        total, tokens = parallel.sum(total, tokens)
         losses[split] = total / tokens
     model.train()
     return losses
@@ -300,17 +217,9 @@ class Stop:
         self.signal = signal.Signals(number).name
 
 
-def rng_state(device_type):
-    state = {"cpu": torch.get_rng_state()}
-    if device_type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state, device_type):
-    torch.set_rng_state(state["cpu"].cpu())
-    if device_type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+def seed_micro_batch(seed, k):
+    """The random numbers of micro-batch k, whatever was drawn before and whichever process runs it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -318,25 +227,42 @@ def set_rng_state(state, device_type):
 @exit_cleanly
 def main(argv):
     config, model_config = configurator.resolve(argv, TrainConfig, models.CONFIGS, "model", __doc__)
-    device = pick_device(config.device)
-    device_type = torch.device(device).type
+    parallel = Parallel(config.parallel, pick_device(config.device))
+    try:
+        with parallel.watching():
+            return train(config, model_config, parallel, argv)
+    finally:
+        parallel.close()
+
+
+def train(config, model_config, parallel, argv):
+    device, device_type = parallel.device, torch.device(parallel.device).type
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.gradient_accumulation_steps % parallel.world:
+        raise UserError(f"gradient_accumulation_steps = {config.gradient_accumulation_steps} micro-batches cannot be dealt "
+                        f"out to {parallel.world} processes evenly")
+    micro_steps = config.gradient_accumulation_steps // parallel.world
+    say = print if parallel.main else lambda *line, **how: None
 
     # data
     data_folder = os.path.join(config.data_dir, config.dataset)
     meta = load_meta(data_folder)
     model_config.vocab_size = meta["vocab_size"]
     T = model_config.block_size
-    loaders = {split: Loader(data_folder, split, meta, config.batch_size, T, config.seed, device)
+    loaders = {split: Loader(data_folder, split, meta, config.batch_size, T, config.seed, device, config.num_workers)
                for split in ("train", "val")}
-    tokens_per_step = config.gradient_accumulation_steps * config.batch_size * T
+    sequences_per_step = config.gradient_accumulation_steps * config.batch_size
+    tokens_per_step = sequences_per_step * T
 
     # model: weights depend on the seed alone, so two models with the same seed share what they have in common
-    torch.manual_seed(config.seed)
-    model = models.build(config.model, model_config, device_type)
-    model.to(device).train()
-    optimizers = make_optimizers(model, config, device_type)
+    def new_model():
+        torch.manual_seed(config.seed)
+        model = models.build(config.model, model_config, device_type)
+        model.activation_checkpointing = config.activation_checkpointing
+        return model.train()
+    model = new_model()
+    n_parameters = model.num_params()
 
     # precision and compilation
     dtype = pick_dtype(config.dtype, device_type)
@@ -347,154 +273,197 @@ def main(argv):
     if device_type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
-    flops = model.flops_per_token() * tokens_per_step * config.max_iters
-    compiled, why = pick_compile(config.compile, device_type, flops,
+    flops_per_token = model.flops_per_token()
+    compiled, why = pick_compile(config.compile, device_type, flops_per_token * tokens_per_step * config.max_iters,
                                  10 + model.compile_seconds_per_block * model_config.n_layer)
-    step_model = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
 
-    full = configurator.as_dict(config, model_config)
-    resolved = {"resolved_device": device, "resolved_dtype": dtype, "resolved_compile": compiled,
-                "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
-                "tokenizer": {k: meta[k] for k in ("tokenizer", "vocab_size", "characters") if k in meta}}
+    # the run
+    resume = config.init_from == "resume" or (config.init_from == "auto" and holds_run(config.out_dir))
+    full = {**configurator.as_dict(config, model_config),
+            "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
+            "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
+            "tokenizer": {k: meta[k] for k in ("tokenizer", "vocab_size", "characters") if k in meta}}
+    parallel.on_main(lambda: open_run(config.out_dir, resume, config.overwrite, full, fixed=[
+        "model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]))
     start, best, best_step, seconds = 0, math.inf, None, 0.0
-    open_run(config, {**full, **resolved})
-    if config.init_from == "resume":
+    # a run that was killed before its first checkpoint starts again
+    state = None
+    if resume and checkpoint.exists(config.out_dir, "last"):
         path = checkpoint.folder(config.out_dir, "last")
         checkpoint.load_weights(path, model)
-        state = checkpoint.load_state(path, device)
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        state = checkpoint.load_state(path)
+        if state["next_sequence"] != state["step"] * sequences_per_step:
+            raise UserError(f"cannot resume {config.out_dir}: gradient_accumulation_steps * batch_size was "
+                            f"{state['next_sequence'] // state['step']} there and is {sequences_per_step} now")
+    step_model, eval_model = parallel.wrap(model, compiled)
+    optimizers = make_optimizers(model, config, device_type)
+    if state:
+        checkpoint.load_optimizer_state(model, optimizers, state["optimizers"])
         scaler.load_state_dict(state["scaler"])
-        set_rng_state(state["rng"], device_type)
         start, best, best_step, seconds = state["step"], state["best"], state["best_step"], state["seconds"]
-    write_json(os.path.join(config.out_dir, "env.json"),
-               environment(" ".join(["python train.py", *argv]), device, torch.get_num_threads()))
-    metrics = Metrics(config, full, start)
+    metrics = NoMetrics()
+    if parallel.main:
+        write_json(os.path.join(config.out_dir, "env.json"), environment(
+            " ".join(["python train.py", *argv]), device, torch.get_num_threads(), parallel.world))
+        metrics = Metrics(config, full, start)
 
-    print(f"corpus: {meta['corpus']} ({meta['train_tokens']:,} train and {meta['val_tokens']:,} validation tokens, "
-          f"vocabulary {meta['vocab_size']:,})")
-    print(f"model: {config.model}, {model.num_params():,} parameters without positions; "
-          f"{tokens_per_step:,} tokens a step = {config.gradient_accumulation_steps} x {config.batch_size} x {T}")
-    print(f"device: {device}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
+    say(f"corpus: {meta['corpus']} ({meta['train_tokens']:,} train and {meta['val_tokens']:,} validation tokens, "
+        f"vocabulary {meta['vocab_size']:,})")
+    say(f"model: {config.model}, {n_parameters:,} parameters without positions; {tokens_per_step:,} tokens a step = "
+        f"{config.gradient_accumulation_steps} x {config.batch_size} x {T}")
+    say(f"device: {device_type}{f', {parallel.world} processes, {parallel.kind}' if parallel.launched else ''}; "
+        f"dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
     if getattr(model_config, "ops", None) == "triton":
-        print("ops: Triton kernels; transport, gyro-midpoints and the embedding's maps in PyTorch")
-    if start:
-        print(f"resumed from step {start}")
+        say("ops: Triton kernels; transport, gyro-midpoints and the embedding's maps in PyTorch")
+    if resume:
+        say(f"resumed from step {start}" if state else "no checkpoint yet: starting from step 0")
 
     def save(name, step):
-        checkpoint.save(config.out_dir, name, model, {
-            "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict(),
-            "rng": rng_state(device_type), "step": step, "best": best, "best_step": best_step, "seconds": seconds})
+        weights = checkpoint.weights_of(model)  # every process: the weights may be in shards
+        state = {"optimizers": checkpoint.optimizer_state(model, optimizers), "scaler": scaler.state_dict(), "step": step,
+                 "next_sequence": step * sequences_per_step, "best": best, "best_step": best_step, "seconds": seconds}
+        parallel.on_main(lambda: checkpoint.save(config.out_dir, name, weights, state))
 
     def summarize(status, step, losses, **more):
-        write_json(os.path.join(config.out_dir, "summary.json"), {
-            "status": status, "model": config.model, "step": step, "tokens": step * tokens_per_step,
-            "train_seconds": seconds, "train_loss": losses.get("train"), "val_loss": losses.get("val"),
-            "best_val_loss": best if math.isfinite(best) else None, "best_step": best_step,
-            "parameters": model.num_params(), "corpus": meta["corpus"], **more})
+        if parallel.main:
+            write_json(os.path.join(config.out_dir, "summary.json"), {
+                "status": status, "model": config.model, "step": step, "tokens": step * tokens_per_step,
+                "train_seconds": seconds, "train_loss": losses.get("train"), "val_loss": losses.get("val"),
+                "best_val_loss": best if math.isfinite(best) else None, "best_step": best_step,
+                "parameters": n_parameters, "flops_per_token": flops_per_token, "corpus": meta["corpus"], **more})
+
+    def diverged(step, what, losses, where):
+        """Ends the run; `where` is found by the first process alone."""
+        def report():
+            place = where()
+            summarize("diverged", step, losses, where=place)
+            raise Diverged(f"diverged at step {step}{what} {place}")
+        bar.close()
+        metrics.close()
+        parallel.on_main(report)
 
     stop = Stop()
     all_params = [p for p in model.parameters() if p.requires_grad]
-    losses, reached, smooth, saved_at = {}, None, None, None
-    since, since_tokens = 0.0, 0  # training seconds and tokens since the last logged step
-    bar = tqdm(total=config.max_iters, initial=start, disable=None, unit="step", dynamic_ncols=True)
+    losses, reached, smooth, saved_at = {}, None, None, start if state else None
+    stopping = out_of_time = False
+    since = dict(seconds=0.0, tokens=0, waited=0.0)  # since the last logged step
+    micro_batches_of = lambda step: range(step * config.gradient_accumulation_steps + parallel.rank,  # noqa: E731
+                                          (step + 1) * config.gradient_accumulation_steps, parallel.world)
+    stream = loaders["train"].batches(k for step in range(start, config.max_iters) for k in micro_batches_of(step))
+    bar = tqdm(total=config.max_iters, initial=start, disable=None if parallel.main else True, unit="step",
+               dynamic_ncols=True)
 
     for step in range(start, config.max_iters + 1):
-        if step % config.eval_interval == 0 or step == config.max_iters or config.eval_only:
+        last_step = step == config.max_iters or out_of_time or config.eval_only
+        if step % config.eval_interval == 0 or last_step:
             # the clock of training does not run here
-            losses = evaluate(step_model, loaders, config.eval_iters, autocast)
+            losses = evaluate(eval_model, loaders, config.eval_iters, autocast, parallel)
             if not math.isfinite(losses["val"]):
-                summarize("diverged", step, {}, where="validation loss")
-                metrics.close()
-                raise Diverged(f"diverged at step {step}: the validation loss is {losses['val']}")
+                diverged(step, ": the validation loss is", {}, lambda: losses["val"])
             record = {"step": step, "tokens": step * tokens_per_step, "train_seconds": round(seconds, 3),
                       "train_loss": losses["train"], "val_loss": losses["val"]}
             for block, values in model.geometry_stats(next(loaders["val"].eval_batches(1))[0][:8]).items():
                 record.update({f"geometry/{block}/{k}": v for k, v in values.items()})
             metrics.log(record)
-            bar.write(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}, "
-                      f"{seconds:,.1f} s of training")
+            if parallel.main:
+                bar.write(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}, "
+                          f"{seconds:,.1f} s of training")
             if losses["val"] < best and not config.eval_only:
                 best, best_step = losses["val"], step
                 if step:
                     save("best", step)
             if config.target_val_loss is not None and losses["val"] <= config.target_val_loss:
                 reached = {"target_step": step, "target_tokens": step * tokens_per_step, "target_seconds": seconds}
-            if step > start and not config.eval_only:
-                save("last", step)
-                saved_at = step
-        if step == config.max_iters or reached or config.eval_only:
+                last_step = True
+        at_interval = step % config.eval_interval == 0 or (config.save_interval and step % config.save_interval == 0)
+        if (at_interval or last_step or stopping) and step and step != saved_at and not config.eval_only:
+            save("last", step)
+            saved_at = step
+        if last_step:
             break
-        if stop.signal:
-            if saved_at != step:
-                save("last", step)
+        if stopping:
             summarize("stopped", step, losses)
             bar.close()
             metrics.close()
+            stream.close()
             again = [a for a in argv if not a.startswith(("--init_from=", "--overwrite="))]
-            print(f"{stop.signal} at step {step}: saved. To go on: "
-                  f"{' '.join(['python train.py', *again, '--init_from=resume'])}")
+            say(f"{stop.signal or 'a signal'} at step {step}: saved. To go on: "
+                f"{' '.join(['python train.py', *again, '--init_from=resume'])}")
             return 0
 
         began = time.perf_counter()
         lr = lr_at(step, config)
         set_lr(optimizers, lr)
-        rng_before = rng_state(device_type)
-        total_loss = 0.0
-        first = step * config.gradient_accumulation_steps
-        for micro in range(config.gradient_accumulation_steps):
-            x, y = loaders["train"].batch(first + micro)
-            with autocast():
-                loss = step_model(x, y)[1] / config.gradient_accumulation_steps
-            scaler.scale(loss).backward()
-            total_loss = total_loss + loss.detach()
+        own_loss, waited = 0.0, 0.0
+        for k in micro_batches_of(step):
+            asked = time.perf_counter()
+            x, y = next(stream)
+            waited += time.perf_counter() - asked
+            seed_micro_batch(config.seed, k)
+            with parallel.accumulating(step_model, last=k + parallel.world >= (step + 1) * config.gradient_accumulation_steps):
+                with autocast():
+                    loss = step_model(x, y)[1] / micro_steps
+                scaler.scale(loss).backward()
+            own_loss = own_loss + loss.detach()
+        parallel.finish_gradients(optimizers)
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
+        norm = gradient_norm(all_params)
         if config.grad_clip:
-            norm = torch.nn.utils.clip_grad_norm_(all_params, config.grad_clip)
-        else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in all_params if p.grad is not None])
+            clip_gradients(all_params, config.grad_clip, norm)
+        late = config.max_seconds is not None and parallel.main and \
+            seconds + time.perf_counter() - began >= config.max_seconds
+        value, stopping, out_of_time = parallel.sum(own_loss.item() / parallel.world, bool(stop.signal), late)
         # float16 expects an Inf gradient now and then: the scaler skips that step and lowers its scale
-        bad = not torch.isfinite(total_loss + (0.0 if scaler.is_enabled() else norm)).item() or (
-            scaler.is_enabled() and scaler.get_scale() < 2.0 ** -14)
-        if bad:  # before the weights are touched: ckpt/last and the weights in memory are still good
-            import diagnose
-            set_rng_state(rng_before, device_type)
-            where = diagnose.first_non_finite(
-                model, [loaders["train"].batch(first + m) for m in range(config.gradient_accumulation_steps)], autocast)
-            summarize("diverged", step, losses, where=where)
-            bar.close()
-            metrics.close()
-            raise Diverged(f"diverged at step {step} (lr {lr:.3g}): the first NaN or Inf is in {where}")
+        if not math.isfinite(value) or (scaler.get_scale() < 2.0 ** -14 if scaler.is_enabled()
+                                        else not math.isfinite(norm.item())):
+            # before the weights are touched: ckpt/last and the weights in memory are still good
+            weights = checkpoint.weights_of(model)
+
+            def where():
+                import diagnose
+                plain = model if parallel.world == 1 else new_model().to(device)  # without the hooks between processes
+                checkpoint.fill(plain, weights)
+
+                def again():
+                    for k in range(step * config.gradient_accumulation_steps, (step + 1) * config.gradient_accumulation_steps):
+                        batch = loaders["train"].batch(k)
+                        seed_micro_batch(config.seed, k)
+                        yield batch
+                return diagnose.first_non_finite(plain, again(), autocast)
+            diverged(step, f" (lr {lr:.3g}): the first NaN or Inf is in", losses, where)
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        value = total_loss.item()
+        if device_type == "cuda":
+            torch.cuda.synchronize()
         took = time.perf_counter() - began
-        seconds, since, since_tokens = seconds + took, since + took, since_tokens + tokens_per_step
+        seconds += took
+        since = dict(seconds=since["seconds"] + took, tokens=since["tokens"] + tokens_per_step, waited=since["waited"] + waited)
         smooth = value if smooth is None else 0.9 * smooth + 0.1 * value
 
         if step % config.log_interval == 0:
-            record = {"step": step, "tokens": (step + 1) * tokens_per_step, "train_seconds": round(seconds, 3),
-                      "loss": value, "lr": lr, "grad_norm": norm.item(), "dt": took, "tok_per_s": since_tokens / since}
-            metrics.log(record)
+            tok_per_s = since["tokens"] / since["seconds"]
+            metrics.log({"step": step, "tokens": (step + 1) * tokens_per_step, "train_seconds": round(seconds, 3),
+                         "loss": value, "lr": lr, "grad_norm": norm.item(), "dt": took, "tok_per_s": tok_per_s,
+                         "data_wait": since["waited"] / since["seconds"]})
             if bar.disable:
-                print(f"step {step}: loss {value:.4f}, {took * 1000:.0f} ms, {since_tokens / since:,.0f} tokens/s",
-                      flush=True)
-            bar.set_postfix_str(f"loss {smooth:.4f}, {since_tokens / since:,.0f} tok/s", refresh=False)
-            since, since_tokens = 0.0, 0
+                say(f"step {step}: loss {value:.4f}, {took * 1000:.0f} ms, {tok_per_s:,.0f} tokens/s", flush=True)
+            bar.set_postfix_str(f"loss {smooth:.4f}, {tok_per_s:,.0f} tok/s", refresh=False)
+            since = dict(seconds=0.0, tokens=0, waited=0.0)
         bar.update(1)
 
     bar.close()
     summarize("finished", step, losses, **(reached or {}),
               **({"target_reached": reached is not None} if config.target_val_loss is not None else {}))
     metrics.close()
-    print(f"final: val loss {losses['val']:.4f} (best {min(best, losses['val']):.4f}), {step * tokens_per_step:,} tokens, "
-          f"{seconds:,.1f} s of training; run in {config.out_dir}")
+    stream.close()
+    say(f"final: val loss {losses['val']:.4f} (best {min(best, losses['val']):.4f}), {step * tokens_per_step:,} tokens, "
+        f"{seconds:,.1f} s of training; run in {config.out_dir}")
     if config.target_val_loss is not None:
-        print(f"target_val_loss {config.target_val_loss} " + (
+        say(f"target_val_loss {config.target_val_loss} " + (
             f"reached after {step * tokens_per_step:,} tokens and {seconds:,.1f} s" if reached else "not reached"))
     return 0
 

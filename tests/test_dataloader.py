@@ -11,7 +11,8 @@ from errors import UserError
 
 
 def loader(folder, n=1000, batch_size=4, block_size=10, seed=3, vocab_size=2000):
-    write_dataset(folder, np.arange(n) % 65000, np.arange(200), vocab_size=65000)
+    if not (folder / "meta.json").exists():
+        write_dataset(folder, np.arange(n) % 65000, np.arange(200), vocab_size=65000)
     return Loader(str(folder), "train", load_meta(str(folder)), batch_size, block_size, seed)
 
 

@@ -269,7 +269,8 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(small_run, tmp_path, ca
     (["--block_size=5000"], ["block_size = 5000", "lower block_size"]),
     (["--device=tpu9"], ["device = 'tpu9'"]),
     (["--device=cuda:77"], ["not available"]),
-    (["--dtype=float16"], ["not for the CPU"]),
+    (["--parallel=fsdp"], ["torchrun --nproc-per-node"]),
+    (["--save_interval=0"], ["save_interval = 0"]),
     (["--init_from=resume"], ["no such run"]),
     (["--wandb_log=True"], ["pip install wandb"]),
 ])

@@ -1,0 +1,186 @@
+"""
+One run on several processes, started by torchrun: DDP or FSDP2, over nccl on GPUs and gloo on CPUs.
+
+    torchrun --nproc-per-node=4 train.py config/train_fineweb_mixed.py                      DDP
+    torchrun --nproc-per-node=4 train.py config/train_fineweb_mixed.py --parallel=fsdp      FSDP2
+
+Both deal the micro-batches of a step out to the processes (rank r of W takes r, r + W, ...), so a run sees the same data
+on any number of them. Without torchrun there is one process and every function here is the trivial one.
+
+    DDP     whole weights and optimizer state on each; gradients averaged in the step's last backward pass
+    FSDP2   weights, gradients and optimizer state in W shards; a block's weights are gathered when it runs. Parameters in
+            the optimizer's group 'curvature' stay whole on each (a block reads its neighbour's c, and a scalar cannot be
+            sharded), and so does Muon's momentum, which is orthogonalised a whole matrix at a time
+"""
+import contextlib
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+import errors
+from errors import UserError
+from optimizer import group_of
+
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: as long as the slowest step or checkpoint may take
+
+
+class Parallel:
+    """What of the run is this process: rank of world, and what the processes do together."""
+
+    def __init__(self, kind, device):
+        self.rank, self.world = 0, 1
+        self.kind, self.device = "none", device
+        self.launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ  # torchrun sets them
+        if not self.launched:
+            if kind == "fsdp":
+                raise UserError("parallel = 'fsdp' is for several processes: torchrun --nproc-per-node=N train.py ...")
+            return
+        self.kind = kind
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        device_type = torch.device(device).type
+        if device_type == "mps":
+            raise UserError("several processes need CUDA GPUs or CPUs, not mps; use --device=cpu")
+        if device_type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise UserError(f"this node has {torch.cuda.device_count()} GPUs and torchrun started more processes; "
+                                "lower --nproc-per-node")
+            self.device = f"cuda:{local}"
+            torch.cuda.set_device(local)
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
+        errors.speak_as(self.rank, self.world)
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # the model
+
+    def wrap(self, model, compiled):
+        """Place a model on its device(s). -> (what the training step calls, what evaluation calls); `model` itself keeps its
+        names, for checkpoints and optimizers."""
+        self.whole = [p for name, p in model.named_parameters() if group_of(name, p) == "curvature"]
+        if self.kind != "fsdp":
+            model.to(self.device)
+            eval_model = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+            if self.kind == "none":
+                return eval_model, eval_model
+            ids = [torch.device(self.device)] if self.device.startswith("cuda") else None
+            return torch.nn.parallel.DistributedDataParallel(
+                eval_model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True), eval_model
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        mesh = init_device_mesh(torch.device(self.device).type, (self.world,))
+        for block in model.transformer.h:
+            if compiled:  # FSDP's hooks between the blocks are not for the compiler
+                block.compile(fullgraph=True, dynamic=False)
+            fully_shard(block, mesh=mesh, ignored_params=set(self.whole))
+        fully_shard(model, mesh=mesh, ignored_params=set(self.whole))
+        register_fsdp_forward_method(model, "geometry_stats")
+        model.to(self.device)  # the curvatures; the rest is there
+        return model, model
+
+    def accumulating(self, step_model, last):
+        """Context of one micro-batch: gradients travel between processes in the last one of a step."""
+        if self.kind == "ddp" and not last:
+            return step_model.no_sync()
+        if self.kind == "fsdp":
+            step_model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def finish_gradients(self, optimizers):
+        """After the last micro-batch: what DDP and FSDP2 left."""
+        if self.kind != "fsdp":
+            return
+        for p in self.whole:
+            dist.all_reduce(p.grad)
+            p.grad /= self.world
+        for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.Muon):
+                for group in optimizer.param_groups:
+                    for p in group["params"]:
+                        p.grad = p.grad.redistribute(placements=[Replicate()])
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # numbers and decisions
+
+    def sum(self, *values):
+        """Each number, added over all processes: a list of floats, the same on each. Waits for all."""
+        if self.world == 1:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(numbers)
+        return numbers.tolist()
+
+    def on_main(self, work):
+        """work() on rank 0 alone. Where it raises a UserError all processes stop: rank 0 with it, the others silently."""
+        failed = None
+        if self.main:
+            try:
+                work()
+            except (UserError, OSError) as error:
+                failed = error
+        if self.world > 1:
+            status = [getattr(failed, "status", 2) if failed else 0]
+            dist.broadcast_object_list(status, src=0)
+            if status[0] and not self.main:
+                raise errors.AlreadySaid(status[0])
+        if failed:
+            raise failed
+
+    @contextlib.contextmanager
+    def watching(self):
+        """Turns the failure of a collective, which is that of another process, into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text):
+                raise UserError("another process of this run failed or was killed; its own line says why. ckpt/last is "
+                                "whole: start again with --init_from=resume") from None
+            raise
+
+    def close(self):
+        if self.launched and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# tensors that may be sharded; collective: every process calls these in the same order
+
+def full(tensor):
+    """The whole of a tensor, gathered if it is in shards."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor, parameter, replicated=False):
+    """A whole tensor, placed as `parameter` is (in its shards, on its device), or whole on each process."""
+    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
+        placements = [Replicate()] if replicated else parameter.placements
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, placements)
+    return tensor.to(parameter.device)
+
+
+def _by_placement(parameters):
+    """Lists of parameters whose gradients are placed alike: torch's functions do not take a mixture."""
+    kinds = {}
+    for p in parameters:
+        if p.grad is not None:
+            kinds.setdefault(str(p.grad.placements) if isinstance(p.grad, DTensor) else "plain", []).append(p)
+    return list(kinds.values())
+
+
+def gradient_norm(parameters):
+    """Global L2 norm of the gradients, sharded or not. -> tensor of shape (), the same on each process."""
+    norms = [full(torch.nn.utils.get_total_norm([p.grad for p in alike])) for alike in _by_placement(parameters)]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_gradients(parameters, max_norm, norm):
+    """Gradients times min(1, max_norm / norm), as torch.nn.utils.clip_grad_norm_ does."""
+    for alike in _by_placement(parameters):
+        torch.nn.utils.clip_grads_with_norm_(alike, max_norm, norm)

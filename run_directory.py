@@ -1,0 +1,131 @@
+"""
+The files that a run leaves in its out_dir, but for the checkpoints (checkpoint.py): config.json, env.json, metrics.jsonl,
+summary.json and tensorboard/. What they are is said in train.py.
+"""
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+
+import torch
+
+import checkpoint
+from errors import UserError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def write_json(path, content):
+    """Whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=1)
+        f.write("\n")
+    os.replace(path + ".new", path)
+
+
+def environment(command, device, threads, world):
+    """env.json: what the run ran on."""
+    def git(*args):
+        done = subprocess.run(["git", "-C", HERE, *args], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+    try:
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except FileNotFoundError:  # no git on this machine
+        commit, dirty = None, None
+    return {"command": command, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": platform.node(),
+            "platform": platform.platform(), "processor": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(), "threads": threads, "processes": world, "python": platform.python_version(),
+            "torch": torch.__version__, "cuda": torch.version.cuda, "git_commit": commit, "git_dirty": dirty,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
+
+
+def holds_run(out_dir):
+    return os.path.exists(os.path.join(out_dir, "config.json"))
+
+
+def open_run(out_dir, resume, overwrite, full, fixed):
+    """Create or check out_dir. full: the resolved configuration as a dict. fixed: its keys that a resumed run keeps."""
+    if resume:
+        before = checkpoint.load_config(out_dir)
+        for key in fixed:
+            if key in before and before[key] != full[key]:
+                raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
+    elif holds_run(out_dir):
+        if not overwrite:
+            raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
+                            f"--overwrite=True replaces it, or choose another --out_dir")
+        # the checkpoints first: what is left if this is interrupted is a run that has not come far
+        for name in ("ckpt", "tensorboard"):
+            shutil.rmtree(os.path.join(out_dir, name), ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json", "env.json", "config.json"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(out_dir, name))
+    os.makedirs(out_dir, exist_ok=True)
+    write_json(os.path.join(out_dir, "config.json"), full)
+
+
+class Metrics:
+    """metrics.jsonl, TensorBoard and W&B: the same numbers three times."""
+
+    def __init__(self, config, full, start):
+        self.path = os.path.join(config.out_dir, "metrics.jsonl")
+        self._forget_after(start)
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.tensorboard = self.wandb = None
+        if config.tensorboard_log:
+            from torch.utils.tensorboard import SummaryWriter
+            self.tensorboard = SummaryWriter(os.path.join(config.out_dir, "tensorboard"), purge_step=start)
+        if config.wandb_log:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError("wandb_log = True needs Weights & Biases: pip install wandb") from None
+            name = config.wandb_run_name or os.path.basename(os.path.normpath(config.out_dir))
+            self.wandb = wandb.init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
+
+    def _forget_after(self, start):
+        """A resumed run repeats the steps since its checkpoint: their lines go."""
+        if not os.path.exists(self.path):
+            return
+        with open(self.path, encoding="utf-8") as f:
+            lines = f.readlines()
+        kept = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that was cut by a crash
+                record = json.loads(line)
+                # the evaluation at `start` is repeated too, and so is the line of the step that begins there
+                if record["step"] < start:
+                    kept.append(line if line.endswith("\n") else line + "\n")
+        with open(self.path + ".new", "w", encoding="utf-8") as f:
+            f.writelines(kept)
+        os.replace(self.path + ".new", self.path)
+
+    def log(self, record):
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        numbers = {k: v for k, v in record.items() if k != "step"}
+        if self.tensorboard:
+            for key, value in numbers.items():
+                self.tensorboard.add_scalar(key, value, record["step"])
+        if self.wandb:
+            self.wandb.log(numbers, step=record["step"])
+
+    def close(self):
+        self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+class NoMetrics:
+    """Of the processes that are not the first: they compute the same numbers and write none."""
+
+    def log(self, record):
+        pass
+
+    def close(self):
+        pass

@@ -1,0 +1,173 @@
+"""Several processes train as one: same losses, same weights, for every model, with DDP and FSDP2; real torchrun."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import ROOT, one_line, records, run
+
+import checkpoint
+import models
+import parallel
+import train
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+SHORT = ["--max_iters=4", "--eval_interval=2", "--eval_iters=3", "--gradient_accumulation_steps=4", "--batch_size=2",
+         "--warmup_iters=0", "--tensorboard_log=False"]
+CASES = {  # every model, every kind of parameter that is sharded, whole, shared or a scalar
+    "baseline": ["--bias=True", "--dropout=0.2"],
+    "flat": ["--token_shift=difference", "--activation_checkpointing=True"],
+    "smear": ["--token_shift=smear"],
+    "per_head": ["--model=mixed"],
+    "one_c": ["--model=mixed", "--per_head_curvature=False", "--curvature_mode=parametric", "--dropout=0.2",
+              "--activation_checkpointing=True"],
+    "tied": ["--model=mixed", "--curvature_mode=tied", "--use_embedding_curvature=True", "--residual=transport"],
+    "fixed": ["--model=mixed", "--curvature_mode=fixed", "--curvature=-0.1", "--reference=mean"],
+    "dynamic": ["--model=mixed", "--dynamic_curvature=True", "--residual=reference"],
+}
+
+
+def torchrun(processes, *args, **kwargs):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           f"--nproc-per-node={processes}", *map(str, args)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=120, env=ENV, **kwargs)
+
+
+def same(one, other, tolerance):
+    """Losses and weights of two run directories."""
+    for a, b in zip(records(one), records(other), strict=True):
+        assert a["step"] == b["step"]
+        for key in ("loss", "val_loss", "train_loss", "grad_norm"):
+            assert a.get(key) == pytest.approx(b.get(key), rel=tolerance, abs=tolerance), (key, a["step"])
+    first, second = (load_file(pathlib.Path(d) / "ckpt" / "last" / "model.safetensors") for d in (one, other))
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("processes, kind", [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
+def test_many_processes_train_as_one(processes, kind, small_run, tmp_path, capsys):
+    lines = []
+    for name, options in CASES.items():
+        args = [*small_run, *SHORT, *options]
+        assert run(train.main, args + [f"--out_dir={tmp_path / 'one' / name}"], capsys)[0] == 0
+        lines.append([*args, f"--parallel={kind}", f"--out_dir={tmp_path / 'many' / name}"])
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    done = torchrun(processes, "tests/run_each.py", tmp_path / "lines.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{processes} processes, {kind}" in done.stdout
+    for name in CASES:
+        same(tmp_path / "one" / name, tmp_path / "many" / name, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_muon_on_two_processes(kind, small_run, tmp_path, capsys):
+    """torch's Newton-Schulz iteration is in bf16, where a gradient's last float32 bit can turn into 1/256 of an element: in
+    float32 (patched in for both) the runs agree like AdamW's, as it is they agree to bf16."""
+    float32 = tmp_path / "float32.py"
+    float32.write_text("import inspect, runpy, sys, torch.optim._muon as m\n"
+                       "text = inspect.getsource(m._zeropower_via_newtonschulz)\n"
+                       "assert 'grad.bfloat16()' in text\n"
+                       "exec(text.replace('grad.bfloat16()', 'grad.clone()'), m.__dict__)\n"
+                       "sys.argv = sys.argv[1:]\nsys.path.insert(0, '.')\n"
+                       "runpy.run_path(sys.argv[0], run_name='__main__')\n")
+    args = [*small_run, *SHORT, "--optimizer=muon", "--model=mixed", f"--parallel={kind}"]
+    for script, tolerance in (([float32, "train.py"], 1e-5), (["train.py"], 5e-3)):
+        one, two = tmp_path / f"one{tolerance}", tmp_path / f"two{tolerance}"
+        alone = [a for a in args if not a.startswith("--parallel")]
+        subprocess.run([sys.executable, *map(str, script), *alone, f"--out_dir={one}"], cwd=ROOT, check=True, env=ENV,
+                       capture_output=True)
+        done = torchrun(2, *script, *args, f"--out_dir={two}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        same(one, two, tolerance)
+
+
+def test_resuming_on_another_number_of_processes(small_run, tmp_path, capsys):
+    """One process, then two with shards, then two whole, then one again: the run that was never stopped."""
+    args = [*small_run, *SHORT, "--model=mixed", "--max_iters=8", "--lr_decay_iters=8", "--optimizer=adamw"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
+    assert run(train.main, args + [f"--out_dir={parts}", "--max_iters=2"], capsys)[0] == 0
+    for until, kind in ((4, "fsdp"), (6, "ddp")):
+        done = torchrun(2, "train.py", *args, f"--out_dir={parts}", f"--parallel={kind}", f"--max_iters={until}",
+                        "--init_from=resume")
+        assert done.returncode == 0 and f"resumed from step {until - 2}" in done.stdout, done.stderr[-3000:]
+    assert run(train.main, args + [f"--out_dir={parts}", "--init_from=resume"], capsys)[0] == 0
+    same(whole, parts, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_compiled(kind, small_run, tmp_path, capsys):
+    args = [*small_run, *SHORT, "--token_shift=difference", "--activation_checkpointing=True"]
+    assert run(train.main, args + [f"--out_dir={tmp_path / 'one'}"], capsys)[0] == 0
+    done = torchrun(2, "train.py", *args, f"--parallel={kind}", "--compile=True", f"--out_dir={tmp_path / 'two'}")
+    assert done.returncode == 0 and "compile: on" in done.stdout, done.stderr[-3000:]
+    same(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_and_saves(small_run, tmp_path):
+    args = [*small_run, *SHORT, "--max_iters=1000000", "--eval_interval=1000000"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *args]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as child:
+        for line in child.stdout:
+            if line.startswith("step 3:"):
+                workers = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
+                os.kill(int(workers[-1]), signal.SIGUSR1)
+                break
+        rest = child.stdout.read()
+        assert child.wait() == 0, child.stderr.read()
+    assert "saved" in rest and "--init_from=resume" in rest
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+    assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "last")["step"] >= 4
+
+
+def errors_of(done):
+    return "\n".join(line for line in done.stderr.splitlines() if line.startswith("error: "))
+
+
+def test_errors_are_said_once(small_run, tmp_path):
+    for args, parts in (([*small_run, "--n_embd=17"], ["n_embd = 17"]),
+                        ([*small_run, "--gradient_accumulation_steps=3"], ["dealt out to 2 processes"]),
+                        ([*small_run, "--dataset=none"], ["no prepared data"])):
+        done = torchrun(2, "train.py", *args)
+        assert done.returncode == 1
+        one_line(errors_of(done), *parts)
+        assert not (tmp_path / "run").exists()
+
+
+def test_divergence_is_said_once_with_its_place(small_run, tmp_path):
+    done = torchrun(2, "train.py", *small_run, *SHORT, "--learning_rate=1e30", "--min_lr=0", "--grad_clip=0",
+                    "--max_iters=20", "--eval_interval=100", "--parallel=fsdp")
+    one_line(errors_of(done), "diverged at step")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_a_full_disk_stops_all_with_one_line(small_run, tmp_path):
+    limited = tmp_path / "limited.py"
+    limited.write_text("import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+                       "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.argv = sys.argv[1:]; "
+                       "sys.path.insert(0, '.'); runpy.run_path('train.py', run_name='__main__')")
+    done = torchrun(2, limited, "train.py", *small_run, *SHORT)
+    assert done.returncode == 1
+    one_line(errors_of(done), "could not write the checkpoint")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one process
+
+def test_gradient_norm_and_clipping_are_torchs(tokens):
+    net = models.build("mixed", models.CONFIGS["mixed"](vocab_size=37, block_size=12, n_layer=2, n_head=2, n_embd=16))
+    net(*tokens)[1].backward()
+    grads = [p.grad.clone() for p in net.parameters()]
+    expected = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    clipped = [p.grad.clone() for p in net.parameters()]
+    for p, g in zip(net.parameters(), grads):
+        p.grad = g
+    norm = parallel.gradient_norm(net.parameters())
+    parallel.clip_gradients(net.parameters(), 0.1, norm)
+    assert norm == expected and all(torch.equal(p.grad, c) for p, c in zip(net.parameters(), clipped))
