@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 from errors import UserError
-from parallel import full, placed_like
+from parallel import full, named_parameters, placed_like
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 
@@ -37,7 +37,7 @@ def _sync(path):
 def weights_of(model):
     """name -> whole tensor, each storage once: named_parameters leaves out the second name of a tied weight. Where the
     model is in shards every process has to call this."""
-    named = dict(model.named_parameters())
+    named = named_parameters(model)
     named.update((k, b) for k, b in model.named_buffers() if k in model.state_dict())
     return {k: full(v.detach()).contiguous() for k, v in named.items()}
 
@@ -47,15 +47,15 @@ def optimizer_state(model, optimizers):
     processes, sharded or not; every process has to call this. Learning rates and the like come from the configuration."""
     kept = {p: values for optimizer in optimizers for p, values in optimizer.state.items()}
     return {name: {key: full(value).cpu() for key, value in kept[p].items()}
-            for name, p in model.named_parameters() if p in kept}
+            for name, p in named_parameters(model).items() if p in kept}
 
 
 def load_optimizer_state(model, optimizers, saved):
     """The other way round. Raises UserError where it is another model's or another optimizer's."""
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
-    if not set(saved) <= {name for name, p in parameters.items() if p in owner}:
-        raise UserError("the checkpoint's optimizer state is another model's")
+    parameters = named_parameters(model)
+    if set(saved) != {name for name, p in parameters.items() if p in owner}:
+        raise UserError("the checkpoint's optimizer state is not that of this model's parameters")
     for name, values in saved.items():
         p = parameters[name]
         whole = isinstance(owner[p], torch.optim.Muon)  # as parallel.finish_gradients gives it its gradients

@@ -90,7 +90,7 @@ def _check(key, value, field, where):
 # ----------------------------------------------------------------------------------------------------------------------
 # config files
 
-def _run_file(path):
+def run_file(path):
     """The assignments of a config file, as a dict."""
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
@@ -187,7 +187,7 @@ def resolve(argv, schema, variants=None, selector="model", script_doc=""):
         elif arg.startswith("-") and arg != "-":
             raise UserError(f"{arg}: options are written --key=value (--help lists every key)")
         else:
-            for key, value in _run_file(arg).items():
+            for key, value in run_file(arg).items():
                 put(key, value, arg)
 
     own = {k: v for k, v in values.items() if k in keys_of(schema)}

@@ -37,7 +37,7 @@ _speaker = {"prefix": "", "silent": os.environ.get("LOCAL_RANK", "0") != "0"}
 
 
 def speak_as(rank, world):
-    """From here on an error may be this process's own: it says so, with its rank."""
+    """From here on (the training loop) an error may be this process's own: it says so, with its rank."""
     _speaker.update(prefix=f"rank {rank}: " if world > 1 and rank else "", silent=False)
 
 

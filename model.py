@@ -249,8 +249,11 @@ class GPT(model_baseline.GPT):
             rows = block.heads(x).float()
             norm = rows.norm(dim=-1, keepdim=True)
             edge = norm > 0.999 * block.limit(c, x.dtype)
-            stats[f"block{i}"] = {
-                "curvature": c.mean().item(), "curvature_min": c.min().item(), "curvature_max": c.max().item(),
-                "edge_share": edge.float().mean().item(),
-                "geodesic_norm": geometry.dist(torch.zeros_like(rows), rows, c).mean().item()}
+            values = {"curvature": c.mean().item(), "curvature_min": c.min().item(), "curvature_max": c.max().item(),
+                      "edge_share": edge.float().mean().item(),
+                      "geodesic_norm": geometry.dist(torch.zeros_like(rows), rows, c).mean().item()}
+            if block.config.per_head_curvature:  # of dynamic curvature the mean over tokens
+                per_head = c.expand(*c.shape[:-2], block.config.n_head, 1).reshape(-1, block.config.n_head).mean(0)
+                values.update({f"curvature_head{h}": per_head[h].item() for h in range(block.config.n_head)})
+            stats[f"block{i}"] = values
         return stats

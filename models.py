@@ -1,11 +1,13 @@
 """The models by name: `model = '...'` in a config. A new model is one line here and one file."""
 import model
 import model_baseline
+import model_controls
 from errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
     "baseline": (model_baseline.BaselineConfig, model_baseline.GPT),
     "mixed": (model.MixedConfig, model.GPT),
+    "controls": (model_controls.ControlsConfig, model_controls.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 

@@ -5,6 +5,7 @@ Parameter groups and optimizers. Every parameter is in exactly one group (assert
     embeddings  token (= output head) and position    weight decay
     vectors     biases, LayerNorm gains               no weight decay
     curvature   learned c and what predicts it        no weight decay, lr * curvature_lr_mult, never Muon's
+                (and what stands for it in model_controls.py)
 
 AdamW with the first three is nanoGPT's grouping. Muon (torch.optim.Muon; Jordan et al. 2024) takes `matrices` alone.
 """
@@ -12,7 +13,7 @@ import torch
 
 
 def group_of(name, p):
-    if "curvature" in name:
+    if "curvature" in name or "control_" in name:
         return "curvature"
     if p.dim() < 2:
         return "vectors"

@@ -15,10 +15,10 @@ on any number of them. Without torchrun there is one process and every function 
 import contextlib
 import datetime
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import errors
 from errors import UserError
@@ -51,7 +51,6 @@ class Parallel:
             self.device = f"cuda:{local}"
             torch.cuda.set_device(local)
         dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
-        errors.speak_as(self.rank, self.world)
 
     @property
     def main(self):
@@ -70,10 +69,14 @@ class Parallel:
             if self.kind == "none":
                 return eval_model, eval_model
             ids = [torch.device(self.device)] if self.device.startswith("cuda") else None
-            return torch.nn.parallel.DistributedDataParallel(
-                eval_model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True), eval_model
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers
+                return torch.nn.parallel.DistributedDataParallel(
+                    eval_model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True), eval_model
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # takes a second: only here
+        # a block's result is a view of what its maps made; nothing is done to it in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(torch.device(self.device).type, (self.world,))
         for block in model.transformer.h:
             if compiled:  # FSDP's hooks between the blocks are not for the compiler
@@ -99,6 +102,7 @@ class Parallel:
         for p in self.whole:
             dist.all_reduce(p.grad)
             p.grad /= self.world
+        from torch.distributed.tensor import Replicate
         for optimizer in optimizers:
             if isinstance(optimizer, torch.optim.Muon):
                 for group in optimizer.param_groups:
@@ -152,14 +156,28 @@ class Parallel:
 # ----------------------------------------------------------------------------------------------------------------------
 # tensors that may be sharded; collective: every process calls these in the same order
 
+def named_parameters(model):
+    """name -> parameter, in its shards if it has any: a forward pass that no backward pass followed leaves the weights of
+    FSDP2's outermost module gathered, as other tensors than those that the optimizer knows."""
+    if hasattr(model, "reshard"):
+        model.reshard()
+    return dict(model.named_parameters())
+
+
+def in_shards(tensor):
+    """Is it a DTensor? (Asked without importing torch.distributed.tensor, which takes a second.)"""
+    return hasattr(tensor, "full_tensor")
+
+
 def full(tensor):
     """The whole of a tensor, gathered if it is in shards."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if in_shards(tensor) else tensor
 
 
 def placed_like(tensor, parameter, replicated=False):
     """A whole tensor, placed as `parameter` is (in its shards, on its device), or whole on each process."""
-    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
+    if in_shards(parameter) and tensor.shape == parameter.shape:
+        from torch.distributed.tensor import Replicate, distribute_tensor
         placements = [Replicate()] if replicated else parameter.placements
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, placements)
     return tensor.to(parameter.device)
@@ -170,7 +188,7 @@ def _by_placement(parameters):
     kinds = {}
     for p in parameters:
         if p.grad is not None:
-            kinds.setdefault(str(p.grad.placements) if isinstance(p.grad, DTensor) else "plain", []).append(p)
+            kinds.setdefault(str(p.grad.placements) if in_shards(p.grad) else "plain", []).append(p)
     return list(kinds.values())
 
 

@@ -37,7 +37,7 @@ import checkpoint
 import configurator
 import models
 from dataloader import Loader, load_meta
-from errors import Diverged, UserError, exit_cleanly
+from errors import Diverged, UserError, exit_cleanly, speak_as
 from optimizer import make_optimizers, set_lr
 from parallel import Parallel, clip_gradients, gradient_norm
 from run_directory import Metrics, NoMetrics, environment, holds_run, open_run, write_json
@@ -50,7 +50,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass
 class TrainConfig:
-    model: Literal["baseline", "mixed"] = "baseline"  # which model file: model_baseline.py | model.py
+    model: Literal["baseline", "mixed", "controls"] = "baseline"  # which file: model_baseline.py | model.py |
+    # model_controls.py
     out_dir: str = "out"  # the run's own directory
     overwrite: bool = False  # replace the run that out_dir holds
     init_from: Literal["scratch", "resume", "auto"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so
@@ -342,6 +343,7 @@ def train(config, model_config, parallel, argv):
         metrics.close()
         parallel.on_main(report)
 
+    speak_as(parallel.rank, parallel.world)
     stop = Stop()
     all_params = [p for p in model.parameters() if p.requires_grad]
     losses, reached, smooth, saved_at = {}, None, None, start if state else None

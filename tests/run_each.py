@@ -1,22 +1,40 @@
 """Started by torchrun: runs train.py's main for each command line of a JSON file, one after the other, in these processes."""
+import inspect
 import json
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import torch.distributed as dist  # noqa: E402
+import torch
+import torch.distributed as dist
 
-import train  # noqa: E402
 
-# one process group for all of them: groups cannot be made anew in the same torchrun
-make, end = dist.init_process_group, dist.destroy_process_group
-dist.init_process_group = lambda *args, **kwargs: None if dist.is_initialized() else make(*args, **kwargs)
-dist.destroy_process_group = dist.barrier
+def newton_schulz_in_float32():
+    """Muon's iteration without its rounding to bf16, where a gradient's last float32 bit, which depends on the order of sums,
+    turns into 1/256 of an element now and then."""
+    text = inspect.getsource(torch.optim._muon._zeropower_via_newtonschulz)
+    assert "grad.bfloat16()" in text
+    names = dict(vars(torch.optim._muon))
+    exec(text.replace("grad.bfloat16()", "grad.clone()"), names)
+    return names["_zeropower_via_newtonschulz"]
 
-for argv in json.loads(pathlib.Path(sys.argv[1]).read_text()):
-    try:
-        train.main(argv)
-    except SystemExit as stop:
-        if stop.code:
-            raise
-end()
+
+def main():
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+    import train
+
+    torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_in_float32()
+    # one process group for all of them: groups cannot be made anew in the same torchrun
+    make, end = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = lambda *args, **kwargs: None if dist.is_initialized() else make(*args, **kwargs)
+    dist.destroy_process_group = dist.barrier
+    for argv in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+        try:
+            train.main(argv)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+    end()
+
+
+if __name__ == "__main__":
+    main()

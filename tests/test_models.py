@@ -21,8 +21,9 @@ BASELINES = [("baseline", dict(token_shift=t)) for t in ("none", "difference", "
 GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curvature=h, dynamic_curvature=d,
                        use_embedding_curvature=e))
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
-EVERY = BASELINES + GRID
-BY_REFERENCE = {"baseline": BASELINES, **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
+CONTROLS = [("controls", dict(control=c)) for c in ("difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm")]
+EVERY = BASELINES + CONTROLS + GRID
+BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
 in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
 
 
@@ -55,7 +56,7 @@ def test_every_configuration_is_causal_exactly(part, tokens):
 @in_parts
 def test_gradients_reach_every_parameter_in_every_configuration(part, tokens):
     for name, options in BY_REFERENCE[part]:
-        net = randomised(build(name, options))
+        net = randomised(build(name, options), scale=0.5 if name == "controls" else 0.2)  # rows longer than `bound` allows
         net(*tokens)[1].backward()
         for key, p in net.named_parameters():
             assert p.grad is not None and torch.isfinite(p.grad).all(), (key, options)
@@ -245,7 +246,7 @@ def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
 
 
 def test_generation_past_block_size_equals_reading_the_last_window_each_time():
-    for name, options in BASELINES + spread(GRID, 25):
+    for name, options in BASELINES + CONTROLS + spread(GRID, 25):
         net = randomised(build(name, options), scale=0.05).double().eval()
         idx = torch.tensor([[3, 1, 4, 1, 5]])
         slow = idx
@@ -270,7 +271,7 @@ def check_one_graph(name, options, tokens):
 
 def test_every_kind_of_model_compiles_to_one_graph(tokens):
     """Traced forward and backward without a graph break. (Generated code: test_generated_code_trains_the_same.)"""
-    cases = BASELINES + [("mixed", {**DEFAULT, **c}) for c in (
+    cases = BASELINES + CONTROLS[-1:] + [("mixed", {**DEFAULT, **c}) for c in (
         dict(reference="mean", per_head_curvature=True), dict(residual="transport", dynamic_curvature=True),
         dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"))]
     for name, options in cases:
@@ -301,7 +302,7 @@ def test_200_steps_stay_finite_and_learn(dtype, tokens):
     cases = [("mixed", {**DEFAULT, **c}) for c in (
         dict(curvature=5.0, residual="reference"), dict(curvature=-5.0, per_head_curvature=True),
         dict(curvature_mode="random", per_head_curvature=True, dynamic_curvature=True, residual="transport"),
-        dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2]
+        dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2] + CONTROLS[-1:]
     for name, options in cases:
         net = build(name, options, n_layer=1)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
@@ -327,6 +328,10 @@ def test_telemetry_reports_curvature_edge_and_distance(tokens):
     for values in stats.values():
         assert values["curvature"] == pytest.approx(4.0)
         assert values["edge_share"] > 0.9
+        assert "curvature_head0" not in values
+    heads = build("mixed", {**DEFAULT, "per_head_curvature": True, "curvature_mode": "random"})
+    values = heads.geometry_stats(tokens[0])["block1"]
+    assert [values[f"curvature_head{h}"] for h in (0, 1)] == heads.transformer.h[1].curvature.c.flatten().tolist()
     inside = build("mixed", {**DEFAULT, "curvature": 1e-6}).geometry_stats(tokens[0])
     x = build("mixed", {**DEFAULT, "curvature": 1e-6}).trunk(tokens[0])
     assert inside["block1"]["edge_share"] == 0
