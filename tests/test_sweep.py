@@ -1,0 +1,538 @@
+"""sweep.py: what is run and what is skipped, crashes, signals, kills, launchers. Most runs here are of a stub trainer
+that keeps train.py's contract and takes no time; those that must be exact are real."""
+import contextlib
+import csv
+import fcntl
+import functools
+import glob
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import configurator
+import models
+import sweep
+import train
+from test_train import one_line, records, run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STUB = '''
+import json, os, signal, sys, time
+options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
+out, seed = options["out_dir"], int(options["seed"])
+with open(os.path.join(out, "starts"), "a") as f:
+    f.write(json.dumps({k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")} | options) + "\\n")
+starts = len(open(os.path.join(out, "starts")).readlines())
+def summary(status):
+    with open(os.path.join(out, "summary.json"), "w") as f:
+        json.dump({"status": status, "step": 7, "tokens": 70, "train_seconds": 1.5, "val_loss": 2.5,
+                   "best_val_loss": 2.25, "best_step": 5, "parameters": 11, "flops_per_token": 66}, f)
+asked = []
+for s in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(s, lambda *_: asked.append(1))
+with open(os.path.join(out, "metrics.jsonl"), "w") as f:
+    f.write('{"step": 3, "tokens": 30, "train_seconds": 0.5, "loss": 3.0}\\n')
+if seed == 1 and starts == 1 or seed == 2:
+    sys.exit("RuntimeError: no luck")
+if seed == 3:
+    os.kill(os.getpid(), signal.SIGKILL)
+if seed == 4:
+    print("error: out of device memory", file=sys.stderr)
+    sys.exit(2)
+if seed == 5:
+    summary("diverged")
+    sys.exit(3)
+if seed == 6 and starts == 1:
+    while not asked:
+        time.sleep(0.01)
+    summary("stopped")
+    sys.exit(0)
+if seed == 7:
+    os.kill(os.getppid(), signal.SIGKILL)  # the job of submitit
+    sys.exit(1)
+if seed == 8:
+    time.sleep(1.2)
+summary("finished")
+'''
+
+
+@pytest.fixture
+def stub(tmp_path):
+    (tmp_path / "stub.py").write_text(STUB)
+    return functools.partial(sweep.main, command=(sys.executable, str(tmp_path / "stub.py")))
+
+
+@pytest.fixture
+def sweep_file(data_dir, tmp_path):
+    """A function that writes a sweep of tiny runs on the test's text and returns its path."""
+    def write(text="", seeds=(0,), arms="arms = {'baseline': dict(config='config/demo_baseline.py', role='baseline')}"):
+        path = tmp_path / "small.py"
+        path.write_text(f"""
+defaults = dict(data_dir={str(data_dir)!r}, dataset='words', n_layer=1, n_head=2, n_embd=16, block_size=16,
+                batch_size=4, warmup_iters=2, min_lr=None, eval_interval=20, eval_iters=2, log_interval=1,
+                tensorboard_log=False, device='cpu')
+budget = dict(steps=40)
+seeds = {list(seeds)}
+{arms}
+{text}
+""")
+        return path
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "sweep"
+
+
+def rows(folder):
+    with open(folder / "runs.csv", newline="") as f:
+        return {row["arm"] + " " + row["seed"] + " " + row["lr"]: row for row in csv.DictReader(f)}
+
+
+def starts(folder, name):
+    """What the stub was started with, each time."""
+    file, = glob.glob(str(folder / "runs" / name / "starts"))
+    return [json.loads(line) for line in pathlib.Path(file).read_text().splitlines()]
+
+
+def wait_for(condition, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited too long"
+        time.sleep(0.02)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sweep files
+
+def runs_of(path, folder="/nowhere"):
+    return sweep.make_runs(sweep.load(str(path)), str(path), str(folder))
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "sweeps").glob("*.py")))
+def test_every_shipped_sweep_resolves(file):
+    runs = runs_of(ROOT / "sweeps" / file)
+    described = sweep.description(sweep.load(str(ROOT / "sweeps" / file)), file, runs)
+    roles = {arm["role"] for arm in described["arms"]}
+    assert {"baseline", "flat", "mixed"} <= roles and len(runs) >= 5
+    counted = {"shakespeare_lr.py": 15 * 4 * 3, "ablation.py": 26 * 4 + 8 * 2 * 2, "muon_lr.py": 6 * 4 * 3,
+               "speedrun.py": 5 * 3 * 3, "fineweb_lr.py": 5 * 3, "isotropy.py": 7 * 3}  # as their comments count
+    assert len(runs) == counted[file]
+    if file != "fineweb_lr.py":
+        assert {run.max_iters for run in runs} <= {1500, 3000}
+    else:
+        assert {run.max_iters for run in runs} == {int(2.5e9) // (40 * 12 * 1024)}
+
+
+def test_the_hash_is_of_what_decides_the_result_alone():
+    def hashed(*overrides, model="mixed"):
+        argv = [f"--model={model}", *overrides]
+        return sweep.config_hash(configurator.resolve(argv, train.TrainConfig, models.CONFIGS))
+    assert len(hashed()) == 64 and hashed() == hashed()
+    for same in ("--out_dir=x", "--data_dir=/x", "--threads=3", "--device=cpu", "--init_from=resume",
+                 "--overwrite=True", "--wandb_project=x", "--log_interval=3", "--min_lr=1e-4", "--learning_rate=0.001"):
+        assert hashed(same) == hashed(), same
+    changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
+                                   "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
+    assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
+    assert sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+
+
+def test_grid_seeds_and_stages(sweep_file, folder):
+    path = sweep_file("""
+grid = dict(learning_rate=[1e-3, 1e-2], weight_decay=[0.0, 0.5])
+runs = [dict(arms=['flat'], grid=dict(learning_rate=[1e-2], weight_decay=[0.5]), seeds=[0, 7, 8])]
+""", arms="""arms = [dict(name='a', config='config/demo_baseline.py'), dict(name='flat', config='config/demo_flat.py'),
+        dict(name='few', config='config/demo_mixed.py', grid=dict(muon_lr=[0.5]), seeds=[3, 4], optimizer='muon')]""")
+    runs = runs_of(path)
+    points = {(r.arm, r.lr, r.overrides.get("weight_decay"), r.seed) for r in runs}
+    assert len(points) == len(runs) == 4 + 4 + 2 + 2
+    assert {p for p in points if p[0] == "few"} == {("few", 0.5, None, 3), ("few", 0.5, None, 4)}
+    assert {p for p in points if p[3] > 6} == {("flat", 1e-2, 0.5, 7), ("flat", 1e-2, 0.5, 8)}
+    assert runs[0].folder == f"/nowhere/runs/a-lr0.001-seed0-weight_decay=0.0-{runs[0].hash[:8]}"
+    places = [(r.seed in (0, 3)) for r in runs if r.arm != "flat"]
+    assert places == sorted(places, reverse=True)  # first seeds first
+    about = sweep.description(sweep.load(str(path)), str(path), runs)
+    assert about["grid"] == {"learning_rate": [1e-3, 1e-2], "weight_decay": [0.0, 0.5], "muon_lr": [0.5]}
+    assert sorted(about["seeds"]) == [0, 3, 4, 7, 8] and about["name"] == "small"
+    assert about["arms"][2] == {"name": "few", "config": "config/demo_mixed.py", "role": "other",
+                                "overrides": {"optimizer": "muon"}}
+
+
+@pytest.mark.parametrize("budget, key, value", [
+    ("dict(steps=9)", "max_iters", 9), ("dict(tokens=1000)", "max_iters", 1000 // 64),
+    ("dict(seconds=30)", "max_seconds", 30.0)])
+def test_budgets(budget, key, value, sweep_file):
+    only, = runs_of(sweep_file(f"budget = {budget}"))
+    assert only.overrides[key] == value
+    assert (only.max_seconds if key == "max_seconds" else only.max_iters) == value
+
+
+ONE = "arms = {'a': dict(config='config/demo_baseline.py', %s)}"
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("grids = dict(learning_rate=[1e-3])", ["unknown name 'grids'", "'grid'"]),
+    ("arms = {}", ["no arms"]),
+    ("arms = {'a': dict(role='flat')}", ["arm 'a'", "config is missing"]),
+    ("arms = {'a/b': dict(config='config/demo_flat.py')}", ["a/b", "letters, digits"]),
+    ("arms = {'a': dict(config='config/demo_flut.py')}", ["arm 'a'", "config/demo_flat.py"]),
+    (ONE % "role='best'", ["arm 'a'", "role = 'best'"]),
+    (ONE % "learning_rat=1e-3", ["arm 'a'", "unknown key 'learning_rat'", "'learning_rate'"]),
+    (ONE % "curvature=0.1", ["arm 'a'", "curvature belongs to"]),
+    (ONE % "n_head=3", ["arm 'a'", "not divisible"]),
+    (ONE % "max_iters=3", ["arm 'a'", "max_iters", "budget"]),
+    (ONE % "seed=3", ["arm 'a'", "use seeds"]),
+    (ONE % "batch_size=2.5", ["arm 'a'", "batch_size takes a whole number"]),
+    (ONE % "learning_rate=1e-3" + "; grid = dict(learning_rate=[1e-3])", ["arm 'a'", "by the arm and by the grid"]),
+    ("grid = dict(learning_rate=[])", ["is empty"]),
+    ("grid = dict(learning_rate=1e-3)", ["must be a list"]),
+    ("grid = dict(seed=[1])", ["use seeds"]),
+    ("seeds = []", ["seeds is empty"]),
+    ("after = ['']", ["not a command line"]),
+    ("seeds = [1.5]", ["must be a whole number"]),
+    ("budget = dict(stps=3)", ["unknown name 'stps'", "'steps'"]),
+    ("budget = dict(steps=3, tokens=4)", ["steps and tokens"]),
+    ("budget = dict(tokens=3)", ["less than one step, 64"]),
+    ("slurm = dict(time=3)", ["unknown name 'time'", "'time_min'"]),
+    ("slurm = dict(gpus='2')", ["gpus", "a whole number"]),
+    ("after = ['echo {run}']", ["after", "{runs}"]),
+    ("runs = [dict(arms=['basline'])]", ["unknown name 'basline'", "'baseline'"]),
+    ("arms = {'a': dict(config='config/demo_baseline.py'), 'b': dict(config='config/demo_baseline.py')}",
+     ["'a' and 'b' are one configuration"]),
+    ("import pathlib as _p; defaults = dict(dataset=_p.Path('x'))", ["values must be"]),
+    ("1 / 0", ["ZeroDivisionError"]),
+])
+def test_a_mistake_in_a_sweep_file_is_one_line_and_starts_nothing(text, parts, sweep_file, folder, stub, capsys):
+    status, _, err = run(stub, [sweep_file(text), f"--out={folder}"], capsys)
+    assert status == 2
+    one_line(err, *parts)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("options, parts", [
+    ([], ["sweep"]), (["nothing.py"], ["nothing.py"]), (["FILE", "--jobs", "0"], ["--jobs=0"]),
+    (["FILE", "--jobs", "two"], ["two"]), (["FILE", "--launchr", "slurm"], ["--launchr"]),
+    (["FILE", "--launcher", "slurm"], ["sbatch"])])
+def test_a_mistaken_command_line_is_one_line(options, parts, sweep_file, folder, stub, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    args = [sweep_file() if o == "FILE" else o for o in options]
+    status, _, err = run(stub, [*args, f"--out={folder}"] if args else [], capsys)
+    assert status == 2
+    one_line(err, *parts)
+    assert not folder.exists()
+
+
+def test_data_that_are_not_prepared_are_one_line(sweep_file, folder, stub, capsys):
+    status, _, err = run(stub, [sweep_file(ONE % "dataset='others'"), f"--out={folder}"], capsys)
+    assert status == 2
+    one_line(err, "no prepared data")
+
+
+def test_a_dry_run_prints_commands_that_run_and_creates_nothing(sweep_file, folder, stub, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    path = sweep_file("grid = dict(learning_rate=[1e-3, 1e-2])", seeds=(0, 1))
+    before = sorted([*before, path])
+    status, out, _ = run(sweep.main, [path, f"--out={folder}", "--dry-run", "--jobs=2", "--threads=6"], capsys)
+    commands = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+    assert status == 0 and len(commands) == 4 and sorted(tmp_path.rglob("*")) == before
+    for command in commands:
+        assert command[:3] == ["python", "train.py", "config/demo_baseline.py"] and "--threads=3" in command
+        config, model = configurator.resolve([str(ROOT / command[2]), *command[3:]], train.TrainConfig, models.CONFIGS)
+        assert config.out_dir.endswith(sweep.config_hash((config, model))[:8]) and config.max_iters == 40
+        assert config.min_lr == config.learning_rate / 10
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the runs, with the stub
+
+def test_outcomes_are_recorded_and_what_ended_is_skipped(sweep_file, folder, stub, capsys):
+    path = sweep_file("grid = dict(learning_rate=[3e-3])", seeds=range(6))
+    status, out, err = run(stub, [path, f"--out={folder}", "--jobs", "3", "--threads", "7"], capsys)
+    assert status == 1
+    table = rows(folder)
+    assert {int(r["seed"]): (r["status"], int(r["attempts"])) for r in table.values()} == {
+        0: ("finished", 1), 1: ("finished", 2), 2: ("crashed", 2), 3: ("crashed", 2), 4: ("crashed", 1),
+        5: ("diverged", 1)}
+    good, bad = table["baseline 0 0.003"], table["baseline 2 0.003"]
+    assert tuple(good) == sweep.COLUMNS
+    assert [good[k] for k in ("step", "tokens", "val_loss", "best_val_loss", "best_step", "parameters",
+                              "flops_per_token", "target_step")] == ["7", "70", "2.5", "2.25", "5", "11", "66", ""]
+    assert (bad["step"], bad["tokens"], bad["val_loss"]) == ("3", "30", "")
+    assert json.loads(good["overrides"])["learning_rate"] == 3e-3 and (folder / good["dir"] / "log.txt").exists()
+    assert {(s["OMP_NUM_THREADS"], s["threads"]) for s in starts(folder, "*seed0*")} == {("2", "2")}
+    for part in ("exit status 1: RuntimeError: no luck", "killed by SIGKILL",
+                 "exit status 2: error: out of device memory", "3 runs crashed", "--retry-crashed"):
+        assert part in err, part
+    assert len(out.splitlines()) == 7  # a line for each run: this is no terminal
+    assert json.loads((folder / "sweep.json").read_text())["arms"][0]["role"] == "baseline"
+
+    before = (folder / "runs.csv").read_text()
+    status, out, err = run(stub, [path, f"--out={folder}"], capsys)
+    assert status == 1 and "6 runs, 0 to do" in out and "no luck" in err
+    assert (folder / "runs.csv").read_text() == before and len(starts(folder, "*seed0*")) == 1
+    status, out, _ = run(stub, [path, f"--out={folder}", "--retry-crashed", "--dry-run"], capsys)
+    assert sum(line.startswith("python ") for line in out.splitlines()) == 3
+    status, out, _ = run(stub, [path, f"--out={folder}", "--retry-crashed"], capsys)
+    assert status == 1 and "3 to do" in out and len(starts(folder, "*seed2*")) == 4 and len(rows(folder)) == 6
+
+
+def test_a_changed_default_gives_new_runs_and_a_renamed_arm_none(sweep_file, folder, stub, capsys):
+    args = [f"--out={folder}"]
+    assert run(stub, [sweep_file(), *args], capsys)[0] == 0
+    old = (folder / "runs.csv").read_text()
+    status, out, _ = run(stub, [sweep_file(ONE % "role='baseline'"), *args], capsys)
+    assert status == 0 and " 0 to do" in out and list(rows(folder)) == ["a 0 0.003"]
+    status, out, _ = run(stub, [sweep_file("budget = dict(steps=41)"), *args], capsys)
+    assert status == 0 and " 1 to do" in out
+    only, = rows(folder).values()  # one row, of the sweep as it is now
+    assert json.loads(only["overrides"])["max_iters"] == 41
+    status, out, _ = run(stub, [sweep_file(), *args], capsys)
+    assert status == 0 and " 0 to do" in out and (folder / "runs.csv").read_text() == old
+
+
+def test_another_text_under_the_same_name_is_refused(sweep_file, folder, stub, data_dir, capsys):
+    path = sweep_file()
+    assert run(stub, [path, f"--out={folder}"], capsys)[0] == 0
+    home, = (folder / "runs").iterdir()
+    (home / "config.json").write_text(json.dumps({"corpus": "old text", "corpus_sha256": "ab"}))
+    meta = json.loads((data_dir / "words" / "meta.json").read_text())
+    (data_dir / "words" / "meta.json").write_text(json.dumps({**meta, "sha256": "cd"}))
+    status, _, err = run(stub, [path, f"--out={folder}"], capsys)
+    assert status == 2
+    one_line(err, "another text (old text)", "test text")
+
+
+def test_a_damaged_table_is_one_line(sweep_file, folder, stub, capsys):
+    path = sweep_file()
+    assert run(stub, [path, f"--out={folder}"], capsys)[0] == 0
+    (folder / "runs.csv").write_text("hash,arm\nx,y\n")
+    status, _, err = run(stub, [path, f"--out={folder}"], capsys)
+    assert status == 2
+    one_line(err, "runs.csv", "not a table")
+
+
+def test_a_run_in_use_is_left_alone_until_it_is_free(sweep_file, folder, stub, tmp_path, capsys):
+    path = sweep_file(seeds=(0, 8))
+    first = runs_of(path, folder)[0]
+    os.makedirs(first.folder)
+    holder = subprocess.Popen([sys.executable, "-c", f"""
+import fcntl, os, time
+home, table = {first.folder!r}, {str(folder / 'runs.csv')!r}
+lock = open(home + "/lock", "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("have it", flush=True)
+while not (os.path.exists(table) and "finished" in open(table).read()):  # until the other run has ended
+    time.sleep(0.02)
+print(os.path.exists(home + "/starts"), flush=True)
+"""], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "have it\n"
+    status, out, _ = run(stub, [path, f"--out={folder}"], capsys)
+    assert holder.communicate(timeout=10)[0] == "False\n"  # not touched while it was held
+    assert status == 0 and "in use by another process" in out
+    assert [r["status"] for r in rows(folder).values()] == ["finished"] * 2 and len(starts(folder, "*seed0*")) == 1
+
+
+def test_gpus_go_round(sweep_file, folder, stub, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "gpus_of_this_machine", lambda: ["4", "6"])
+    assert run(stub, [sweep_file(seeds=(8, 9, 10, 11)), f"--out={folder}", "--jobs=2"], capsys)[0] == 0
+    used = [starts(folder, f"*seed{s}-*")[0]["CUDA_VISIBLE_DEVICES"] for s in (8, 9, 10, 11)]
+    assert used == ["4", "6", "6", "6"]  # the first is slow and keeps its own
+
+
+def test_commands_after_the_runs_run_once(sweep_file, folder, stub, tmp_path, capsys):
+    script = tmp_path / "analyse.py"
+    script.write_text("import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + '\\n')")
+    path = sweep_file(f"after = ['python {script} {{out}}/said {{runs}}']", seeds=(0, 5, 9))
+    for _ in range(2):
+        assert run(stub, [path, f"--out={folder}"], capsys)[0] == 0
+    said, = (folder / "said").read_text().splitlines()
+    assert said.split() == [str(folder / r["dir"]) for r in rows(folder).values() if r["status"] == "finished"]
+    path = sweep_file("after = ['python -c \"raise SystemExit(4)\"']", seeds=(0,))
+    status, _, err = run(stub, [path, f"--out={folder}"], capsys)
+    assert status == 1 and "status 4" in err
+
+
+def when(condition, action):
+    """A thread that waits for the condition and acts, while the sweep runs in this one."""
+    def body():
+        wait_for(condition)
+        action()
+    thread = threading.Thread(target=body)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number, sweep_file, folder, stub, capsys):
+    path = sweep_file(seeds=(6, 8, 9))
+    sender = when(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")),
+                  lambda: os.kill(os.getpid(), number))
+    status, out, err = run(stub, [path, f"--out={folder}"], capsys)
+    sender.join()
+    assert status == 0 and not err
+    assert "saving 1 runs" in out and f"3 runs are left. To go on: python sweep.py {path} --out={folder}" in out
+    summary, = glob.glob(str(folder / "runs" / "*seed6*" / "summary.json"))
+    assert json.loads(pathlib.Path(summary).read_text())["status"] == "stopped" and not rows(folder)
+    assert run(stub, [path, f"--out={folder}", "--jobs=3"], capsys)[0] == 0
+    assert [int(r["attempts"]) for r in sorted(rows(folder).values(), key=lambda r: int(r["seed"]))] == [2, 1, 1]
+
+
+def test_the_table_redraws_in_place_on_a_terminal(sweep_file, folder, stub, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status, out, _ = run(stub, [sweep_file(seeds=(8, 9)), f"--out={folder}"], capsys)
+    assert status == 0
+    first = ("2 runs: none ended, 1 running\n"
+             "arm          lr  seed  step    loss  eta\n"
+             "baseline  0.003     8  3/40  3.0000    -\n")
+    assert first in out
+    drawn = out[out.index(first) + len(first):]
+    assert drawn.startswith("\x1b[3A\x1b[J")  # three lines up, and clear what is below
+    assert "\x1b[3A\x1b[Jfinished  baseline  lr 0.003  seed 8  step 7  val loss 2.5000\n" in drawn
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# submitit
+
+def test_submitit_runs_and_a_preempted_job_saves_and_goes_on(sweep_file, folder, stub, capsys):
+    """Through submitit's local executor: SIGUSR1 to the job, as Slurm sends it; and a job that dies under its run."""
+    def job_of(seed):
+        for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                below = commands_below(command.parent.name) if str(folder).encode() in command.read_bytes() else []
+                if any("stub.py" in c and f"--seed={seed} " in c for c in below):
+                    return int(command.parent.name)
+    sender = when(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")),
+                  lambda: os.kill(job_of(6), signal.SIGUSR1))
+    args = [sweep_file(seeds=(6, 7)), f"--out={folder}", "--launcher", "local-submitit", "--jobs", "2"]
+    status, _, err = run(stub, args, capsys)
+    sender.join()
+    assert status == 1 and "ended without a result" in err, err
+    table = {int(r["seed"]): (r["status"], int(r["attempts"])) for r in rows(folder).values()}
+    assert table == {6: ("finished", 2), 7: ("crashed", 1)}
+
+
+def test_slurm_gets_one_array_and_a_signal_cancels_it(sweep_file, folder, stub, tmp_path, capsys, monkeypatch):
+    """With commands in Slurm's place: what is submitted, and what is said when it is refused."""
+    for name, body in {"sbatch": f"cp $1 {tmp_path}/submitted; echo Submitted batch job 5", "srun": "exit 1",
+                       "sacct": "echo 'JobID|State|NodeList'", "scancel": f"echo $* >> {tmp_path}/cancelled"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    args = [f"--out={folder}", "--launcher=slurm", "--jobs=2"]
+    status, _, err = run(stub, [sweep_file(seeds=(1, 2, 3)), *args], capsys)
+    assert status == 2
+    one_line(err, "time_min")
+    path = sweep_file("slurm = dict(time_min=30, partition='short', gpus=1)", seeds=(1, 2, 3))
+    sender = when((tmp_path / "submitted").exists, lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM)))
+    status, out, _ = run(stub, [path, *args], capsys)
+    sender.join()
+    assert status == 0 and "submitted 3 jobs: 5_0 to 5_2" in out and "3 runs are left" in out
+    script = (tmp_path / "submitted").read_text()
+    for line in ("--array=0-2%2", "--time=30", "--partition=short", "--gpus-per-node=1", "--signal=USR1@90"):
+        assert f"#SBATCH {line}\n" in script, line
+    assert sorted((tmp_path / "cancelled").read_text().split()) == ["5_0", "5_1", "5_2"]
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: short' >&2; exit 1\n")
+    status, _, err = run(stub, [path, *args], capsys)
+    assert status == 2
+    one_line(err, "sbatch refused the jobs", "invalid partition")
+
+
+def commands_below(pid):
+    """Command lines of the children of a process."""
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found.append(pathlib.Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the runs, with train.py
+
+REAL = ["--jobs", "2", "--threads", "2"]  # the same everywhere: other threads, other rounding
+
+
+def test_a_sweep_killed_in_the_middle_of_a_run_goes_on_to_the_same_end(sweep_file, tmp_path, capsys):
+    """kill -9 of the sweep; its run saves and ends by itself, the next start resumes it: bit for bit the run of a sweep
+    that was never killed. And a learning rate that is too high is a result."""
+    arms = "arms = {'mixed': dict(config='config/demo_mixed.py', dropout=0.1, learning_rate=1e-2)}"
+    path = sweep_file("budget = dict(steps=200)", arms=arms)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "sweep.py", str(path), f"--out={killed}", *REAL], cwd=ROOT,
+                               stdout=subprocess.DEVNULL)
+    home = pathlib.Path(runs_of(path, killed)[0].folder)
+    wait_for(lambda: (home / "metrics.jsonl").exists() and len((home / "metrics.jsonl").read_text().splitlines()) > 40)
+    process.kill()
+    process.wait()
+    with open(home / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held by the run until it has saved
+    saved = json.loads((home / "summary.json").read_text())
+    assert saved["status"] == "stopped" and 0 < saved["step"] < 200
+    assert run(sweep.main, [path, f"--out={killed}", *REAL], capsys)[0] == 0
+    path = sweep_file("budget = dict(steps=200); arms['mad'] = dict(config='config/demo_baseline.py', warmup_iters=0, "
+                      "learning_rate=1e30, grad_clip=0)", arms=arms)
+    assert run(sweep.main, [path, f"--out={whole}", *REAL], capsys)[0] == 0
+    a, b = rows(whole)["mixed 0 0.01"], rows(killed)["mixed 0 0.01"]
+    assert (a["status"], a["attempts"], b["attempts"], a["hash"]) == ("finished", "1", "2", b["hash"])
+    keep = ("step", "tokens", "val_loss", "best_val_loss", "best_step", "parameters")
+    assert [a[k] for k in keep] == [b[k] for k in keep] and float(a["val_loss"]) < 3
+    one, two = ([{k: r[k] for k in ("step", "loss", "val_loss") if k in r} for r in records(folder / a["dir"])]
+                for folder in (whole, killed))
+    assert one == two
+    assert rows(whole)["mad 0 1e+30"]["status"] == "diverged"
+    status, out, _ = run(sweep.main, [path, f"--out={whole}", *REAL], capsys)
+    assert status == 0 and " 0 to do" in out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# run_sweeps.sh, with a python3 that is a script
+
+def shell(tmp_path, python, *args):
+    shutil.copy(ROOT / "run_sweeps.sh", tmp_path)  # where there is no .venv
+    (tmp_path / "summarize_sweep.py").touch()
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "python3").write_text(f"#!/bin/sh\n{python}\n")
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    return subprocess.Popen([tmp_path / "run_sweeps.sh", *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
+
+
+ECHO = f'echo "$@" | sed "s#[^ ]*/##g"; case $2 in bad.py) exit 1;; worse.py) exit 2;; esac'
+
+
+@pytest.mark.parametrize("args, said, status", [
+    (["a.py", "--jobs", "2", "b.py"], ["sweep.py a.py --jobs 2", "summarize_sweep.py a", "sweep.py b.py --jobs 2"], 0),
+    (["a.py", "--dry-run"], ["sweep.py a.py --dry-run"], 0),
+    (["bad.py", "--out=a"], ["sweep.py bad.py --out=a", "summarize_sweep.py a"], 1),
+    (["worse.py", "a.py"], ["sweep.py worse.py", "sweep.py a.py", "summarize_sweep.py a"], 2),
+    (["--help"], ["sweep.py --help"], 0),
+    (["a.py", "b.py", "--out", "x"], [], 2)])
+def test_run_sweeps_runs_each_file_and_its_tables(args, said, status, tmp_path):
+    for folder in ("out/sweeps/a", "a"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "runs.csv").touch()
+    process = shell(tmp_path, ECHO, *args)
+    out, err = process.communicate(timeout=30)
+    assert (out.splitlines(), process.returncode) == (said, status)
+    if not said:
+        one_line(err, "--out is the folder of one sweep")
+
+
+def test_run_sweeps_passes_a_signal_on_and_waits(tmp_path):
+    save_slowly = 'trap "sleep 0.3; echo saved; exit 0" TERM; echo began; while :; do sleep 0.05; done'
+    process = shell(tmp_path, save_slowly, "a.py", "b.py")
+    assert process.stdout.readline() == "began\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (out, err, process.returncode) == ("saved\n", "", 0)
