@@ -1,12 +1,13 @@
 """Batches: deterministic, each window once an epoch, independent of evaluation; what a bad file gets."""
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_dataset
 
-from dataloader import Loader, load_meta
+from dataloader import HEADER_WORDS, MAGIC, VERSION, Loader, load_meta
 from errors import UserError
 
 
@@ -87,3 +88,103 @@ def test_bad_data_gets_one_line(tmp_path):
     assert "damaged" in refused(folder)
     (folder / "meta.json").write_text(json.dumps({"corpus": "x"}))
     assert "damaged" in refused(folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# shards
+
+def write_shard(path, tokens, **changes):
+    header = np.zeros(HEADER_WORDS, dtype="<i4")
+    header[:3] = changes.get("magic", MAGIC), changes.get("version", VERSION), changes.get("count", len(tokens))
+    path.write_bytes(header.tobytes() + np.asarray(tokens, dtype="<u2").tobytes())
+
+
+def write_shards(folder, sizes=(101, 57, 8, 230)):
+    """Shards that count up from 0 through all of them; one is shorter than a window."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = np.cumsum([0, *sizes])
+    shards = {"train": [], "val": [{"file": "val_000000.bin", "tokens": 60}]}
+    for i, (start, size) in enumerate(zip(starts, sizes)):
+        write_shard(folder / f"train_{i:06d}.bin", np.arange(start, start + size))
+        shards["train"].append({"file": f"train_{i:06d}.bin", "tokens": size})
+    write_shard(folder / "val_000000.bin", np.arange(60))
+    (folder / "meta.json").write_text(json.dumps({
+        "corpus": "shards", "vocab_size": 1000, "dtype": "uint16", "header_bytes": 4 * HEADER_WORDS,
+        "train_tokens": int(sum(sizes)), "val_tokens": 60, "shards": shards}))
+    return starts
+
+
+def shard_loader(folder, batch_size=1, **more):
+    return Loader(str(folder), "train", load_meta(str(folder)), batch_size, 10, 3, **more)
+
+
+def test_shards_are_read_without_their_headers_and_windows_stay_in_one(tmp_path):
+    starts = write_shards(tmp_path)
+    data = shard_loader(tmp_path)
+    assert data.windows == 10 + 5 + 0 + 22
+    for epoch in range(3):
+        firsts = []
+        for k in range(epoch * data.windows, (epoch + 1) * data.windows):
+            x, y = data.batch(k)
+            assert torch.equal(y, x + 1) and torch.equal(x[0], torch.arange(10) + x[0, 0])  # no header, no seam
+            firsts.append(x[0, 0].item())
+        assert len(set(firsts)) == data.windows
+        counts = np.histogram(firsts, bins=starts)[0]
+        assert counts.tolist() == [10, 5, 0, 22]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_reading_ahead_changes_nothing(num_workers, tmp_path):
+    write_shards(tmp_path)
+    expected = [shard_loader(tmp_path, batch_size=4).batch(k) for k in range(0, 60, 2)]
+    stream = shard_loader(tmp_path, batch_size=4, num_workers=num_workers).batches(range(0, 60, 2))
+    for (x, y), (x2, y2) in zip(stream, expected, strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+
+
+def test_processes_share_the_batches_of_a_step_and_of_an_evaluation(tmp_path):
+    write_shards(tmp_path)
+    data = shard_loader(tmp_path, batch_size=4)
+    alone = [x[:, 0].tolist() for x, _ in data.eval_batches(7)]
+    assert len(alone) == data.num_eval_batches(7) == 7
+    for world in (2, 3, 10):
+        dealt = [[x[:, 0].tolist() for x, _ in data.eval_batches(7, rank, world)] for rank in range(world)]
+        assert [dealt[i % world][i // world] for i in range(7)] == alone
+    assert data.num_eval_batches(1000) == len(list(data.eval_batches(1000))) == 9
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(magic=1), "its header"), (dict(version=2), "its header"), (dict(count=100), "its header")])
+def test_a_shard_with_a_wrong_header_is_refused(change, words, tmp_path):
+    write_shards(tmp_path)
+    write_shard(tmp_path / "train_000001.bin", np.arange(57), **change)
+    message = refused(tmp_path)
+    assert words in message and "train_000001.bin" in message
+
+
+def test_a_truncated_and_a_missing_shard_are_refused(tmp_path):
+    write_shards(tmp_path)
+    path = tmp_path / "train_000003.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "truncated" in refused(tmp_path) and "train_000003.bin" in refused(tmp_path)
+    path.unlink()
+    assert "is missing" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["cut", "swapped", "removed"])
+def test_a_shard_that_changes_under_a_run_is_an_error_and_not_a_crash(how, tmp_path):
+    write_shards(tmp_path)
+    data = shard_loader(tmp_path)
+    for k in range(data.windows):
+        data.batch(k)
+    path = tmp_path / "train_000003.bin"
+    if how == "cut":  # a map past its file's end kills the process (SIGBUS)
+        os.truncate(path, 1024)
+    elif how == "swapped":  # same size, other tokens
+        write_shard(tmp_path / "new", np.arange(230))
+        os.replace(tmp_path / "new", path)
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match="train_000003.bin was changed or removed while this run reads it"):
+        for k in range(data.windows):
+            data.batch(k)

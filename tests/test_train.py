@@ -173,6 +173,92 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(arm, small_run, tmp_pat
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_a_run_killed_twenty_times_is_the_run_that_was_never_killed(small_run, tmp_path, capsys):
+    """SIGKILL at random moments of training and saving, each time resumed in a new process. Bit for bit."""
+    args = [*small_run, *MIXED, "--dropout=0.1", "--optimizer=muon", "--max_iters=120", "--eval_interval=40",
+            "--save_interval=3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
+    # 20 processes of train.py take a minute to import torch: one process imports it and forks a child for each start
+    script = """if True:
+        import os, random, signal, sys, time
+        sys.path.insert(0, ".")
+        import torch._dynamo  # which the optimizers import at their first step
+        import checkpoint, train
+        out_dir, chance, found = sys.argv[1], random.Random(5), []
+        def lines():
+            try:
+                with open(out_dir + "/metrics.jsonl") as f:
+                    return f.read().count("\\n")
+            except FileNotFoundError:
+                return 0
+        for kill in range(21):
+            child = os.fork()
+            if not child:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                train.main(sys.argv[2:] + ["--out_dir=" + out_dir, "--init_from=auto"])
+            if kill < 20:
+                # after some steps, at any moment of a step, an evaluation or a checkpoint; once before anything is written
+                more = lines() + chance.randrange(12) if kill else -1
+                while lines() < more:
+                    time.sleep(0.001)
+                time.sleep(chance.uniform(0, 0.03))
+                os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if checkpoint.exists(out_dir, "last"):
+                found.append(checkpoint.load_state(checkpoint.folder(out_dir, "last"))["step"])
+        sys.exit(f"status {status}, {len(set(found))} places")
+        """
+    done = process(["-c", script, parts, *args], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.stderr.startswith("status 0, "), done.stderr
+    assert int(done.stderr.split()[2]) >= 5, done.stderr  # it was killed all along the way
+    assert [{k: r[k] for k in ("step", "loss", "val_loss", "grad_norm") if k in r} for r in records(parts)] == \
+        [{k: r[k] for k in ("step", "loss", "val_loss", "grad_norm") if k in r} for r in records(whole)]
+    for name in ("last", "best"):
+        first, second = (load_file(d / "ckpt" / name / "model.safetensors") for d in (whole, parts))
+        assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("extra", [["--activation_checkpointing=True", "--dtype=bfloat16"], ["--dtype=float16"]])
+def test_resume_with_low_precision_and_recomputed_activations(extra, small_run, tmp_path, capsys):
+    """Bit for bit, the scaler of float16 included: its scale grows at its own pace."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    args = [*small_run, *MIXED, *extra, "--dropout=0.1", "--lr_decay_iters=12"]
+    assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
+    assert run(train.main, args + [f"--out_dir={parts}", "--max_iters=6"], capsys)[0] == 0
+    assert run(train.main, args + [f"--out_dir={parts}", "--init_from=resume"], capsys)[0] == 0
+    states = [checkpoint.load_state(d / "ckpt" / "last") for d in (whole, parts)]
+    assert states[0]["scaler"] == states[1]["scaler"] and bool(states[0]["scaler"]) == ("--dtype=float16" in extra)
+    first, second = (load_file(d / "ckpt" / "last" / "model.safetensors") for d in (whole, parts))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_recomputing_activations_changes_nothing(small_run, tmp_path, capsys):
+    for arm in (["--dropout=0.2"], [*MIXED, "--dropout=0.2"]):
+        runs = []
+        for value in (True, False):
+            out_dir = tmp_path / f"{len(arm)}{value}"
+            assert run(train.main, [*small_run, *arm, f"--activation_checkpointing={value}", f"--out_dir={out_dir}"],
+                       capsys)[0] == 0
+            runs.append([r.get("loss") for r in records(out_dir)])
+        assert runs[0] == runs[1]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(small_run, tmp_path, capsys):
+    assert run(train.main, small_run + ["--init_from=auto"], capsys)[0] == 0  # nothing there: a new run
+    shutil.rmtree(tmp_path / "run" / "ckpt")
+    status, out, _ = run(train.main, small_run + ["--init_from=resume"], capsys)
+    assert status == 0 and "no checkpoint yet" in out
+    assert [r["step"] for r in records(tmp_path / "run")] == sorted([*range(12), 0, 6, 12])
+
+
+def test_a_budget_of_seconds_ends_the_run_with_an_evaluation(small_run, tmp_path, capsys):
+    assert run(train.main, small_run + ["--max_iters=100000", "--eval_interval=100000", "--max_seconds=0.5"], capsys)[0] == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and 0.5 <= summary["train_seconds"] < 5 and summary["step"] < 100000
+    assert records(tmp_path / "run")[-1]["val_loss"] == summary["val_loss"]
+
+
 def test_a_signal_saves_and_says_how_to_go_on(small_run, tmp_path):
     out_dir = tmp_path / "run"
     args = [*small_run, "--max_iters=1000000", "--eval_interval=100000"]
@@ -188,9 +274,10 @@ def test_a_signal_saves_and_says_how_to_go_on(small_run, tmp_path):
     assert (out_dir / "ckpt" / "last" / "model.safetensors").exists()
 
 
-def test_resume_refuses_another_model(small_run, capsys):
+def test_resume_refuses_another_model_and_other_data(small_run, capsys):
     assert run(train.main, small_run + MIXED, capsys)[0] == 0
-    for change, key in ((["--n_embd=32"], "n_embd"), (["--curvature=0.2"], "curvature"), (["--seed=9"], "seed")):
+    for change, key in ((["--n_embd=32"], "n_embd"), (["--curvature=0.2"], "curvature"), (["--seed=9"], "seed"),
+                        (["--optimizer=muon"], "optimizer"), (["--batch_size=3"], "batch_size was 4")):
         status, _, err = run(train.main, small_run + MIXED + change + ["--init_from=resume"], capsys)
         assert status == 2
         one_line(err, "cannot resume", key)
@@ -310,6 +397,35 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_run, tmp_path):
     assert "could not write the checkpoint" in done.stderr and "Traceback" not in done.stderr
     assert last.read_bytes() == before
     assert sorted(os.listdir(last.parent.parent)) == ["best", "last"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root (the test before this one limits file sizes instead)")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_is_full_and_then_has_room_again(small_run, small_disk, tmp_path, capsys):
+    args, here, whole = [*small_run, "--lr_decay_iters=12"], f"--out_dir={small_disk / 'run'}", tmp_path / "whole"
+    assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
+    assert run(train.main, args + [here, "--max_iters=6"], capsys)[0] == 0
+    last = small_disk / "run" / "ckpt" / "last" / "state.pt"
+    before = last.read_bytes()
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "other").write_bytes(bytes(free - 24 * 1024))
+    status, _, err = run(train.main, args + [here, "--init_from=resume"], capsys)
+    assert status == 2
+    one_line(err, "the disk is full", "untouched")
+    assert last.read_bytes() == before
+    (small_disk / "other").unlink()
+    assert run(train.main, args + [here, "--init_from=resume"], capsys)[0] == 0
+    first, second = (load_file(d / "ckpt" / "last" / "model.safetensors") for d in (whole, small_disk / "run"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
