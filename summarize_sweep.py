@@ -1,0 +1,774 @@
+"""
+What a sweep says: tables, plots and a report, from the files that sweep.py leaves.
+
+    python summarize_sweep.py out/sweeps/shakespeare_lr
+    python summarize_sweep.py out/sweeps/shakespeare_lr --metric=best --selection_seed=none --target=1.7 --batches=0
+
+Per arm: the validation loss at its own best learning rate with a 95% interval over seeds; paired differences to the
+baseline and to the flat control; wins at every learning rate; the loss at equal steps, tokens and training seconds;
+parameters, FLOPs a token; steps, tokens and seconds to a target loss; the share of diverged runs; for mixed arms what
+their curvature does. The statistics and why they are these: sweep_statistics.py; the plots: sweep_plots.py; the
+curvature: ablate_curvature.py.
+
+Written to <sweep>/summary: summary.md, summary.csv (a line an arm), summary.json (everything), report.html (tables and
+plots in one file) and the plots as .png and .svg. A sweep that is still running can be summarised; the summary says
+what is missing.
+"""
+import argparse
+import csv
+import dataclasses
+import html
+import io
+import json
+import math
+import os
+import sys
+from base64 import b64encode
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import ablate_curvature
+import sweep
+import sweep_plots
+from ablate_curvature import Parser, interval_text
+from data.sources import write_file
+from errors import UserError, exit_cleanly
+from sweep_plots import REFERENCES
+from sweep_statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
+                              measuring_pair, paired_difference, place_in_grid, value_at, wins)
+
+BUDGETS = {"step": "steps", "tokens": "tokens", "train_seconds": "training seconds"}  # keys of an evaluation's line
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is read
+
+@dataclass
+class Run:
+    """A row of runs.csv."""
+    status: str  # finished | diverged | crashed
+    folder: str
+    loss: float | None  # by the chosen metric; +inf where it diverged, None where it crashed
+    step: float | None
+    tokens: float | None
+    parameters: float | None
+    flops_per_token: float | None
+    host: str
+
+
+@dataclass
+class Curve:
+    """metrics.jsonl of a run: the lines of evaluations, and those of steps."""
+    evaluations: list
+    steps: list
+
+    def column(self, key):
+        return [r[key] for r in self.evaluations]
+
+
+@dataclass
+class Arm:
+    name: str
+    role: str
+    runs: dict = field(default_factory=dict)  # {(lr, seed): Run}
+    planned: set = field(default_factory=set)  # {(lr, seed)}
+    choice: Choice | None = None
+    estimate: Estimate = Estimate(0)  # of the loss at the chosen learning rate
+    edge: str = ""  # sweep_statistics.place_in_grid
+    curves: dict = field(default_factory=dict)  # {seed: Curve}, chosen learning rate, the seeds that measure
+    against: dict = field(default_factory=dict)  # {role of the reference: (Difference, p after Holm)}
+    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: (won, of, Estimate)}}
+    at_budget: dict = field(default_factory=dict)  # {key of BUDGETS: {seed: loss}}
+    to_target: dict = field(default_factory=dict)  # {key of BUDGETS: [value, or None if not reached]}
+    ablations: dict = field(default_factory=dict)  # {seed: ablate_curvature.Ablation}
+
+    def losses(self):
+        """{lr: {seed: loss}}, as sweep_statistics has them."""
+        out = {}
+        for (lr, seed), run in sorted(self.runs.items()):
+            if run.loss is not None:
+                out.setdefault(lr, {})[seed] = run.loss
+        return out
+
+    def grid(self):
+        return sorted({lr for lr, _ in self.planned | self.runs.keys()})
+
+    def missing(self):
+        return sorted(self.planned - self.runs.keys())
+
+    def count(self, status):
+        return sum(run.status == status for run in self.runs.values())
+
+    def diverged_share(self):
+        over = self.count("finished") + self.count("diverged")
+        return self.count("diverged") / over if over else None
+
+    def constant(self, name):
+        """parameters or flops_per_token: all runs of an arm have the same."""
+        return next((getattr(r, name) for r in self.runs.values() if getattr(r, name) is not None), None)
+
+    def reached_share(self):
+        values = self.to_target.get("step", [])
+        return sum(v is not None for v in values) / len(values) if values else None
+
+
+@dataclass
+class Summary:
+    folder: str
+    name: str
+    metric: str  # final | best
+    arms: list
+    seeds: list
+    selection_seed: int | None
+    notes: list = field(default_factory=list)
+    budgets: dict = field(default_factory=dict)  # {key of BUDGETS: where the arms are compared}
+    shortest: str = ""  # the run that sets the budget of seconds
+    target: float | None = None
+    headline: str = ""
+
+    def note(self, *sentences):
+        self.notes.append(" ".join(sentences))
+
+    def of_role(self, *roles):
+        return [a for a in self.arms if a.role in roles]
+
+    def reference(self, role):
+        return next(iter(self.of_role(role)), None)
+
+
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: not the folder of a sweep") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: not JSON") from None
+
+
+def full_name(arm, overrides, plan):
+    """The arm's name, with what the grid sets beside the learning rate: each such point is an arm of its own."""
+    fixed = arm["overrides"].keys() | plan["defaults"].keys()
+    varied = [k for k in plan["grid"] if k in overrides and k not in fixed]
+    lr_key = "muon_lr" if "muon_lr" in varied else "learning_rate"
+    return " ".join([arm["name"], *(f"{k}={overrides[k]}" for k in varied if k != lr_key)])
+
+
+def planned_runs(plan, folder, tried):
+    """[(name, role, lr, seed)] of every run of the sweep, and a note or None. sweep.json has the union of the arms'
+    grids and seeds; which arm has which is in the sweep file. tried: learning rates, for a plan that names none."""
+    arms = {arm["name"]: arm for arm in plan["arms"]}
+    path = os.path.realpath(os.path.join(sweep.HERE, plan["file"]))
+    try:
+        if path.startswith(os.path.realpath(folder) + os.sep):  # a folder from somebody else runs no code of theirs
+            raise UserError(f"{path}: a sweep file in the sweep's own folder is not read")
+        return [(full_name(arms[r.arm], r.overrides, plan), arms[r.arm]["role"], r.lr, r.seed)
+                for r in sweep.make_runs(sweep.load(path), path, folder) if r.arm in arms], None
+    except UserError as error:
+        lrs = plan["grid"].get("muon_lr") or plan["grid"].get("learning_rate") or tried
+        planned = [(name, arm["role"], float(lr), seed)
+                   for name, arm in arms.items() for lr in lrs for seed in plan["seeds"]]
+        return planned, f"The plan is taken to be every learning rate and seed for every arm: {error}."
+
+
+def read_rows(folder, plan, metric):
+    """([(name, role, lr, seed, Run)] of runs.csv, names of arms that sweep.json does not have)."""
+    arms, found, unknown = {arm["name"]: arm for arm in plan["arms"]}, [], set()
+    for place, row in enumerate(sweep.Rows(folder).read().values(), 2):
+        if row["arm"] not in arms:
+            unknown.add(row["arm"])
+            continue
+        try:
+            loss = {"finished": row["val_loss" if metric == "final" else "best_val_loss"], "diverged": "inf",
+                    "crashed": None}[row["status"]]
+            numbers = {k: float(row[k]) if row[k] else None
+                       for k in ("step", "tokens", "parameters", "flops_per_token")}
+            run = Run(row["status"], os.path.normpath(os.path.join(folder, row["dir"])),
+                      None if loss is None else float(loss), host=row["host"], **numbers)
+            if run.status == "finished" and not math.isfinite(run.loss):
+                raise ValueError(f"finished with a loss of {loss}")
+            found.append((full_name(arms[row["arm"]], json.loads(row["overrides"]), plan), arms[row["arm"]]["role"],
+                          float(row["lr"]), int(row["seed"]), run))
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{os.path.join(folder, 'runs.csv')}, line {place} ({row['arm']}, lr {row['lr']}, seed "
+                            f"{row['seed']}) is damaged: {error}") from None
+    return found, unknown
+
+
+def read_sweep(folder, metric):
+    """Summary with the arms and their runs, nothing computed yet."""
+    path = os.path.join(folder, "sweep.json")
+    plan = read_json(path)
+    for key in ("name", "file", "arms", "grid", "seeds", "defaults"):
+        if key not in plan:
+            raise UserError(f"{path} lacks {key!r}: not written by sweep.py")
+    found, unknown = read_rows(folder, plan, metric)
+    if not found:
+        raise UserError(f"no run of {folder} has ended yet: there is nothing to summarise")
+    planned, note = planned_runs(plan, folder, sorted({lr for _, _, lr, _, _ in found}))
+    arms, notes = {}, [note] if note else []
+    for name, role, lr, seed in planned:
+        arms.setdefault(name, Arm(name, role)).planned.add((lr, seed))
+    for name, role, lr, seed, run in found:
+        runs = arms.setdefault(name, Arm(name, role)).runs
+        if (lr, seed) in runs:
+            notes.append(f"{name} has two rows for lr {lr:g}, seed {seed}; the later one counts.")
+        runs[lr, seed] = run
+    if unknown:
+        notes.append(f"Left out: runs of arms that sweep.json does not have ({', '.join(sorted(unknown))}).")
+    seeds = sorted({seed for arm in arms.values() for _, seed in arm.planned | arm.runs.keys()})
+    return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes)
+
+
+def read_curve(folder):
+    """Curve of a run, or None if its metrics are not there (a table alone was copied, say)."""
+    path = os.path.join(folder, "metrics.jsonl")
+    try:
+        with open(path, encoding="utf-8") as f:
+            lines = [json.loads(line) for line in f]
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path} is damaged: not lines of JSON") from None
+    evaluations = [r for r in lines if "val_loss" in r]
+    return Curve(evaluations, [r for r in lines if "loss" in r]) if evaluations else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is computed
+
+def tune(summary):
+    """Each arm at its best learning rate, and the curves of the runs that measure it."""
+    for arm in summary.arms:
+        losses = arm.losses()
+        arm.choice = choose_lr(losses, summary.selection_seed)
+        for lr in sorted(losses.keys() - candidates(losses).keys()):
+            diverged = sum(math.isinf(v) for v in losses[lr].values())
+            summary.note(f"{arm.name}: {diverged} of {len(losses[lr])} seeds diverged at lr {lr:g}, which therefore",
+                         "cannot be its best.")
+        if arm.missing():
+            listed = [f"lr {lr:g} seed {seed}" for lr, seed in arm.missing()]
+            more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+            summary.note(f"{arm.name} is incomplete, {len(listed)} of {len(arm.planned)} runs are missing:",
+                         f"{', '.join(listed[:6])}{more}.")
+        for (lr, seed), run in sorted(arm.runs.items()):
+            if run.status == "crashed":
+                summary.note(f"{arm.name}: lr {lr:g} seed {seed} crashed and is left out ({run.folder}).")
+        if arm.choice is None:
+            summary.note(f"{arm.name} has no learning rate at which a run finished and none diverged: no tuned loss.")
+            continue
+        arm.estimate = mean_interval(arm.choice.losses.values())
+        arm.edge = place_in_grid(arm.choice.lr, arm.grid())
+        for seed in arm.choice.losses:
+            run = arm.runs[arm.choice.lr, seed]
+            curve = read_curve(run.folder)
+            if curve is None:
+                summary.note(f"{arm.name}: no metrics.jsonl in {run.folder}; the run is in the losses, but in no curve",
+                             "and no comparison at equal budgets.")
+            else:
+                arm.curves[seed] = curve
+    compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.losses]
+    steps = {r.step for r in compared if r.step}
+    if len(steps) > 1:
+        summary.note(f"The compared runs ended at different steps ({min(steps):,.0f} to {max(steps):,.0f}): their",
+                     "losses are not at one budget of steps; the columns at equal budgets are.")
+    hosts = sorted({r.host for r in compared})
+    if len(hosts) > 1:
+        summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
+                     "these, too.")
+    sizes = {round(r.tokens / r.step) for a in summary.arms for r in a.runs.values() if r.step and r.tokens}
+    if len(sizes) > 1:
+        summary.note(f"The runs differ in tokens a step ({', '.join(f'{s:,}' for s in sorted(sizes))}): the same seed",
+                     "is then not the same batches, and differences are less well paired.")
+
+
+def compare(summary):
+    """Paired differences, corrected by Holm over the arms compared with one reference; wins by learning rate."""
+    for role in REFERENCES:
+        reference = summary.reference(role)
+        if reference is None:
+            summary.note(f"No arm has the role {role!r}: no comparison with the {REFERENCES[role]}.")
+            continue
+        if len(summary.of_role(role)) > 1:
+            summary.note(f"Several arms have the role {role!r}; the {REFERENCES[role]} of the comparisons is the",
+                         f"first, {reference.name}.")
+        # the flat control is compared with the baseline; the same number with the other sign is not another test
+        others = [a for a in summary.arms if a is not reference and not (role == "flat" and a.role == "baseline")]
+        if reference.choice:
+            tuned = [a for a in others if a.choice]
+            found = [paired_difference(*measuring_pair(a.choice, reference.choice)) for a in tuned]
+            for arm, difference, p in zip(tuned, found, holm([d.p for d in found])):
+                arm.against[role] = difference, p
+        theirs = reference.losses()
+        for arm in others:
+            arm.wins[role] = {lr: wins(seeds, theirs[lr]) for lr, seeds in arm.losses().items()
+                              if lr in theirs and seeds.keys() & theirs[lr].keys()}
+
+
+def equal_budgets(summary):
+    """The loss of every compared run at the steps, tokens and seconds that all of them have."""
+    runs = [(arm, seed, curve) for arm in summary.arms for seed, curve in arm.curves.items()]
+    if not runs:
+        return
+    for key in BUDGETS:
+        arm, seed, curve = min(runs, key=lambda r: r[2].evaluations[-1][key])
+        summary.budgets[key] = curve.evaluations[-1][key]
+        if key == "train_seconds":
+            summary.shortest = f"{arm.name}, seed {seed}"
+        for arm, seed, curve in runs:
+            loss = value_at(curve.column(key), curve.column("val_loss"), summary.budgets[key])
+            if loss is not None:  # its first evaluations may be missing
+                arm.at_budget.setdefault(key, {})[seed] = loss
+
+
+def time_to_target(summary, target):
+    """When each compared run was first evaluated at the target or below. target None: the baseline's tuned loss."""
+    baseline = summary.reference("baseline")
+    summary.target = baseline.estimate.mean if target is None and baseline else target
+    for arm in summary.arms if summary.target is not None else ():
+        first = [next((r for r in curve.evaluations if r["val_loss"] <= summary.target), None)
+                 for curve in arm.curves.values()]
+        for key in BUDGETS:
+            arm.to_target[key] = [r[key] if r else None for r in first]
+
+
+def look_at_curvature(summary, batches):
+    """ablate_curvature.py on the runs that measure the mixed arms. batches: of an evaluation; 0: don't."""
+    for arm in summary.of_role("mixed") if batches != 0 else ():
+        failed = []
+        for seed in arm.choice.losses if arm.choice else ():
+            folder = arm.runs[arm.choice.lr, seed].folder
+            print(f"changing the curvature of {arm.name}, seed {seed}", file=sys.stderr)
+            try:
+                checkpoint = "last" if summary.metric == "final" else "best"
+                arm.ablations[seed] = ablate_curvature.ablate(folder, checkpoint, batches)
+            except UserError as error:
+                failed.append((seed, error))
+        if failed:
+            summary.note(f"{arm.name}: the curvature of seed {', '.join(str(s) for s, _ in failed)} could not be",
+                         f"looked at: {failed[0][1]}.")
+
+
+def p_text(p):
+    return "-" if p is None else "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def difference_text(difference):
+    """'-0.0123 nats a token (95% interval [-0.0200, -0.0046], 4 seeds, paired t-test p = 0.01)'."""
+    e = difference.estimate
+    if e.n == 1:
+        return f"{e.mean:+.4f} nats a token (one seed: no interval, no test)"
+    flips = f", sign flips p = {p_text(difference.p_sign_flip)}" if difference.p_sign_flip is not None else ""
+    return (f"{e.mean:+.4f} nats a token (95% interval [{e.low:+.4f}, {e.high:+.4f}], {e.n} seeds, paired t-test "
+            f"p = {p_text(difference.p)}{flips})")
+
+
+def verdict(estimate, mixed, control):
+    if estimate.n == 1:
+        return "One seed decides nothing."
+    if estimate.low <= 0 <= estimate.high:
+        return "The interval contains 0: these seeds do not tell the two arms apart."
+    better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
+    return f"The interval does not contain 0: at this budget {better} is better than {worse}."
+
+
+def write_headline(summary):
+    """Sets summary.headline: the best control against the best mixed arm, in words."""
+    best, passed_over = {}, []
+    for kind, roles in (("mixed", ("mixed",)), ("control", ("flat", "control"))):
+        tuned = [a for a in summary.of_role(*roles) if a.choice]
+        if not tuned:
+            summary.headline = (f"Best mixed arm against best control: not possible, no "
+                                f"{'mixed arm' if kind == 'mixed' else 'flat or other control'} has a tuned loss.")
+            return
+        # an arm with the selection seed alone was not measured; it is taken only if none of its kind was
+        measured = [a for a in tuned if a.choice.selection_seed is not None] or tuned
+        first, best[kind] = (min(arms, key=lambda a: (a.choice.selection_loss, a.name)) for arms in (tuned, measured))
+        if first is not best[kind]:
+            passed_over.append(f"{first.name} was lower than {best[kind].name} with that seed, but has no other.")
+    mixed, control = best["mixed"], best["control"]
+    title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
+             f"{control.choice.lr:g})")
+    difference = paired_difference(*measuring_pair(mixed.choice, control.choice))
+    if not difference.seeds:
+        summary.headline = f"{title}: they share no seed that measures; no comparison."
+        return
+    held_out = mixed.choice.selection_seed is not None and control.choice.selection_seed is not None
+    how = (f"Arms and learning rates were chosen with seed {mixed.choice.selection_seed} alone, which does not measure."
+           if held_out else "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, "
+           "more so for the side with more of both.")
+    summary.headline = (f"{title}: mixed minus control = {difference_text(difference)}. "
+                        f"{' '.join([verdict(difference.estimate, mixed.name, control.name), how, *passed_over])}")
+    seconds = [a.at_budget.get("train_seconds", {}) for a in (mixed, control)]
+    at = paired_difference(*seconds)
+    if at.seeds:
+        summary.headline += (f" At equal training seconds ({summary.budgets['train_seconds']:,.1f} s): "
+                             f"{difference_text(at)}. {verdict(at.estimate, mixed.name, control.name)}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# tables: lists of rows of text, the first one the heading
+
+def count_text(value, digits=0):
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def share_text(share):
+    return "-" if share is None else f"{share:.0%}"
+
+
+def results_table(summary):
+    roles = [role for role in REFERENCES if any(role in a.against for a in summary.arms)]
+    rows = [["arm", "role", "best lr", "lr chosen with", "seeds", "validation loss [95%]"]
+            + [text for role in roles for text in (f"minus {REFERENCES[role]} [95%]", "p (Holm)", "p sign flips")]]
+    places = {"lowest": " (lowest tried)", "highest": " (highest tried)", "only": " (only one tried)", "": ""}
+    for arm in summary.arms:
+        if arm.choice is None:
+            rows.append([arm.name, arm.role] + ["-"] * (len(rows[0]) - 2))
+            continue
+        seed = arm.choice.selection_seed
+        row = [arm.name, arm.role, f"{arm.choice.lr:g}{places[arm.edge]}",
+               "the same seeds" if seed is None else f"seed {seed}", str(arm.estimate.n),
+               interval_text(arm.estimate, sign=False)]
+        for role in roles:
+            difference, p = arm.against.get(role, (None, None))
+            row += ["-"] * 3 if difference is None else [interval_text(difference.estimate), p_text(p),
+                                                         p_text(difference.p_sign_flip)]
+        rows.append(row)
+    return rows
+
+
+def budgets_table(summary):
+    digits = {"step": 0, "tokens": 0, "train_seconds": 1}
+    rows = [["arm"] + [f"loss at {count_text(summary.budgets[key], digits[key])} {name}" if key in summary.budgets
+                       else f"loss at equal {name}" for key, name in BUDGETS.items()]
+            + ["parameters", "FLOPs a token"] + [f"{name} to target" for name in BUDGETS.values()] + ["reached"]]
+    for arm in summary.arms:
+        means = [mean_interval(arm.at_budget.get(key, {}).values()).mean for key in BUDGETS]
+        rows.append([arm.name] + ["-" if mean is None else f"{mean:.4f}" for mean in means]
+                    + [count_text(arm.constant("parameters")), count_text(arm.constant("flops_per_token"))]
+                    + [count_text(censored_median(arm.to_target.get(key, [])), digits[key]) for key in BUDGETS]
+                    + [share_text(arm.reached_share())])
+    return rows
+
+
+def runs_table(summary):
+    rows = [["arm", "planned", "finished", "diverged", "crashed", "missing", "diverged share"]]
+    for arm in summary.arms:
+        rows.append([arm.name, str(len(arm.planned)), *(str(arm.count(s)) for s in ("finished", "diverged", "crashed")),
+                     str(len(arm.missing())), share_text(arm.diverged_share())])
+    return rows
+
+
+def wins_table(summary, role):
+    """None where no arm shares a run with the reference."""
+    arms = [a for a in summary.arms if a.wins.get(role)]
+    lrs = sorted({lr for a in arms for lr in a.wins[role]})
+    if not arms:
+        return None
+    rows = [["arm"] + [f"lr {lr:g}" for lr in lrs] + ["all runs", "rates with a lower mean"]]
+    for arm in arms:
+        found, row = arm.wins[role], [arm.name]
+        for lr in lrs:
+            won, of, estimate = found.get(lr, (0, 0, Estimate(0)))
+            mean = f" ({estimate.mean:+.4f})" if estimate.n else ""
+            row.append(f"{won}/{of}{mean}" if of else "-")
+        means = [e.mean for _, _, e in found.values() if e.n]
+        rows.append(row + [f"{sum(w for w, _, _ in found.values())}/{sum(n for _, n, _ in found.values())}",
+                           f"{sum(m < 0 for m in means)}/{len(means)}"])
+    return rows
+
+
+def effects_of(arm):
+    """{change: (effect of each seed's run on its loss)}."""
+    out = {}
+    for ablation in arm.ablations.values():
+        for e in ablation.effects:
+            out.setdefault(e.change, []).append(e.difference.mean)
+    return out
+
+
+def effects_table(arm):
+    rows = [["after training", "change of the loss [95% over seeds]", "runs"]]
+    for change, means in effects_of(arm).items():
+        rows.append([change, interval_text(mean_interval(means)), str(len(means))])
+    return rows
+
+
+def slopes_table(arm):
+    """A row for each place, with its heads side by side: means over the runs."""
+    places = {}
+    for ablation in arm.ablations.values():
+        for s in ablation.slopes:
+            places.setdefault(s.place, {}).setdefault(s.head, []).append((s.c_start, s.c, s.gradient.mean))
+    rows = [["c of", "at the start", "after training", "d loss / d c"]]
+    for place, heads in places.items():
+        means = np.array([np.mean(values, axis=0) for values in heads.values()])  # (heads, 3)
+        rows.append([place] + [" ".join(f"{v:{form}}" for v in column)
+                               for column, form in zip(means.T, (".3f", ".3f", "+.4f"))])
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the document: a list of ("heading" | "text" | "list" | "table" | "figure", content), as Markdown and as HTML
+
+def method(summary):
+    metric = "final" if summary.metric == "final" else "best"
+    target = "" if summary.target is None else (
+        f"The target is a validation loss of {summary.target:.4f}; a run reaches it at the first evaluation at or "
+        "below it. Medians over seeds, where a run that did not reach it counts as later than any; '-': half of the "
+        "runs or more did not.")
+    return [
+        f"Losses are {metric} validation losses in nats a token. Intervals are 95% t-intervals over seeds (n - 1 "
+        "degrees of freedom); one seed has none.",
+        "Best learning rate: where a seed is named, the lowest loss of that seed alone, which is then left out of "
+        "everything that is measured; 'the same seeds': the lowest mean over the seeds that measure, or the one seed "
+        "that there is, which is optimistic. A rate at which a seed diverged cannot be the best. 'lowest' or 'highest "
+        "tried': the optimum may lie outside the grid.",
+        "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
+        "paired t-test, corrected by Holm's method over all arms compared with that reference. Sign flips: exact "
+        "paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
+        "Equal budgets: the largest step and token count that all compared runs have, and the training seconds of the "
+        "shortest of them"
+        + (f" ({summary.shortest})" if summary.shortest else "") + ". Between two evaluations losses are linear "
+        "(in seconds, not their logarithm, which is slightly too high on a falling curve). The learning-rate schedule "
+        "of a slower arm has not ended at that time, so this column is hard on slow arms; a sweep with a budget of "
+        "seconds is fairer. Seconds are comparable only where nothing else ran on the machine.",
+        *([target] if target else []),
+        "Wins: runs at the same learning rate and seed, all seeds; a diverged run loses against a finished one. In "
+        "brackets the mean difference of the pairs where both finished.",
+    ]
+
+
+def document(summary, figures):
+    parts = [("heading", f"Sweep {summary.name}")]
+    planned, ended = (sum(n) for n in zip(*((len(a.planned), len(a.planned & a.runs.keys())) for a in summary.arms)))
+    if ended < planned:
+        parts.append(("text", f"The sweep is not complete: {planned - ended} of {planned} runs are missing."))
+    parts += [("text", summary.headline), ("table", results_table(summary))]
+
+    def figure(name):
+        parts.extend(("figure", f) for f in figures if f.name == name)
+    figure("differences")
+    figure("loss")
+    parts += [("heading", "Equal budgets, cost, and time to the target"), ("table", budgets_table(summary)),
+              ("heading", "Learning rates")]
+    figure("lr")
+    for role, name in REFERENCES.items():
+        table = wins_table(summary, role)
+        if table:
+            parts += [("text", f"Wins against the {name}, with the mean difference:"), ("table", table)]
+    parts += [("heading", "Runs"), ("table", runs_table(summary))]
+    figure("stability")
+    mixed = [a for a in summary.of_role("mixed") if a.ablations]
+    if mixed:
+        parts += [("heading", "Is the curvature doing anything?"), ("text",
+                  "The trained models with c changed afterwards, each on its own evaluation batches, at the best "
+                  "learning rate. A change that hurts says that a model relies on its c, not that one trained "
+                  "without it would be worse; that is the flat control's comparison above, and curvature_lr_mult = 0 "
+                  "trains with c frozen at its start. Gradients by block, head by head; intervals over batches are "
+                  "in summary.json.")]
+    for arm in mixed:
+        parts += [("text", f"{arm.name}:"), ("table", effects_table(arm)), ("table", slopes_table(arm))]
+        left_out = sorted({s for a in arm.ablations.values() for s in a.left_out})
+        parts += [("list", left_out)] if left_out else []
+    figure("curvature")
+    parts += [("heading", "Notes"), ("list", summary.notes)] if summary.notes else []
+    return parts + [("heading", "How to read this"), ("list", method(summary))]
+
+
+def as_markdown(parts, with_figures=True):
+    out = []
+    for place, (kind, content) in enumerate(parts):
+        if kind == "heading":
+            out.append(("## " if place else "# ") + content)
+        elif kind == "text":
+            out.append(content)
+        elif kind == "list":
+            out.append("\n".join(f"- {text}" for text in content))
+        elif kind == "figure" and with_figures:
+            out.append(f"![{content.title}]({content.name}.png)\n\n{content.caption}")
+        elif kind == "table":
+            widths = [max(map(len, column)) for column in zip(*content)]
+            lines = [[row[0].ljust(widths[0])] + [v.rjust(w) for v, w in zip(row[1:], widths[1:])] for row in content]
+            lines.insert(1, ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]])
+            out.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(out) + "\n"
+
+
+STYLE = """body { font: 15px/1.5 sans-serif; max-width: 76em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; font-variant-numeric: tabular-nums }
+th, td { padding: .25em .7em; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap }
+th { border-bottom: 2px solid #444 } th:first-child, td:first-child { text-align: left }
+figure { margin: 1.5em 0 } figure img { max-width: 100% } figcaption { color: #555 }"""
+
+
+def as_html(parts, title):
+    """One file: the plots are in it as SVG."""
+    out = [f"<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{html.escape(title)}</title>\n"
+           f"<style>\n{STYLE}\n</style></head><body>"]
+    for place, (kind, content) in enumerate(parts):
+        if kind == "heading":
+            level = 2 if place else 1
+            out.append(f"<h{level}>{html.escape(content)}</h{level}>")
+        elif kind == "text":
+            out.append(f"<p>{html.escape(content)}</p>")
+        elif kind == "list":
+            out.append("<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in content) + "</ul>")
+        elif kind == "figure":
+            image = b64encode(content.files["svg"]).decode()
+            out.append(f"<figure><img alt=\"{html.escape(content.title)}\" src=\"data:image/svg+xml;base64,{image}\">"
+                       f"<figcaption>{html.escape(content.caption)}</figcaption></figure>")
+        elif kind == "table":
+            lines = ["".join(f"<{cell}>{html.escape(v)}</{cell}>" for v in row)
+                     for cell, row in zip(["th"] + ["td"] * len(content), content)]
+            out.append("<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>")
+    return "\n".join(out) + "\n</body></html>\n"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files for other programs
+
+def as_dict(summary):
+    """Everything but the curves, for summary.json."""
+    arms = []
+    for arm in summary.arms:
+        arms.append({
+            "name": arm.name, "role": arm.role, "choice": dataclasses.asdict(arm.choice) if arm.choice else None,
+            "place_in_grid": arm.edge, "estimate": dataclasses.asdict(arm.estimate),
+            "parameters": arm.constant("parameters"), "flops_per_token": arm.constant("flops_per_token"),
+            "diverged_share": arm.diverged_share(), "missing": [{"lr": lr, "seed": seed} for lr, seed in arm.missing()],
+            "runs": [{"lr": lr, "seed": seed, "status": r.status, "dir": r.folder, "loss": r.loss}
+                     for (lr, seed), r in sorted(arm.runs.items())],
+            "against": {role: {**dataclasses.asdict(d), "p_holm": p} for role, (d, p) in arm.against.items()},
+            "wins": {role: [{"lr": lr, "won": won, "of": of, "difference": dataclasses.asdict(e)}
+                            for lr, (won, of, e) in found.items()] for role, found in arm.wins.items()},
+            "at_budget": {key: {"by_seed": by_seed, **dataclasses.asdict(mean_interval(by_seed.values()))}
+                          for key, by_seed in arm.at_budget.items()},
+            "to_target": {**{key: censored_median(values) for key, values in arm.to_target.items()},
+                          "reached_share": arm.reached_share()},
+            "curvature": {seed: dataclasses.asdict(a) for seed, a in arm.ablations.items()},
+        })
+    plain = {f.name: getattr(summary, f.name) for f in dataclasses.fields(summary) if f.name != "arms"}
+    return {**plain, "arms": arms}
+
+
+def finite(value):
+    """JSON has no infinity and no NaN: null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_csv(summary):
+    """A line an arm, plain numbers, empty where there is none."""
+    rows = []
+    for arm in summary.arms:
+        row = {"arm": arm.name, "role": arm.role, "best_lr": arm.choice.lr if arm.choice else None,
+               "lr_place_in_grid": arm.edge, "selection_seed": arm.choice.selection_seed if arm.choice else None,
+               "seeds": arm.estimate.n, "val_loss": arm.estimate.mean, "val_loss_low": arm.estimate.low,
+               "val_loss_high": arm.estimate.high}
+        for role in REFERENCES:
+            d, p = arm.against.get(role, (None, None))
+            e = d.estimate if d else Estimate(0)
+            row.update({f"minus_{role}": e.mean, f"minus_{role}_low": e.low, f"minus_{role}_high": e.high,
+                        f"minus_{role}_seeds": e.n, f"minus_{role}_p": d.p if d else None, f"minus_{role}_p_holm": p,
+                        f"minus_{role}_p_sign_flip": d.p_sign_flip if d else None})
+            found = arm.wins.get(role, {})
+            row.update({f"wins_{role}": sum(won for won, _, _ in found.values()),
+                        f"pairs_{role}": sum(of for _, of, _ in found.values())})
+        for key in BUDGETS:
+            row[f"loss_at_equal_{key}"] = mean_interval(arm.at_budget.get(key, {}).values()).mean
+        row.update(parameters=arm.constant("parameters"), flops_per_token=arm.constant("flops_per_token"))
+        for key in BUDGETS:
+            row[f"{key}_to_target"] = censored_median(arm.to_target.get(key, []))
+        row.update(target_reached_share=arm.reached_share(), planned=len(arm.planned), finished=arm.count("finished"),
+                   diverged=arm.count("diverged"), crashed=arm.count("crashed"), missing=len(arm.missing()),
+                   diverged_share=arm.diverged_share())
+        rows.append(row)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def summarize(folder, metric="final", selection_seed="auto", target=None, batches=8):
+    """The Summary of a sweep's folder. selection_seed: an int, 'auto' or None; the rest as the options of the command
+    line. Raises UserError."""
+    summary = read_sweep(folder, metric)
+    if selection_seed == "auto":
+        points = [seed for arm in summary.arms for _, seed in arm.planned | arm.runs.keys()]
+        selection_seed = min(summary.seeds, key=lambda seed: (-points.count(seed), seed))
+    elif selection_seed is not None and selection_seed not in summary.seeds:
+        raise UserError(f"--selection_seed={selection_seed}: the seeds of this sweep are "
+                        f"{', '.join(map(str, summary.seeds))}")
+    summary.selection_seed = selection_seed
+    tune(summary)
+    compare(summary)
+    equal_budgets(summary)
+    time_to_target(summary, target)
+    look_at_curvature(summary, batches)
+    write_headline(summary)
+    return summary
+
+
+def seed_option(text):
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a seed nor 'none'") from None
+
+
+def finite_number(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+@exit_cleanly
+def main(argv):
+    parser = Parser("summarize_sweep.py", __doc__)
+    parser.add_argument("sweep", help="folder of the sweep (out/sweeps/NAME)")
+    parser.add_argument("--out", help="where to write (default: <sweep>/summary)")
+    parser.add_argument("--metric", choices=("final", "best"), default="final",
+                        help="validation loss at the end, or the lowest one of a run")
+    parser.add_argument("--selection_seed", type=seed_option, default="auto",
+                        help="the seed that chooses learning rates and is left out of what is measured, where an arm "
+                        "has others (default: the lowest of those that ran at the most learning rates); none: all "
+                        "seeds do both")
+    parser.add_argument("--target", type=finite_number,
+                        help="loss for the times to a target (default: the baseline's tuned loss)")
+    parser.add_argument("--batches", type=ablate_curvature.whole_number(0), default=8,
+                        help="evaluation batches for the effects of changing c (default: 8; 0: leave them out)")
+    options = parser.parse_args(argv)
+    summary = summarize(options.sweep, options.metric, options.selection_seed, options.target, options.batches)
+    figures = sweep_plots.draw(summary)
+    parts = document(summary, figures)
+
+    out = options.out or os.path.join(options.sweep, "summary")
+    os.makedirs(out, exist_ok=True)
+    files = {f"{figure.name}.{kind}": data for figure in figures for kind, data in figure.files.items()}
+    files.update({"summary.md": as_markdown(parts).encode(), "summary.csv": as_csv(summary).encode(),
+                  "summary.json": (json.dumps(finite(as_dict(summary)), indent=1, allow_nan=False) + "\n").encode(),
+                  "report.html": as_html(parts, f"Sweep {summary.name}").encode()})
+    for name, data in files.items():
+        write_file(os.path.join(out, name), data)
+    print(as_markdown(parts, with_figures=False))
+    print(f"written to {out}: {', '.join(files)}")
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,642 @@
+"""Sweeps that the tests write with known numbers, and one real run: the statistics against SciPy, brute force and
+examples worked by hand, and what becomes of diverged, crashed and missing runs."""
+import csv
+import html.parser
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+
+import ablate_curvature
+import checkpoint
+import models
+import summarize_sweep
+import sweep
+import sweep_plots
+import sweep_statistics as ss
+from conftest import TINY, write_dataset
+from test_train import ROOT, one_line, run
+
+SEEDS, LRS = [1, 2, 3, 4], [1e-3, 3e-3, 1e-2]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# statistics
+
+def test_the_interval_is_the_one_of_the_t_table():
+    # n = 4, s = 1.29099, s / sqrt(n) = 0.645497, t_{3, 97.5%} = 3.182446 from any table
+    e = ss.mean_interval([1, 2, 3, 4])
+    assert (e.n, e.mean) == (4, 2.5)
+    assert (e.high - e.mean, e.mean - e.low) == pytest.approx((3.182446 * 0.6454972,) * 2, rel=1e-6)
+    assert ss.mean_interval([2.0]) == ss.Estimate(1, 2.0)
+    assert ss.mean_interval([]) == ss.Estimate(0)
+    assert ss.mean_interval([1.0, math.inf]) == ss.Estimate(2, math.inf)
+    assert ss.mean_interval([0.7] * 3) == ss.Estimate(3, pytest.approx(0.7), pytest.approx(0.7), pytest.approx(0.7))
+
+
+def test_paired_differences_are_scipys_over_the_shared_seeds():
+    a, b = {1: 1.0, 2: 1.4, 3: 1.1, 4: 1.3, 9: 7.0, 10: math.inf}, {4: 1.5, 3: 1.2, 2: 1.55, 1: 1.2, 8: 0.0, 10: 1.0}
+    d = ss.paired_difference(a, b)
+    assert d.seeds == (1, 2, 3, 4) and d.differences == pytest.approx((-0.2, -0.15, -0.1, -0.2))
+    truth = stats.ttest_rel([1.0, 1.4, 1.1, 1.3], [1.2, 1.55, 1.2, 1.5])
+    interval = truth.confidence_interval(0.95)
+    assert d.p == pytest.approx(truth.pvalue)
+    assert (d.estimate.low, d.estimate.high) == pytest.approx((interval.low, interval.high))
+    assert d.p_sign_flip is None  # four pairs
+    assert ss.paired_difference({1: 1.0}, {2: 1.0}).estimate.n == 0
+
+
+@pytest.mark.parametrize("a, b, p", [([1.5, 2.5, 3.5], [1, 2, 3], 0.0), ([1, 2, 3], [1, 2, 3], 1.0),
+                                     ([1.5], [1], None)])
+def test_equal_differences_have_no_spread_and_do_not_fail(a, b, p):
+    d = ss.paired_difference(dict(enumerate(a)), dict(enumerate(b)))
+    assert d.p == p and d.estimate.mean == a[0] - b[0]
+    assert (d.estimate.low, d.estimate.high) == ((None, None) if p is None else (d.estimate.mean, d.estimate.mean))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(-50, 50), min_size=5, max_size=9))
+def test_sign_flips_are_counted_exactly(differences):
+    total = abs(sum(differences))
+    flips = [abs(sum(s * d for s, d in zip(signs, differences)))
+             for signs in itertools.product((1, -1), repeat=len(differences))]
+    assert ss.sign_flip_test(differences) == pytest.approx(min(1.0, np.mean([f >= total for f in flips])))
+
+
+def test_holm_as_worked_by_hand():
+    # Holm 1979: 4 x 0.005 = 0.02; 3 x 0.01 = 0.03; 2 x 0.03 = 0.06; 1 x 0.04 = 0.04, raised to 0.06
+    assert ss.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert ss.holm([0.01, None, 0.02]) == [pytest.approx(0.02), None, pytest.approx(0.02)]
+    assert ss.holm([0.9, 0.8]) == [1.0, 1.0] and ss.holm([]) == [] and ss.holm([None]) == [None]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
+def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(p, random):
+    adjusted = ss.holm(p)
+    for i, j in itertools.combinations(range(len(p)), 2):
+        if p[i] <= p[j]:
+            assert adjusted[i] <= adjusted[j]
+    assert all(raw <= a <= min(1, len(p) * raw) + 1e-12 for raw, a in zip(p, adjusted))
+    order = list(range(len(p)))
+    random.shuffle(order)
+    assert ss.holm([p[i] for i in order]) == [adjusted[i] for i in order]
+    # its rejections at a level are those of the sequential procedure in the paper
+    for level in (0.05, 0.3):
+        rejected = set()
+        for k, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+            if p[i] * (len(p) - k) > level:
+                break
+            rejected.add(i)
+        assert {i for i, a in enumerate(adjusted) if a <= level} == rejected
+
+
+def test_the_learning_rate_is_chosen_by_one_seed_and_measured_by_the_others():
+    # by the mean 0.003 is best (1.0 on average against 1.1); seed 1 alone prefers 0.001
+    losses = {0.001: {1: 0.8, 2: 1.2, 3: 1.3}, 0.003: {1: 1.2, 2: 0.9, 3: 0.9}, 0.01: {1: 0.1, 2: math.inf, 3: 0.1}}
+    held = ss.choose_lr(losses, 1)
+    assert (held.lr, held.selection_seed, held.losses) == (0.001, 1, {2: 1.2, 3: 1.3})
+    same = ss.choose_lr(losses, None)
+    assert (same.lr, same.selection_seed, set(same.losses)) == (0.003, None, {1, 2, 3})
+    assert ss.choose_lr(losses, 7).lr == 0.003  # that seed did not run
+    alone = ss.choose_lr({0.001: {1: 0.8}, 0.003: {1: 0.9, 2: 0.7}}, 1)
+    assert (alone.lr, alone.selection_seed, alone.losses) == (0.001, None, {1: 0.8})
+    assert ss.choose_lr({0.001: {1: math.inf}}, 1) is None and ss.choose_lr({}, None) is None
+    assert ss.measuring_pair(held, alone) == (held.all_losses, {1: 0.8})
+    assert ss.measuring_pair(held, held) == (held.losses, held.losses)
+
+
+def test_holding_a_seed_out_removes_the_bias_of_choosing():
+    """All rates are equal and the noise is 1: the least of four normals is 1.03 too low on average."""
+    rng = np.random.default_rng(0)
+    by_mean, held_out = [], []
+    for _ in range(2000):
+        losses = {lr: dict(enumerate(rng.normal(size=2))) for lr in (1, 2, 3, 4)}
+        by_mean.append(np.mean(list(ss.choose_lr(losses, None).losses.values())))
+        held_out.append(np.mean(list(ss.choose_lr(losses, 0).losses.values())))
+    assert np.mean(by_mean) == pytest.approx(-1.0294 / math.sqrt(2), abs=0.05)
+    assert np.mean(held_out) == pytest.approx(0, abs=0.08)
+
+
+def test_small_ones():
+    assert [ss.place_in_grid(lr, LRS) for lr in LRS] == ["lowest", "", "highest"]
+    assert ss.place_in_grid(1e-3, [1e-3]) == "only"
+    assert ss.value_at([0, 10, 20], [3.0, 2.0, 1.5], 15) == pytest.approx(1.75)
+    assert ss.value_at([0, 10], [3.0, 2.0], 10) == 2.0 and ss.value_at([0, 10], [3.0, 2.0], 11) is None
+    assert ss.censored_median([30, 10, None]) == 30 and ss.censored_median([10, None]) is None
+    assert ss.censored_median([]) is None and ss.censored_median([1, 2]) == 1.5
+    arm = {1: 1.0, 2: 2.0, 3: math.inf, 4: math.inf, 5: 1.0}
+    reference = {1: 1.1, 2: 1.9, 3: 2.0, 4: math.inf, 5: math.inf}
+    assert ss.wins(arm, reference) == (2, 5, ss.mean_interval([1.0 - 1.1, 2.0 - 1.9]))
+    moved = sweep_plots.spread([1.0, 0.0, 1.01], 0.5)
+    assert sorted(range(3), key=moved.__getitem__) == [1, 0, 2] and min(np.diff(sorted(moved))) >= 0.5 - 1e-12
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sweeps
+
+class Written:
+    """A sweep folder. loss(arm, lr, seed) -> final loss, 'diverged', 'crashed', or None for a run that is missing."""
+
+    def __init__(self, folder, arms, loss, lrs=LRS, seeds=SEEDS, seconds=None, file="/nowhere/sweep.py"):
+        self.folder = folder
+        folder.mkdir()
+        (folder / "sweep.json").write_text(json.dumps({
+            "name": folder.name, "file": file, "grid": {"learning_rate": lrs}, "seeds": seeds, "budget": {"steps": 40},
+            "arms": [{"name": n, "config": "c.py", "overrides": {}, "role": r} for n, r in arms.items()],
+            "defaults": {}}))
+        rows = []
+        for arm, lr, seed in itertools.product(arms, lrs, seeds):
+            final = loss(arm, lr, seed)
+            if final is None:
+                continue
+            row = dict.fromkeys(sweep.COLUMNS, "")
+            name = f"{arm}-{lr}-{seed}"
+            row.update(hash=name, arm=arm, lr=lr, seed=seed, dir=f"runs/{name}", overrides="{}", parameters=1000,
+                       flops_per_token=6000, status=final if isinstance(final, str) else "finished")
+            if row["status"] == "finished":
+                duration = (seconds or {}).get(arm, 10.0)
+                row.update(step=40, tokens=4000, train_seconds=duration, val_loss=final, best_val_loss=final - 0.5)
+                self.metrics(folder / row["dir"], final, duration, arms[arm] == "mixed")
+            rows.append(row)
+        with open(folder / "runs.csv", "w", newline="") as f:
+            table = csv.DictWriter(f, sweep.COLUMNS)
+            table.writeheader()
+            table.writerows(rows)
+
+    @staticmethod
+    def metrics(folder, final, duration, curved):
+        """Falls by 1 every 10 steps to `final` at step 40, evaluated every 10 steps."""
+        folder.mkdir(parents=True)
+        lines = []
+        for step in range(0, 41, 10):
+            lines.append({"step": step, "tokens": step * 100, "train_seconds": duration * step / 40,
+                          "train_loss": 0.0, "val_loss": final + (40 - step) / 10})
+            for block in range(2) if curved else ():
+                lines[-1].update({f"geometry/block{block}/{k}": v for k, v in {
+                    "curvature": 0.5, "curvature_min": 0.4, "curvature_max": 0.6, "curvature_head0": 0.4,
+                    "curvature_head1": math.nan, "edge_share": 0.1, "geodesic_norm": 1.0}.items()})
+            lines.append({"step": step, "tokens": step * 100 + 100, "train_seconds": 0, "loss": 1.0, "lr": 1e-3,
+                          "grad_norm": 0.0 if step else math.nan})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def summary(self, **options):
+        found = summarize_sweep.summarize(str(self.folder), **{"batches": 0, **options})
+        return found, {arm.name: arm for arm in found.arms}
+
+
+ARMS = {"baseline": "baseline", "flat": "flat", "gate": "control", "mixed": "mixed"}
+LEVEL = {"baseline": 2.0, "flat": 1.9, "gate": 1.85, "mixed": 1.8}
+RATE = {1e-3: 0.1, 3e-3: 0.0, 1e-2: 0.2}
+
+
+def known(arm, lr, seed):
+    """The seeds' noise is shared by the arms, but for a little."""
+    return LEVEL[arm] + RATE[lr] + 0.05 * seed + 0.001 * (seed ** 2 * len(arm) % 7)
+
+
+def test_the_numbers_of_a_whole_sweep(tmp_path):
+    found, arms = Written(tmp_path / "s", ARMS, known, seconds={"baseline": 10.0, "mixed": 20.0}).summary()
+    assert found.selection_seed == 1 and not found.notes[1:]  # the first: that the sweep file is not there
+    at = {name: [known(name, 3e-3, s) for s in (2, 3, 4)] for name in ARMS}
+    p = {}
+    for name, arm in arms.items():
+        assert (arm.choice.lr, arm.choice.selection_seed, arm.edge) == (3e-3, 1, "")
+        low, high = stats.t.interval(0.95, 2, np.mean(at[name]), stats.sem(at[name]))
+        assert (arm.estimate.low, arm.estimate.mean, arm.estimate.high) == pytest.approx((low, np.mean(at[name]), high))
+        if name != "baseline":
+            difference, adjusted = arm.against["baseline"]
+            truth = stats.ttest_rel(at[name], at["baseline"])
+            assert difference.p == pytest.approx(truth.pvalue)
+            e, interval = difference.estimate, truth.confidence_interval()
+            assert (e.low, e.high) == pytest.approx((interval.low, interval.high))
+            p[name] = truth.pvalue, adjusted
+            assert [arm.wins["baseline"][lr][:2] for lr in LRS] == [(4, 4)] * 3
+    least = sorted(raw for raw, _ in p.values())
+    assert sorted(a for _, a in p.values())[0] == pytest.approx(min(1, 3 * least[0]))
+    assert set(arms["mixed"].against) == {"baseline", "flat"} and "flat" not in arms["baseline"].against
+
+    # all end at step 40; the shortest run takes 10 s, when the mixed one is at step 20 of 40 and 2 above its end
+    assert found.budgets == {"step": 40, "tokens": 4000, "train_seconds": 10.0}
+    assert found.shortest.startswith("baseline")
+    ends = {s: known("mixed", 3e-3, s) for s in (2, 3, 4)}
+    assert arms["mixed"].at_budget["step"] == pytest.approx(ends)
+    assert arms["mixed"].at_budget["train_seconds"] == pytest.approx({s: v + 2 for s, v in ends.items()})
+    # the target is the baseline's mean: seeds 2 and 3 reach it at the end, 4 does not; mixed is 0.2 lower: all reach it
+    assert found.target == pytest.approx(np.mean(at["baseline"]))
+    assert arms["baseline"].to_target["step"] == [40 if v <= found.target else None for v in at["baseline"]]
+    assert arms["mixed"].to_target == {"step": [40] * 3, "tokens": [4000] * 3, "train_seconds": [20.0] * 3}
+    assert arms["mixed"].reached_share() == 1.0 and arms["mixed"].constant("flops_per_token") == 6000
+
+
+def test_other_targets_metrics_and_selections(tmp_path):
+    written = Written(tmp_path / "s", ARMS, known)
+    found, arms = written.summary(target=known("mixed", 3e-3, 2) + 1.0)
+    assert arms["mixed"].to_target["step"][0] == 30 and found.target == known("mixed", 3e-3, 2) + 1.0
+    _, best = written.summary(metric="best")
+    assert best["mixed"].estimate.mean == pytest.approx(arms["mixed"].estimate.mean - 0.5)
+    _, same = written.summary(selection_seed=None)
+    assert same["mixed"].estimate.n == 4 and same["mixed"].choice.selection_seed is None
+    _, third = written.summary(selection_seed=3)
+    assert set(third["mixed"].choice.losses) == {1, 2, 4}
+
+
+def test_the_headline_says_what_the_numbers_say(tmp_path):
+    headline = Written(tmp_path / "a", ARMS, known).summary()[0].headline
+    difference = np.mean([known("mixed", 3e-3, s) - known("gate", 3e-3, s) for s in (2, 3, 4)])
+    assert "(mixed, lr 0.003) against best control (gate, lr 0.003)" in headline and f"{difference:+.4f}" in headline
+    assert "3 seeds" in headline and "does not contain 0" in headline and "mixed is better than gate" in headline
+    assert "seed 1 alone" in headline
+
+    noisy = Written(tmp_path / "b", ARMS, lambda a, lr, s: known(a, lr, s) + (0.3 * (-1) ** s if a == "mixed" else 0))
+    headline = noisy.summary(selection_seed=None)[0].headline
+    assert "contains 0: these seeds do not tell" in headline and "optimistic" in headline
+
+    worse = Written(tmp_path / "c", ARMS, lambda a, lr, s: known(a, lr, s) + (0.3 if a == "mixed" else 0))
+    assert "gate is better than mixed" in worse.summary()[0].headline
+
+    one = Written(tmp_path / "d", ARMS, known, seeds=[1]).summary()[0].headline
+    assert "one seed: no interval, no test" in one and "decides nothing" in one
+    alone = Written(tmp_path / "e", {"baseline": "baseline", "mixed": "mixed"}, known)
+    assert "not possible" in alone.summary()[0].headline
+
+
+def test_arms_with_the_selection_seed_alone_are_compared_but_not_preferred(tmp_path):
+    """More seeds for the arms that compete: the others have one, and a lucky value there makes no best control."""
+    def loss(arm, lr, seed):
+        if arm == "gate":
+            return 1.0 if seed == 1 else None
+        return known(arm, lr, seed) if seed == 1 or lr == 3e-3 else None
+    found, arms = Written(tmp_path / "s", ARMS, loss).summary()
+    difference, p = arms["gate"].against["baseline"]
+    assert difference.seeds == (1,) and p is None and arms["gate"].choice.selection_seed is None
+    assert arms["mixed"].against["baseline"][0].seeds == (2, 3, 4)
+    assert "best control (flat" in found.headline and "gate was lower than flat with that seed" in found.headline
+
+
+def test_diverged_crashed_and_missing_runs(tmp_path):
+    def loss(arm, lr, seed):
+        if arm == "mixed" and lr == 3e-3 and seed == 4:
+            return "diverged"  # its best rate otherwise
+        if arm == "gate" and lr == 3e-3 and seed in (2, 3):
+            return "crashed"
+        if arm == "flat" and (lr == 1e-2 or seed == 4):
+            return None
+        return known(arm, lr, seed) if arm != "smear" else "diverged"
+    LEVEL["smear"] = 0.0
+    written = Written(tmp_path / "s", {**ARMS, "smear": "control"}, loss)
+    found, arms = written.summary()
+    assert arms["mixed"].choice.lr == 1e-3 and arms["mixed"].edge == "lowest"
+    assert arms["mixed"].diverged_share() == pytest.approx(1 / 12)
+    assert arms["mixed"].wins["baseline"][3e-3][:2] == (3, 4)
+    assert list(arms["gate"].choice.losses) == [4] and arms["gate"].estimate.low is None
+    assert arms["gate"].count("crashed") == 2 and arms["gate"].diverged_share() == 0
+    assert len(arms["flat"].missing()) == 6 and arms["flat"].choice.lr == 3e-3
+    assert arms["smear"].choice is None and arms["smear"].diverged_share() == 1
+    assert arms["smear"].wins["baseline"][1e-3][:2] == (0, 4)
+    notes = " ".join(found.notes)
+    for part in ("mixed: 1 of 4 seeds diverged at lr 0.003", "flat is incomplete, 6 of 12 runs are missing",
+                 "gate: lr 0.003 seed 2 crashed", "smear has no learning rate"):
+        assert part in notes
+    text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
+    assert "6 of 60 runs are missing" in text and "0.001 (lowest tried)" in text
+    for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot):
+        assert plot(found).files["png"].startswith(b"\x89PNG")
+
+
+def test_without_baseline_metrics_or_shared_seeds(tmp_path):
+    found, arms = Written(tmp_path / "a", {"mixed": "mixed"}, known, lrs=[3e-3]).summary()
+    assert arms["mixed"].edge == "only" and found.target is None
+    assert "No arm has the role 'baseline'" in " ".join(found.notes)
+    assert [f.name for f in sweep_plots.draw(found)] == ["loss", "lr", "curvature", "stability"]
+
+    apart = Written(tmp_path / "b", ARMS, lambda a, lr, s: known(a, lr, s) if (s % 2 == 1) == (a == "mixed") else None)
+    found, arms = apart.summary(selection_seed=None)
+    assert arms["mixed"].against["baseline"][0].seeds == () and "share no seed" in found.headline
+    assert sweep_plots.differences_plot(found).files["svg"]  # with a row that says so
+
+    written = Written(tmp_path / "c", ARMS, known)
+    os.remove(written.folder / f"runs/mixed-{3e-3}-2" / "metrics.jsonl")
+    found, arms = written.summary()
+    assert set(arms["mixed"].curves) == {3, 4} and arms["mixed"].estimate.n == 3
+    assert "no metrics.jsonl" in " ".join(found.notes)
+
+
+def test_other_keys_of_the_grid_make_arms_of_their_own(tmp_path):
+    written = Written(tmp_path / "s", {"baseline": "baseline", "mixed": "mixed"}, known, lrs=[3e-3])
+    plan = json.loads((written.folder / "sweep.json").read_text())
+    plan["grid"]["curvature"] = [0.1, 1.0]
+    (written.folder / "sweep.json").write_text(json.dumps(plan))
+    rows = list(csv.DictReader((written.folder / "runs.csv").open()))
+    for i, row in enumerate(rows):
+        if row["arm"] == "mixed":
+            row["overrides"] = json.dumps({"learning_rate": 3e-3, "curvature": [0.1, 1.0][i % 2]})
+    with open(written.folder / "runs.csv", "w", newline="") as f:
+        table = csv.DictWriter(f, sweep.COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+    _, arms = written.summary()
+    assert {"baseline", "mixed curvature=0.1", "mixed curvature=1.0"} <= set(arms)
+    assert len(arms["mixed curvature=0.1"].runs) == 2
+
+
+def test_the_plan_is_the_sweep_files(tmp_path):
+    """More seeds for one arm at one rate are planned for it alone."""
+    file = tmp_path / "plan.py"
+    file.write_text("arms = {'baseline': dict(config='config/demo_baseline.py', role='baseline'),\n"
+                    "        'flat': dict(config='config/demo_flat.py', role='flat')}\n"
+                    "grid = dict(learning_rate=[1e-3, 3e-3])\nseeds = [1]\n"
+                    "runs = [dict(arms=['flat'], grid=dict(learning_rate=[3e-3]), seeds=[2, 3])]\n")
+    arms = {"baseline": "baseline", "flat": "flat"}
+    written = Written(tmp_path / "s", arms, lambda a, lr, s: known(a, lr, s) if s == 1 else None, lrs=LRS[:2],
+                      seeds=[1, 2, 3], file=str(file))
+    found, arms = written.summary()
+    assert arms["baseline"].missing() == [] and arms["flat"].missing() == [(3e-3, 2), (3e-3, 3)]
+    assert found.selection_seed == 1
+    os.rename(file, written.folder / "plan.py")
+    plan = json.loads((written.folder / "sweep.json").read_text())
+    (written.folder / "sweep.json").write_text(json.dumps({**plan, "file": str(written.folder / "plan.py")}))
+    found, arms = written.summary()  # code that came with the folder is not run
+    assert "not read" in found.notes[0] and len(arms["baseline"].missing()) == 4
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files
+
+class Balanced(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_command_writes_table_plots_and_report(tmp_path, capsys):
+    written = Written(tmp_path / "s", ARMS, known)
+    status, out, _ = run(summarize_sweep.main, [written.folder, f"--out={tmp_path / 'out'}", "--batches=0"], capsys)
+    assert status == 0 and "| mixed " in out
+    names = ["loss", "lr", "differences", "curvature", "stability"]
+    files = {f"{n}.{kind}" for n in names for kind in ("svg", "png")}
+    assert set(os.listdir(tmp_path / "out")) == files | {"summary.md", "summary.csv", "summary.json", "report.html"}
+    for name in names:
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        ElementTree.parse(tmp_path / "out" / f"{name}.svg")
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert all(f"({n}.png)" in text for n in names) and text.startswith("# Sweep s")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+    content = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
+    mixed = next(a for a in content["arms"] if a["name"] == "mixed")
+    rows = {r["arm"]: r for r in csv.DictReader((tmp_path / "out" / "summary.csv").open())}
+    assert float(rows["mixed"]["val_loss"]) == mixed["estimate"]["mean"] == pytest.approx(
+        np.mean([known("mixed", 3e-3, s) for s in (2, 3, 4)]))
+    assert float(rows["mixed"]["minus_flat_p_holm"]) == mixed["against"]["flat"]["p_holm"]
+    assert rows["baseline"]["minus_baseline"] == "" and rows["mixed"]["wins_baseline"] == "12"
+    page = Balanced()
+    report = (tmp_path / "out" / "report.html").read_text()
+    page.feed(report)
+    assert page.open == [] and len(page.sources) == 5 and all(s.startswith("data:image/svg+xml") for s in page.sources)
+    assert report.count("<table>") == 5
+    with plt.rc_context(sweep_plots.SETTINGS):  # the same numbers give the same bytes
+        assert sweep_plots.lr_plot(written.summary()[0]).files["svg"] == (tmp_path / "out" / "lr.svg").read_bytes()
+
+
+def test_hostile_names_stay_text(tmp_path):
+    arms = {"baseline": "baseline", "<script>alert(1)</script> $x_": "flat"}
+    LEVEL["<script>alert(1)</script> $x_"] = 1.9
+    found, _ = Written(tmp_path / "s", arms, lambda a, lr, s: 2.0 if "/" not in a else None).summary()
+    report = summarize_sweep.as_html(summarize_sweep.document(found, [sweep_plots.lr_plot(found)]), "x")
+    assert "<script>" not in report and "&lt;script&gt;" in report
+
+
+@pytest.mark.parametrize("args, parts", [
+    (["--selection_seed=99"], ["--selection_seed=99", "1, 2, 3, 4"]),
+    (["--selection_seed=x"], ["'x' is neither a seed"]),
+    (["--target=nan"], ["'nan' is not a number"]),
+    (["--metric=worst"], ["--metric", "'worst'"]),
+    (["--batches=-1"], ["'-1' is not a whole number"]),
+    (["--unknown"], ["--unknown"]),
+])
+def test_bad_options_get_one_line(args, parts, tmp_path, capsys):
+    written = Written(tmp_path / "s", ARMS, known)
+    status, _, err = run(summarize_sweep.main, [written.folder, *args], capsys)
+    assert status == 2
+    one_line(err, *parts)
+    assert not (written.folder / "summary").exists()
+
+
+def test_damaged_sweeps_get_one_line(tmp_path, capsys):
+    def says(*parts):
+        status, _, err = run(summarize_sweep.main, [tmp_path / "s"], capsys)
+        assert status == 2
+        one_line(err, *parts)
+    says("sweep.json is missing")
+    one_line(run(summarize_sweep.main, [], capsys)[2], "sweep")
+    Written(tmp_path / "s", ARMS, known)
+    names = "sweep.json", "runs.csv", f"runs/mixed-{3e-3}-2/metrics.jsonl"
+    plan, table, metrics = (tmp_path / "s" / name for name in names)
+    good = {f: f.read_text() for f in (plan, table, metrics)}
+    for file, content, parts in (
+            (plan, "{", ["not JSON"]),
+            (plan, "{}", ["lacks 'name'"]),
+            (table, good[table].splitlines()[0] + "\n", ["no run of", "has ended yet"]),
+            (table, "a,b\n1,2\n", ["is not a table of sweep.py"]),
+            (table, good[table].replace(",finished,", ",fine,"), ["line 2", "is damaged", "'fine'"]),
+            (table, good[table].replace(",0.001,", ",fast,"), ["is damaged", "'fast'"]),
+            (table, good[table].replace(",1000,6000,", ",1000,many,"), ["line 2", "is damaged", "'many'"]),
+            (metrics, '{"step":', ["metrics.jsonl is damaged"])):
+        file.write_text(content)
+        says(*parts)
+        file.write_text(good[file])
+    table.unlink()
+    says("no run of", "has ended yet")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the curvature of a trained run
+
+def tiny_mixed(**options):
+    torch.manual_seed(0)
+    return models.build("mixed", models.CONFIGS["mixed"](**{**TINY, "n_layer": 3, **options})).eval()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a mixed run of 12 steps with large steps for c."""
+    folder = tmp_path_factory.mktemp("run")
+    ids = np.random.default_rng(0).integers(0, 8, (400, 1)) + np.arange(30) % 9  # a rhythm to learn, 12,000 tokens
+    write_dataset(folder / "data" / "words", ids.reshape(-1)[:10000], ids.reshape(-1)[10000:])
+    arguments = [f"--data_dir={folder / 'data'}", "--dataset=words", f"--out_dir={folder / 'run'}", "--n_layer=2",
+                 "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12",
+                 "--eval_interval=6", "--eval_iters=4", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu",
+                 "--model=mixed", "--learning_rate=1e-2", "--curvature_lr_mult=5"]
+    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return str(folder / "run")
+
+
+def effects(result):
+    return {e.change: e.difference for e in result.effects}
+
+
+def test_ablation_of_a_real_run(trained):
+    folder = trained
+    result = ablate_curvature.ablate(folder, "last", device="cpu")
+    with open(os.path.join(folder, "summary.json")) as f:
+        assert result.loss.mean == pytest.approx(json.load(f)["val_loss"], rel=1e-6)
+    assert result.batches == 4 and result.tokens == 4 * 4 * 16 and result.left_out == []
+    assert all(d.n == 4 and d.low < d.mean < d.high and d.mean != 0 for d in effects(result).values())
+
+    # every effect again, with models that are built from the changed weights instead of changed in place
+    model, config = checkpoint.load_model(folder, "last")
+    loader = ablate_curvature.Loader(os.path.join(config["data_dir"], "words"), "val",
+                                     ablate_curvature.load_meta(os.path.join(config["data_dir"], "words")), 4, 16, 0)
+    batches = list(loader.eval_batches(4))
+    weights = model.state_dict()
+    c = [weights[f"transformer.h.{i}.curvature.c"] for i in range(2)]
+    torch.manual_seed(config["seed"])
+    start = models.build("mixed", models.config_from_dict("mixed", config)).state_dict()
+
+    def losses(values):
+        other = models.build("mixed", models.config_from_dict("mixed", config)).eval()
+        other.load_state_dict({**weights, **{f"transformer.h.{i}.curvature.c": v for i, v in enumerate(values)}})
+        with torch.no_grad():
+            return np.array([other(x, y)[1].item() for x, y in batches])
+    truth = {"c = 0": [0 * v for v in c], "c negated": [-v for v in c],
+             "c moved among blocks": c[::-1], "c moved among heads": [v.flip(0) for v in c],
+             "c as it started": [start[f"transformer.h.{i}.curvature.c"] for i in range(2)]}
+    assert set(truth) == set(effects(result))
+    for change, values in truth.items():
+        expected = ss.mean_interval(losses(values) - losses(c))
+        assert effects(result)[change].mean == pytest.approx(expected.mean, abs=1e-6), change
+        assert effects(result)[change].high == pytest.approx(expected.high, abs=1e-5), change
+    assert [(s.place, s.head) for s in result.slopes] == [(f"block {i}", h) for i in range(2) for h in range(2)]
+    assert [s.c for s in result.slopes] == pytest.approx([v.item() for block in c for v in block])
+    assert any(abs(s.c - s.c_start) > 0.01 for s in result.slopes)  # it was learned
+
+
+def test_the_gradient_by_c_is_the_slope_of_the_loss(tokens):
+    """Central differences in float64, for a learned c, a fixed one (a buffer, its limits computed before), a gate."""
+    for options in ({}, {"curvature_mode": "fixed", "curvature": 0.3}, {"dynamic_curvature": True},
+                    {"curvature_mode": "tied", "per_head_curvature": False, "use_embedding_curvature": True}):
+        model = tiny_mixed(**options).double()
+        batches = [tokens, tuple(t.flip(0) for t in tokens)]
+        values = ablate_curvature.values_of(model)
+        found = ablate_curvature.gradients(model, batches)
+        assert not any(b.requires_grad for b in model.buffers())
+        assert set(found) == {n for n in values if n.endswith("curvature.c")}
+        for name, by_batch in found.items():
+            for head in range(by_batch.shape[1]):
+                sides = []
+                for h in (1e-5, -1e-5):
+                    moved = values[name].clone()
+                    moved.view(-1)[head] += h
+                    ablate_curvature.set_curvature(model, {**values, name: moved})
+                    sides.append(ablate_curvature.batch_losses(model, batches))
+                slope = (sides[0] - sides[1]) / 2e-5
+                assert by_batch[:, head] == pytest.approx(slope, rel=1e-4, abs=1e-8), (options, name)
+        ablate_curvature.set_curvature(model, values)
+
+
+def test_a_fixed_curvature_is_changed_with_what_was_computed_from_it(tokens):
+    """c = 0 set afterwards is the model that was built with c = 0, and not one cut off at the old ball's edge."""
+    model, flat = (tiny_mixed(curvature_mode="fixed", curvature=c) for c in (4.0, 0.0))
+    flat.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for m in (model, flat):
+            m.transformer.wte.weight.mul_(40)  # rows beyond the radius 1/2
+    before = model(*tokens)[1].item()
+    trained = ablate_curvature.values_of(model)
+    ablate_curvature.set_curvature(model, {n: torch.zeros_like(v) for n, v in trained.items()})
+    assert model(*tokens)[1].item() == flat(*tokens)[1].item() != before
+    ablate_curvature.set_curvature(model, trained)
+    assert model(*tokens)[1].item() == before
+
+
+def test_what_changes_there_are():
+    def of(**options):
+        values = ablate_curvature.values_of(tiny_mixed(**options))
+        found, left_out = ablate_curvature.changes(values, values)
+        return values, found, left_out
+    values, found, left_out = of()
+    assert [len(s) for s in found.values()] == [1, 2, 1, 1, 1] and left_out == []
+    first = found["c moved among blocks"][0]
+    for i in range(3):
+        assert torch.equal(first[f"transformer.h.{i}.curvature.c"], values[f"transformer.h.{(i + 1) % 3}.curvature.c"])
+    values, found, left_out = of(curvature_mode="tied", per_head_curvature=False, dynamic_curvature=True)
+    assert list(found) == ["c = 0", "c as it started", "c negated", "gate off"] and len(left_out) == 2
+    gates = [v for n, v in found["gate off"][0].items() if "gate" in n]
+    assert len(gates) == 6 and not any(g.any() for g in gates)
+
+
+def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
+    import train
+    args = [*small_run, "--model=mixed", "--curvature_mode=fixed", "--curvature=0", "--max_iters=4"]
+    assert run(train.main, args, capsys)[0] == 0
+    result = ablate_curvature.ablate(str(tmp_path / "run"), "last", device="cpu")
+    assert len(result.effects) == 5
+    for e in result.effects:
+        assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, 0, 0, 0, 0)
+    assert all(s.c == s.c_start == 0 for s in result.slopes) and any(s.gradient.mean != 0 for s in result.slopes)
+
+
+def test_the_command_of_the_ablation(trained, tmp_path, capsys):
+    folder = trained
+    status, out, _ = run(ablate_curvature.main, [folder, "--checkpoint=last", "--batches", "1"], capsys)
+    assert status == 0
+    assert all(part in out for part in ("one batch: no intervals", "block 1, head 1", "c moved among heads"))
+    for args, parts in (([], ["run"]), ([folder, "--batches=0"], ["'0' is not a whole number of at least 1"]),
+                        ([tmp_path / "none"], ["no such run"]), ([folder, "--checkpoint=first"], ["'first'"])):
+        status, _, err = run(ablate_curvature.main, args, capsys)
+        assert status == 2
+        one_line(err, *parts)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "config.json").write_text('{"model": "baseline"}')
+    status, _, err = run(ablate_curvature.main, [tmp_path / "flat"], capsys)
+    assert status == 2
+    one_line(err, "model = 'baseline' has no curvature")
+
+
+def test_a_run_on_another_text_is_not_evaluated(trained, tmp_path):
+    folder = trained
+    config = checkpoint.load_config(folder)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    os.symlink(os.path.join(folder, "ckpt"), copy / "ckpt")
+    (copy / "config.json").write_text(json.dumps({**config, "corpus_sha256": "0" * 64}))
+    with pytest.raises(ablate_curvature.UserError, match="another text"):
+        ablate_curvature.ablate(str(copy), "last")
+
+
+def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys):
+    written = Written(tmp_path / "s", ARMS, known, lrs=[3e-3], seeds=[1, 2])
+    target = written.folder / "runs" / f"mixed-{3e-3}-2"
+    for name in ("config.json", "ckpt"):
+        os.symlink(os.path.join(trained, name), target / name)
+    found, arms = written.summary(batches=2)
+    assert set(arms["mixed"].ablations) == {2} and arms["mixed"].ablations[2].batches == 2
+    text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
+    direct = effects(ablate_curvature.ablate(trained, "last", 2, "cpu"))
+    assert "Is the curvature doing anything?" in text and f"{direct['c = 0'].mean:+.4f}" in text
+    content = json.loads(json.dumps(summarize_sweep.finite(summarize_sweep.as_dict(found))))
+    assert content["arms"][3]["curvature"]["2"]["slopes"][0]["place"] == "block 0"
+    os.remove(target / "ckpt")
+    found, _ = written.summary(batches=2)
+    assert "mixed: the curvature of seed 2 could not be looked at: no checkpoint 'last'" in " ".join(found.notes)
