@@ -29,21 +29,12 @@ import torch
 import checkpoint
 import geometry
 import models
+from configurator import Parser
 from dataloader import Loader, load_meta
 from errors import UserError, exit_cleanly
 from model import limit_name
 from sweep_statistics import Estimate, mean_interval
 from train import pick_device
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is this project's one line, and whose --help begins with the script's docstring."""
-
-    def __init__(self, script, docstring):
-        super().__init__(prog=script, description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message):
-        raise UserError(f"{message} (--help shows the options)")
 
 
 @dataclass(frozen=True)

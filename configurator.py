@@ -9,6 +9,7 @@ The keys, their types and their help texts are the fields, annotations and trail
 there is nothing to keep in step with them. An unknown key, a value of the wrong type or a key that the chosen model
 does not have is one line and exit status 2, from a file as from the command line.
 """
+import argparse
 import ast
 import dataclasses
 import difflib
@@ -209,3 +210,14 @@ def as_dict(*configs):
     for config in configs:
         out.update(dataclasses.asdict(config))
     return out
+
+
+class Parser(argparse.ArgumentParser):
+    """For scripts whose options are not the keys of a configuration (`--jobs 2`): argparse whose complaint is this project's
+    one line, and whose --help begins with the script's docstring."""
+
+    def __init__(self, script, docstring):
+        super().__init__(prog=script, description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help shows the options)")

@@ -31,7 +31,8 @@ import numpy as np
 import ablate_curvature
 import sweep
 import sweep_plots
-from ablate_curvature import Parser, interval_text
+from ablate_curvature import interval_text
+from configurator import Parser
 from data.sources import write_file
 from errors import UserError, exit_cleanly
 from sweep_plots import REFERENCES

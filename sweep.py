@@ -42,7 +42,6 @@ preempted job, or one at its time limit, saves, is queued again and goes on. Ctr
 Exit status: 0 every run finished or diverged, or a signal stopped the sweep; 1 some crashed or were stopped, or a
 command of `after` failed; 2 bad input, of which most is found before anything starts.
 """
-import argparse
 import collections
 import contextlib
 import csv
@@ -70,6 +69,7 @@ import checkpoint
 import configurator
 import models
 import train
+from configurator import Parser
 from dataloader import load_meta
 from errors import UserError, exit_cleanly
 from run_directory import write_json
@@ -766,13 +766,8 @@ def run_after(commands, folder, runs, rows):
     return True
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help has the options")
-
-
 def parse(argv):
-    parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("sweep.py", __doc__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("sweep", help="a sweep file")
     parser.add_argument("--out", help="folder of the sweep (default: out/sweeps/<name of the file>)")
