@@ -34,8 +34,10 @@ def parameter_groups(model):
 
 
 def make_optimizers(model, config, device_type):
-    """A list of optimizers: [AdamW], or [AdamW, Muon]. Each group carries lr_ratio: its lr over the schedule's."""
-    adamw, muon = [], []
+    """A list of optimizers: AdamW, AdamW for the curvatures if there are any, Muon if asked for. Each group carries lr_ratio:
+    its lr over the schedule's. The curvatures have an optimizer of their own because they stay whole where FSDP2 cuts the
+    others in shards, and GradScaler does not take a mixture."""
+    adamw, curvature, muon = [], [], []
     for kind, members in parameter_groups(model).items():
         if not members:
             continue
@@ -43,12 +45,13 @@ def make_optimizers(model, config, device_type):
         decay = config.weight_decay if kind in ("matrices", "embeddings") else 0.0
         if kind == "matrices" and config.optimizer == "muon":
             muon.append(dict(params=params, weight_decay=decay, lr_ratio=config.muon_lr / config.learning_rate))
+        elif kind == "curvature":
+            curvature.append(dict(params=params, weight_decay=decay, lr_ratio=config.curvature_lr_mult))
         else:
-            adamw.append(dict(params=params, weight_decay=decay,
-                              lr_ratio=config.curvature_lr_mult if kind == "curvature" else 1.0))
+            adamw.append(dict(params=params, weight_decay=decay, lr_ratio=1.0))
     # fused: one kernel for all parameters (mps has none)
-    optimizers = [torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(config.beta1, config.beta2),
-                                    fused=device_type in ("cuda", "cpu"))]
+    optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
+                                    fused=device_type in ("cuda", "cpu")) for groups in (adamw, curvature) if groups]
     if muon:
         optimizers.append(torch.optim.Muon(muon, lr=config.muon_lr, momentum=config.muon_momentum, nesterov=True,
                                            ns_steps=config.muon_ns_steps))

@@ -142,14 +142,15 @@ def test_groups_cover_every_parameter_once_and_muon_takes_block_matrices_alone(n
     assert bool(groups["curvature"]) == (name == "mixed" and options.get("curvature_mode") != "fixed")
     assert {n for n, _ in groups["embeddings"]} >= {"transformer.wte.weight", "transformer.wpe.weight"}
     config = train.TrainConfig(optimizer="muon", curvature_lr_mult=3.0, weight_decay=0.5)
-    adamw, muon = make_optimizers(model, config, "cpu")
-    assert isinstance(muon, torch.optim.Muon)
+    *adamw, muon = make_optimizers(model, config, "cpu")
+    assert isinstance(muon, torch.optim.Muon) and len(adamw) == 1 + bool(groups["curvature"])
     taken = [p for g in muon.param_groups for p in g["params"]]
     assert {id(p) for p in taken} == {id(p) for _, p in groups["matrices"]} and all(p.dim() == 2 for p in taken)
-    total = [p for o in (adamw, muon) for g in o.param_groups for p in g["params"]]
+    total = [p for o in (*adamw, muon) for g in o.param_groups for p in g["params"]]
     assert len(total) == len({id(p) for p in total}) == len(list(model.parameters()))
-    for group in adamw.param_groups:
+    for optimizer, group in ((o, g) for o in adamw for g in o.param_groups):
         curved = {id(p) for _, p in groups["curvature"]} >= {id(p) for p in group["params"]}
+        assert curved == (optimizer is not adamw[0])
         assert group["lr"] == pytest.approx(config.learning_rate * (3.0 if curved else 1.0))
         assert group["weight_decay"] == (0.5 if group["params"][0] is model.lm_head.weight else 0.0)
 
@@ -259,19 +260,41 @@ def test_a_budget_of_seconds_ends_the_run_with_an_evaluation(small_run, tmp_path
     assert records(tmp_path / "run")[-1]["val_loss"] == summary["val_loss"]
 
 
-def test_a_signal_saves_and_says_how_to_go_on(small_run, tmp_path):
-    out_dir = tmp_path / "run"
-    args = [*small_run, "--max_iters=1000000", "--eval_interval=100000"]
-    with subprocess.Popen([sys.executable, "train.py", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        for line in child.stdout:
-            if line.startswith("step 5:"):
-                child.send_signal(signal.SIGTERM)
-                break
+def started(args):
+    """A training process, given back when it has done some steps."""
+    child = subprocess.Popen([sys.executable, "train.py", *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if line.startswith("step 5:"):
+            break
+    return child
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])  # SIGUSR1: test_parallel.py
+def test_a_signal_saves_and_says_how_to_go_on(name, small_run, tmp_path):
+    with started([*small_run, "--max_iters=1000000", "--eval_interval=100000"]) as child:
+        child.send_signal(getattr(signal, name))
         rest = child.stdout.read()
         assert child.wait() == 0
-    assert "--init_from=resume" in rest and "SIGTERM" in rest
-    assert json.loads((out_dir / "summary.json").read_text())["status"] == "stopped"
-    assert (out_dir / "ckpt" / "last" / "model.safetensors").exists()
+    assert "--init_from=resume" in rest and name in rest
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+    assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "last")["step"] >= 6
+
+
+@pytest.mark.parametrize("how", ["cut", "swapped"])
+def test_data_that_change_under_a_run_stop_it_with_one_line(how, small_run, data_dir, tmp_path):
+    """Cut short, the mapped file would kill the process with SIGBUS."""
+    path = data_dir / "words" / "train.bin"
+    with started([*small_run, "--max_iters=1000000", "--eval_interval=100000", "--save_interval=2"]) as child:
+        if how == "cut":
+            os.truncate(path, 64)
+        else:
+            (tmp_path / "other").write_bytes(path.read_bytes()[::-1])
+            os.replace(tmp_path / "other", path)
+        _, err = child.communicate()
+        assert child.returncode == 2
+    one_line(err, "train.bin was changed or removed while this run reads it")
+    assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "last")["step"] >= 4
 
 
 def test_resume_refuses_another_model_and_other_data(small_run, capsys):
