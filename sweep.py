@@ -72,6 +72,7 @@ import train
 from configurator import Parser
 from dataloader import load_meta
 from errors import UserError, exit_cleanly
+from interrupts import Stop
 from run_directory import write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -819,7 +820,7 @@ def main(argv, command=TRAIN):
     print(f"{sweep_name(options.sweep)}: {len(runs)} runs, {len(missing)} to do; everything is in {short(folder)}",
           flush=True)
     table = Table(runs, [row["status"] for row in ended.values()])
-    stop = train.Stop()
+    stop = Stop()
     if missing and options.launcher == "local":
         run_local(missing, rows, options, command, table, stop)
     elif missing:

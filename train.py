@@ -23,7 +23,6 @@ import contextlib
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ import configurator
 import models
 from dataloader import Loader, load_meta
 from errors import Diverged, UserError, exit_cleanly, speak_as
+from interrupts import Stop
 from optimizer import make_optimizers, set_lr
 from parallel import Parallel, clip_gradients, gradient_norm
 from run_directory import Metrics, NoMetrics, environment, holds_run, open_run, write_json
@@ -203,19 +203,6 @@ def evaluate(model, loaders, eval_iters, autocast, parallel):
         losses[split] = total / tokens
     model.train()
     return losses
-
-
-class Stop:
-    """SIGINT, SIGTERM and SIGUSR1 (Slurm's warning) let the step finish; the run is saved and can be resumed."""
-
-    def __init__(self):
-        self.signal = None
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._note)
-
-    def _note(self, number, frame):
-        self.signal = signal.Signals(number).name
 
 
 def seed_micro_batch(seed, k):

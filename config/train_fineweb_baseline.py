@@ -4,7 +4,7 @@ The arm: the Euclidean GPT."""
 out_dir = 'out/fineweb_baseline'
 model = 'baseline'
 
-dataset = 'fineweb'
+dataset = 'fineweb'  # python data/fineweb/prepare.py; --num_shards=103 for one epoch of max_iters
 batch_size = 12
 block_size = 1024
 gradient_accumulation_steps = 40  # 40 * 12 * 1024 = 491,520 tokens a step

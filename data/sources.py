@@ -43,7 +43,7 @@ def sha256_of(data):
 # ----------------------------------------------------------------------------------------------------------------------
 # where things come from
 
-def _network_reason(error):
+def network_reason(error):
     """A requests exception as a few words; its own text is a chain of library internals."""
     if isinstance(error, requests.exceptions.SSLError):
         return "the server's certificate could not be verified"
@@ -69,7 +69,7 @@ def download(url, sha256, timeout=(CONNECT_SECONDS, READ_SECONDS)):
                 raise FetchError(f"{url}: the server answered {response.status_code} {response.reason}")
             data = b"".join(response.iter_content(1 << 16))
     except requests.exceptions.RequestException as error:
-        raise FetchError(f"{url}: {_network_reason(error)}") from None
+        raise FetchError(f"{url}: {network_reason(error)}") from None
     if sha256_of(data) != sha256:
         raise FetchError(f"{url}: {len(data):,} bytes came, but not the expected ones (SHA-256 {sha256_of(data)}, "
                          f"expected {sha256})")
