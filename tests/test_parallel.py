@@ -18,7 +18,7 @@ import train
 from run_each import newton_schulz_in_float32
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-SHORT = ["--max_iters=4", "--eval_interval=2", "--eval_iters=3", "--gradient_accumulation_steps=4", "--batch_size=2",
+SHORT = ["--max_iters=3", "--eval_interval=3", "--eval_iters=3", "--gradient_accumulation_steps=4", "--batch_size=2",
          "--warmup_iters=0", "--tensorboard_log=False"]
 CASES = {  # every model, every kind of parameter that is sharded, whole, shared or a scalar
     "baseline": ["--bias=True", "--dropout=0.2"],
