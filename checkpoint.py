@@ -54,8 +54,12 @@ def load_optimizer_state(model, optimizers, saved):
     """The other way round. Raises UserError where it is another model's or another optimizer's."""
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     parameters = named_parameters(model)
-    if set(saved) != {name for name, p in parameters.items() if p in owner}:
-        raise UserError("the checkpoint's optimizer state is not that of this model's parameters")
+    for optimizer in optimizers:  # all of its parameters or, before its first step, none
+        own = {name for name, p in parameters.items() if owner.get(p) is optimizer}
+        if own & set(saved) not in (own, set()):
+            raise UserError("the checkpoint's optimizer state is not that of this model's parameters")
+    if not set(saved) <= {name for name, p in parameters.items() if p in owner}:
+        raise UserError("the checkpoint's optimizer state is another model's")
     for name, values in saved.items():
         p = parameters[name]
         whole = isinstance(owner[p], torch.optim.Muon)  # as parallel.finish_gradients gives it its gradients
@@ -107,6 +111,15 @@ def exists(out_dir, name):
     return any(os.path.isfile(os.path.join(path, WEIGHTS)) for path in (target, target + ".old"))
 
 
+def remove_all(out_dir):
+    """Whatever checkpoints are in out_dir, whole or not; ckpt itself may be a link to another disk."""
+    for name in ("last", "best"):
+        for ending in ("", ".old", ".new"):
+            path = os.path.join(out_dir, "ckpt", name + ending)
+            if os.path.lexists(path):
+                shutil.rmtree(path)
+
+
 def load_config(out_dir):
     """config.json of a run: every key of train.py and of the model, resolved."""
     path = os.path.join(out_dir, "config.json")
@@ -116,9 +129,12 @@ def load_config(out_dir):
         raise UserError(f"{out_dir} is not a run: it has no config.json")
     try:
         with open(path, encoding="utf-8") as f:
-            return json.load(f)
+            config = json.load(f)
     except ValueError:
         raise UserError(f"{path} is damaged: not JSON") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: not a configuration")
+    return config
 
 
 def load_weights(path, model):
@@ -152,11 +168,15 @@ def load_state(path):
     """The rest of the training state. weights_only: a file that holds code is refused, not run."""
     file = os.path.join(path, STATE)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file} is missing; the run cannot be resumed from it") from None
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged or hostile file
         raise UserError(f"{file} is damaged or not safe to load ({type(error).__name__})") from None
+    for key in ("optimizers", "scaler", "step", "next_sequence", "best", "best_step", "seconds"):
+        if not isinstance(state, dict) or key not in state:
+            raise UserError(f"{file} is damaged or from another version: it has no {key!r}")
+    return state
 
 
 def load_model(out_dir, name="best", device="cpu"):

@@ -98,8 +98,11 @@ def run_file(path):
         near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], 1)
         hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
         raise UserError(f"{path}: no such config file{hint}")
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
+    try:
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text, so not a config file") from None
     names = {}
     try:
         exec(compile(text, path, "exec"), names)

@@ -36,10 +36,12 @@ def load_meta(folder):
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
-        meta["vocab_size"], meta["train_tokens"], meta["val_tokens"], meta["corpus"]
+        numbers = [meta[key] for key in ("vocab_size", "train_tokens", "val_tokens")]
+        meta["corpus"]
         for split in ("train", "val") if "shards" in meta else ():
-            for shard in meta["shards"][split]:
-                shard["file"], shard["tokens"] + 0
+            numbers += [shard["tokens"] for shard in meta["shards"][split] if shard["file"]]
+        if not all(type(n) is int and n > 0 for n in numbers):
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; run: python {prepare}") from None
     return meta

@@ -33,7 +33,8 @@ class AlreadySaid(Exception):
         self.status = status
 
 
-_speaker = {"prefix": "", "silent": os.environ.get("LOCAL_RANK", "0") != "0"}
+_launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+_speaker = {"prefix": "", "silent": _launched and os.environ.get("LOCAL_RANK", "0") != "0"}
 
 
 def speak_as(rank, world):

@@ -39,18 +39,26 @@ class Parallel:
                 raise UserError("parallel = 'fsdp' is for several processes: torchrun --nproc-per-node=N train.py ...")
             return
         self.kind = kind
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        try:
+            self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            local = int(os.environ.get("LOCAL_RANK", self.rank))
+            on_node = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+        except ValueError:
+            raise UserError("RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number; start with torchrun, or unset "
+                            "them") from None
         device_type = torch.device(device).type
         if device_type == "mps":
             raise UserError("several processes need CUDA GPUs or CPUs, not mps; use --device=cpu")
         if device_type == "cuda":
-            if local >= torch.cuda.device_count():
-                raise UserError(f"this node has {torch.cuda.device_count()} GPUs and torchrun started more processes; "
+            if on_node > torch.cuda.device_count():  # said by all, as it is true of all
+                raise UserError(f"this node has {torch.cuda.device_count()} GPUs and torchrun started {on_node} processes; "
                                 "lower --nproc-per-node")
             self.device = f"cuda:{local}"
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
+        try:
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the processes did not find each other: {str(error).splitlines()[0]}; start with torchrun") from None
 
     @property
     def main(self):
@@ -121,20 +129,23 @@ class Parallel:
         return numbers.tolist()
 
     def on_main(self, work):
-        """work() on rank 0 alone. Where it raises a UserError all processes stop: rank 0 with it, the others silently."""
-        failed = None
+        """What work() returns on rank 0, which alone does it. Where it raises a UserError all processes stop: rank 0 with it,
+        the others silently."""
+        failed = result = None
         if self.main:
             try:
-                work()
+                result = work()
             except (UserError, OSError) as error:
                 failed = error
         if self.world > 1:
-            status = [getattr(failed, "status", 2) if failed else 0]
-            dist.broadcast_object_list(status, src=0)
-            if status[0] and not self.main:
-                raise errors.AlreadySaid(status[0])
+            told = [getattr(failed, "status", 2) if failed else 0, result]
+            dist.broadcast_object_list(told, src=0)
+            if told[0] and not self.main:
+                raise errors.AlreadySaid(told[0])
+            result = told[1]
         if failed:
             raise failed
+        return result
 
     @contextlib.contextmanager
     def watching(self):

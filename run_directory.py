@@ -42,29 +42,46 @@ def environment(command, device, threads, world):
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
 
 
-def holds_run(out_dir):
-    return os.path.exists(os.path.join(out_dir, "config.json"))
-
-
-def open_run(out_dir, resume, overwrite, full, fixed):
-    """Create or check out_dir. full: the resolved configuration as a dict. fixed: its keys that a resumed run keeps."""
-    if resume:
+def check_run(out_dir, init_from, overwrite, full, fixed):
+    """May this run begin, or go on, in out_dir? Writes nothing. full: the resolved configuration as a dict. fixed: its keys
+    that a resumed run keeps. -> (resume?, is there a checkpoint to resume from?)"""
+    holds_run = os.path.exists(os.path.join(out_dir, "config.json"))
+    if init_from == "resume" or (init_from == "auto" and holds_run):
         before = checkpoint.load_config(out_dir)
         for key in fixed:
-            if key in before and before[key] != full[key]:
+            if key not in before:
+                raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
+            if before[key] != full[key]:
                 raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
-    elif holds_run(out_dir):
-        if not overwrite:
-            raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
-                            f"--overwrite=True replaces it, or choose another --out_dir")
+        return True, checkpoint.exists(out_dir, "last")
+    if holds_run and not overwrite:
+        raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
+                        f"--overwrite=True replaces it, or choose another --out_dir")
+    if any(checkpoint.exists(out_dir, name) for name in ("last", "best")) and not overwrite:
+        raise UserError(f"{out_dir} holds checkpoints of a run whose config.json is gone: --overwrite=True replaces them, or "
+                        "choose another --out_dir")
+    return False, False
+
+
+def start_run(out_dir, resume, full):
+    """Make out_dir this run's: what an earlier run left goes, unless it is resumed."""
+    if not resume:
         # the checkpoints first: what is left if this is interrupted is a run that has not come far
-        for name in ("ckpt", "tensorboard"):
-            shutil.rmtree(os.path.join(out_dir, name), ignore_errors=True)
+        checkpoint.remove_all(out_dir)
+        shutil.rmtree(os.path.join(out_dir, "tensorboard"), ignore_errors=True)
         for name in ("metrics.jsonl", "summary.json", "env.json", "config.json"):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(out_dir, name))
     os.makedirs(out_dir, exist_ok=True)
     write_json(os.path.join(out_dir, "config.json"), full)
+
+
+def import_wandb():
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb_log = True needs Weights & Biases: pip install wandb") from None
+    return wandb
 
 
 class Metrics:
@@ -79,22 +96,18 @@ class Metrics:
             from torch.utils.tensorboard import SummaryWriter
             self.tensorboard = SummaryWriter(os.path.join(config.out_dir, "tensorboard"), purge_step=start)
         if config.wandb_log:
-            try:
-                import wandb
-            except ImportError:
-                raise UserError("wandb_log = True needs Weights & Biases: pip install wandb") from None
             name = config.wandb_run_name or os.path.basename(os.path.normpath(config.out_dir))
-            self.wandb = wandb.init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
+            self.wandb = import_wandb().init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
 
     def _forget_after(self, start):
         """A resumed run repeats the steps since its checkpoint: their lines go."""
         if not os.path.exists(self.path):
             return
-        with open(self.path, encoding="utf-8") as f:
+        with open(self.path, encoding="utf-8", errors="replace") as f:
             lines = f.readlines()
         kept = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # a line that was cut by a crash
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut by a crash
                 record = json.loads(line)
                 # the evaluation at `start` is repeated too, and so is the line of the step that begins there
                 if record["step"] < start:

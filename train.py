@@ -22,6 +22,7 @@ resumed run is the run that was never stopped, bit for bit on the CPU, and W pro
 import contextlib
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -40,7 +41,7 @@ from errors import Diverged, UserError, exit_cleanly, speak_as
 from interrupts import Stop
 from optimizer import make_optimizers, set_lr
 from parallel import Parallel, clip_gradients, gradient_norm
-from run_directory import Metrics, NoMetrics, environment, holds_run, open_run, write_json
+from run_directory import Metrics, NoMetrics, check_run, environment, import_wandb, start_run, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -109,6 +110,11 @@ class TrainConfig:
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least {least}")
+        for key, limit in (("seed", 2 ** 63), ("muon_ns_steps", 100)):
+            if getattr(self, key) >= limit:
+                raise UserError(f"{key} = {getattr(self, key)}: must be less than {limit}")
+        if not self.out_dir:
+            raise UserError("out_dir is empty: name the run's folder")
         for key in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} = {getattr(self, key)}: must be in [0, 1)")
@@ -138,7 +144,8 @@ def pick_device(wanted):
     except RuntimeError:
         raise UserError(f"device = {wanted!r}: there is no such device; use auto, cpu, cuda, cuda:N or mps") from None
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(kind, False):
+    index = torch.device(wanted).index or 0
+    if not present.get(kind, False) or (kind == "cuda" and index >= torch.cuda.device_count()):
         raise UserError(f"device = {wanted!r} is not available on this machine; use --device=auto")
     return wanted
 
@@ -265,18 +272,19 @@ def train(config, model_config, parallel, argv):
     compiled, why = pick_compile(config.compile, device_type, flops_per_token * tokens_per_step * config.max_iters,
                                  10 + model.compile_seconds_per_block * model_config.n_layer)
 
-    # the run
-    resume = config.init_from == "resume" or (config.init_from == "auto" and holds_run(config.out_dir))
+    # the run: what it goes on from is decided by the first process, and everything is checked before anything is written
     full = {**configurator.as_dict(config, model_config),
             "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
             "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
             "tokenizer": {k: meta[k] for k in ("tokenizer", "vocab_size", "characters") if k in meta}}
-    parallel.on_main(lambda: open_run(config.out_dir, resume, config.overwrite, full, fixed=[
+    resume, has_checkpoint = parallel.on_main(lambda: check_run(config.out_dir, config.init_from, config.overwrite, full, fixed=[
         "model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]))
+    recording = parallel.main and not (resume and config.eval_only)  # a look at a run changes nothing of it
+    if config.wandb_log:
+        import_wandb()
     start, best, best_step, seconds = 0, math.inf, None, 0.0
-    # a run that was killed before its first checkpoint starts again
     state = None
-    if resume and checkpoint.exists(config.out_dir, "last"):
+    if has_checkpoint:  # a run that was killed before its first one starts again
         path = checkpoint.folder(config.out_dir, "last")
         checkpoint.load_weights(path, model)
         state = checkpoint.load_state(path)
@@ -287,10 +295,17 @@ def train(config, model_config, parallel, argv):
     optimizers = make_optimizers(model, config, device_type)
     if state:
         checkpoint.load_optimizer_state(model, optimizers, state["optimizers"])
-        scaler.load_state_dict(state["scaler"])
+        if scaler.is_enabled() and state["scaler"]:  # it was another dtype's run if there is none
+            scaler.load_state_dict(state["scaler"])
         start, best, best_step, seconds = state["step"], state["best"], state["best_step"], state["seconds"]
+    if start > config.max_iters:
+        raise UserError(f"{config.out_dir} is at step {start} already, beyond max_iters = {config.max_iters}")
+    if parallel.sum(start) != [start * parallel.world]:
+        raise UserError(f"the processes do not find the same checkpoint in {config.out_dir}; it has to be on a disk that all of "
+                        "them see")
     metrics = NoMetrics()
-    if parallel.main:
+    if recording:
+        start_run(config.out_dir, resume, full)
         write_json(os.path.join(config.out_dir, "env.json"), environment(
             " ".join(["python train.py", *argv]), device, torch.get_num_threads(), parallel.world))
         metrics = Metrics(config, full, start)
@@ -308,12 +323,15 @@ def train(config, model_config, parallel, argv):
 
     def save(name, step):
         weights = checkpoint.weights_of(model)  # every process: the weights may be in shards
+        bad = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        if bad:  # the checkpoint before it is better
+            diverged(step, ": the optimizer's last step made a NaN or Inf in", losses, lambda: bad)
         state = {"optimizers": checkpoint.optimizer_state(model, optimizers), "scaler": scaler.state_dict(), "step": step,
                  "next_sequence": step * sequences_per_step, "best": best, "best_step": best_step, "seconds": seconds}
         parallel.on_main(lambda: checkpoint.save(config.out_dir, name, weights, state))
 
     def summarize(status, step, losses, **more):
-        if parallel.main:
+        if recording:
             write_json(os.path.join(config.out_dir, "summary.json"), {
                 "status": status, "model": config.model, "step": step, "tokens": step * tokens_per_step,
                 "train_seconds": seconds, "train_loss": losses.get("train"), "val_loss": losses.get("val"),
@@ -334,7 +352,7 @@ def train(config, model_config, parallel, argv):
     stop = Stop()
     all_params = [p for p in model.parameters() if p.requires_grad]
     losses, reached, smooth, saved_at = {}, None, None, start if state else None
-    stopping = out_of_time = False
+    stopping, out_of_time = False, config.max_seconds is not None and seconds >= config.max_seconds
     since = dict(seconds=0.0, tokens=0, waited=0.0)  # since the last logged step
     micro_batches_of = lambda step: range(step * config.gradient_accumulation_steps + parallel.rank,  # noqa: E731
                                           (step + 1) * config.gradient_accumulation_steps, parallel.world)
@@ -376,8 +394,9 @@ def train(config, model_config, parallel, argv):
             metrics.close()
             stream.close()
             again = [a for a in argv if not a.startswith(("--init_from=", "--overwrite="))]
-            say(f"{stop.signal or 'a signal'} at step {step}: saved. To go on: "
-                f"{' '.join(['python train.py', *again, '--init_from=resume'])}")
+            start_with = f"torchrun --nproc-per-node={parallel.world}" if parallel.launched else "python"
+            say(f"{stop.signal or 'a signal'} at step {step}: saved. To go on: {start_with} train.py "
+                f"{shlex.join([*again, '--init_from=resume'])}")
             return 0
 
         began = time.perf_counter()
@@ -398,14 +417,14 @@ def train(config, model_config, parallel, argv):
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = gradient_norm(all_params)
-        if config.grad_clip:
+        usable = math.isfinite(norm.item())
+        if config.grad_clip and usable:
             clip_gradients(all_params, config.grad_clip, norm)
         late = config.max_seconds is not None and parallel.main and \
             seconds + time.perf_counter() - began >= config.max_seconds
         value, stopping, out_of_time = parallel.sum(own_loss.item() / parallel.world, bool(stop.signal), late)
-        # float16 expects an Inf gradient now and then: the scaler skips that step and lowers its scale
-        if not math.isfinite(value) or (scaler.get_scale() < 2.0 ** -14 if scaler.is_enabled()
-                                        else not math.isfinite(norm.item())):
+        # float16 expects an Inf gradient now and then: the step is skipped, and the scaler lowers its scale
+        if not math.isfinite(value) or (scaler.get_scale() < 2.0 ** -14 if scaler.is_enabled() else not usable):
             # before the weights are touched: ckpt/last and the weights in memory are still good
             weights = checkpoint.weights_of(model)
 
@@ -421,8 +440,9 @@ def train(config, model_config, parallel, argv):
                         yield batch
                 return diagnose.first_non_finite(plain, again(), autocast)
             diverged(step, f" (lr {lr:.3g}): the first NaN or Inf is in", losses, where)
-        for optimizer in optimizers:
-            scaler.step(optimizer)
+        if usable:  # of all optimizers: each would skip for its own gradients only
+            for optimizer in optimizers:
+                scaler.step(optimizer)
         scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)

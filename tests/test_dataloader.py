@@ -88,6 +88,10 @@ def test_bad_data_gets_one_line(tmp_path):
     assert "damaged" in refused(folder)
     (folder / "meta.json").write_text(json.dumps({"corpus": "x"}))
     assert "damaged" in refused(folder)
+    for vocab_size in ("65", -5, 0, 6.5):
+        (folder / "meta.json").write_text(json.dumps(
+            {"corpus": "x", "vocab_size": vocab_size, "train_tokens": 100, "val_tokens": 50}))
+        assert "damaged" in refused(folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

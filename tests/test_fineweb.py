@@ -338,9 +338,14 @@ def test_kills_between_two_names(source, uninterrupted, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_commit(number, source, uninterrupted, tmp_path):
-    """The real command: a signal in its middle ends it with status 0; the command it prints ends the work."""
-    folder = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), *arguments(source, folder, overwrite=True)]
+    """A signal in the middle ends it with status 0; the command it prints ends the work. In small pieces, or it would have
+    read everything before the signal comes."""
+    folder, script = tmp_path / "out", tmp_path / "in_pieces.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(SCRIPT.parent.parent.parent)!r})\n"
+                      "from data.fineweb import prepare\n"
+                      "prepare.CHUNK_CHARACTERS = 5_000\n"
+                      "prepare.main(sys.argv[1:])\n")
+    command = [sys.executable, str(script), *arguments(source, folder, overwrite=True)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (folder / "train_000000.bin.part").exists() and process.poll() is None:
         time.sleep(0.01)

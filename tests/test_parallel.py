@@ -59,7 +59,9 @@ def test_many_processes_train_as_one(processes, small_run, tmp_path, capsys, mon
     """Every case alone, and on several processes in both ways. (One torchrun for all of them: starting takes seconds.)"""
     monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", newton_schulz_in_float32())
     lines, pairs = [], []
-    for name, options in CASES.items():
+    # four processes on two cores take long: every other case
+    cases = CASES if processes == 2 else dict(list(CASES.items())[::2])
+    for name, options in cases.items():
         args = [*small_run, *SHORT, *options]
         assert run(train.main, args + [f"--out_dir={tmp_path / name}"], capsys)[0] == 0
         for kind in ("ddp", "fsdp"):
@@ -69,7 +71,7 @@ def test_many_processes_train_as_one(processes, small_run, tmp_path, capsys, mon
     done = torchrun(processes, "tests/run_each.py", tmp_path / "lines.json")
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("ddp", "fsdp"):
-        assert done.stdout.count(f"{processes} processes, {kind}") == len(CASES)
+        assert done.stdout.count(f"{processes} processes, {kind}") == len(cases)
     for one, many, tolerance in pairs:
         same(one, many, tolerance)
 
