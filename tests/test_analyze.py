@@ -566,7 +566,7 @@ def test_missing_and_unknown_runs_get_one_line(runs, tmp_path, capsys):
     (copy / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "seed"}))
     refused([copy, *out], capsys, "not that of a run of train.py", "seed")
     (copy / "config.json").write_text("[1]")
-    refused([copy, *out], capsys, "not that of a run of train.py")
+    refused([copy, *out], capsys, "config.json is damaged")
     (copy / "config.json").write_text("{")
     refused([copy, *out], capsys, "damaged")
     (copy / "config.json").write_text(json.dumps(config))

@@ -237,16 +237,15 @@ def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
     for name, options in BY_REFERENCE[part]:
         net = randomised(build(name, options), scale=0.05).double().eval()
         full = net(idx, idx)[0]
-        for pieces in ([1] * 12, [5, 1, 4, 2]):
-            cache, start = Cache(TINY["n_layer"]), 0
-            for n in pieces:
-                logits = net(idx[:, start:start + n], cache=cache)[0]
-                start += n
-                torch.testing.assert_close(logits[:, 0], full[:, start - 1], rtol=1e-9, atol=1e-11, msg=str(options))
+        cache, start = Cache(TINY["n_layer"]), 0
+        for n in (5, 1, 1, 3, 2):
+            logits = net(idx[:, start:start + n], cache=cache)[0]
+            start += n
+            torch.testing.assert_close(logits[:, 0], full[:, start - 1], rtol=1e-9, atol=1e-11, msg=str(options))
 
 
 def test_generation_past_block_size_equals_reading_the_last_window_each_time():
-    for name, options in BASELINES + CONTROLS + spread(GRID, 25):
+    for name, options in BASELINES + CONTROLS + spread(GRID, 12):
         net = randomised(build(name, options), scale=0.05).double().eval()
         idx = torch.tensor([[3, 1, 4, 1, 5]])
         slow = idx

@@ -54,13 +54,14 @@ def same(one, other, tolerance=1e-5):
         torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_many_processes_train_as_one(processes, small_run, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("processes, names", [
+    (2, list(CASES)), (4, list(CASES)[::2]),  # four processes on two cores take long
+    pytest.param(4, list(CASES), marks=pytest.mark.exhaustive)], ids=["2", "4", "4-every"])
+def test_many_processes_train_as_one(processes, names, small_run, tmp_path, capsys, monkeypatch):
     """Every case alone, and on several processes in both ways. (One torchrun for all of them: starting takes seconds.)"""
     monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", newton_schulz_in_float32())
     lines, pairs = [], []
-    # four processes on two cores take long: every other case
-    cases = CASES if processes == 2 else dict(list(CASES.items())[::2])
+    cases = {name: CASES[name] for name in names}
     for name, options in cases.items():
         args = [*small_run, *SHORT, *options]
         assert run(train.main, args + [f"--out_dir={tmp_path / name}"], capsys)[0] == 0
@@ -76,7 +77,8 @@ def test_many_processes_train_as_one(processes, small_run, tmp_path, capsys, mon
         same(one, many, tolerance)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.exhaustive), "fsdp"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_compiled(kind, small_run, tmp_path, capsys):
     args = [*small_run, *SHORT, "--n_layer=1", "--token_shift=difference", "--eval_interval=100"]
     assert run(train.main, args + [f"--out_dir={tmp_path / 'one'}"], capsys)[0] == 0
@@ -139,12 +141,10 @@ def errors_of(done):
 
 
 def test_errors_are_said_once(small_run, tmp_path):
-    for args, parts in (([*small_run, "--n_embd=17"], ["n_embd = 17"]),
-                        ([*small_run, "--gradient_accumulation_steps=3"], ["dealt out to 2 processes"])):
-        done = torchrun(2, "train.py", *args)
-        assert done.returncode == 1
-        one_line(errors_of(done), *parts)
-        assert not (tmp_path / "run").exists()
+    done = torchrun(2, "train.py", *small_run, "--gradient_accumulation_steps=3")
+    assert done.returncode == 1
+    one_line(errors_of(done), "dealt out to 2 processes")
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_said_once_with_its_place(small_run, tmp_path):
