@@ -14,16 +14,9 @@ import torch
 
 import checkpoint
 from errors import UserError
+from whole_files import write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-def write_json(path, content):
-    """Whole or not at all."""
-    with open(path + ".new", "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1)
-        f.write("\n")
-    os.replace(path + ".new", path)
 
 
 def environment(command, device, threads, world):
@@ -112,9 +105,7 @@ class Metrics:
                 # the evaluation at `start` is repeated too, and so is the line of the step that begins there
                 if record["step"] < start:
                     kept.append(line if line.endswith("\n") else line + "\n")
-        with open(self.path + ".new", "w", encoding="utf-8") as f:
-            f.writelines(kept)
-        os.replace(self.path + ".new", self.path)
+        write_file(self.path, "".join(kept).encode("utf-8"))
 
     def log(self, record):
         self.file.write(json.dumps(record) + "\n")

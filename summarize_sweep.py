@@ -33,11 +33,11 @@ import sweep
 import sweep_plots
 from ablate_curvature import interval_text
 from configurator import Parser
-from data.sources import write_file
 from errors import UserError, exit_cleanly
 from sweep_plots import REFERENCES
 from sweep_statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
                               measuring_pair, paired_difference, place_in_grid, value_at, wins)
+from whole_files import write_file
 
 BUDGETS = {"step": "steps", "tokens": "tokens", "train_seconds": "training seconds"}  # keys of an evaluation's line
 

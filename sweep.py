@@ -73,7 +73,7 @@ from configurator import Parser
 from dataloader import load_meta
 from errors import UserError, exit_cleanly
 from interrupts import Stop
-from run_directory import write_json
+from whole_files import write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in HERE
@@ -356,14 +356,11 @@ class Rows:
         return {row["hash"]: row for row in rows}
 
     def _write(self, name, rows):
-        path = os.path.join(self.folder, name)
-        with open(path + ".new", "w", newline="", encoding="utf-8") as f:
-            table = csv.DictWriter(f, COLUMNS)
-            table.writeheader()
-            table.writerows(rows.values())
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + ".new", path)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, COLUMNS)
+        table.writeheader()
+        table.writerows(rows.values())
+        write_file(os.path.join(self.folder, name), text.getvalue().encode("utf-8"))
 
     @contextlib.contextmanager
     def _locked(self):

@@ -41,7 +41,8 @@ from errors import Diverged, UserError, exit_cleanly, speak_as
 from interrupts import Stop
 from optimizer import make_optimizers, set_lr
 from parallel import Parallel, clip_gradients, gradient_norm
-from run_directory import Metrics, NoMetrics, check_run, environment, import_wandb, start_run, write_json
+from run_directory import Metrics, NoMetrics, check_run, environment, import_wandb, start_run
+from whole_files import write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -321,14 +322,18 @@ def train(config, model_config, parallel, argv):
     if resume:
         say(f"resumed from step {start}" if state else "no checkpoint yet: starting from step 0")
 
-    def save(name, step):
+    def save(names, step):
         weights = checkpoint.weights_of(model)  # every process: the weights may be in shards
         bad = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
         if bad:  # the checkpoint before it is better
             diverged(step, ": the optimizer's last step made a NaN or Inf in", losses, lambda: bad)
         state = {"optimizers": checkpoint.optimizer_state(model, optimizers), "scaler": scaler.state_dict(), "step": step,
                  "next_sequence": step * sequences_per_step, "best": best, "best_step": best_step, "seconds": seconds}
-        parallel.on_main(lambda: checkpoint.save(config.out_dir, name, weights, state))
+
+        def write():
+            for name in names:
+                checkpoint.save(config.out_dir, name, weights, state)
+        parallel.on_main(write)
 
     def summarize(status, step, losses, **more):
         if recording:
@@ -377,14 +382,12 @@ def train(config, model_config, parallel, argv):
                           f"{seconds:,.1f} s of training")
             if losses["val"] < best and not config.eval_only:
                 best, best_step = losses["val"], step
-                if step:
-                    save("best", step)
             if config.target_val_loss is not None and losses["val"] <= config.target_val_loss:
                 reached = {"target_step": step, "target_tokens": step * tokens_per_step, "target_seconds": seconds}
                 last_step = True
         at_interval = step % config.eval_interval == 0 or (config.save_interval and step % config.save_interval == 0)
         if (at_interval or last_step or stopping) and step and step != saved_at and not config.eval_only:
-            save("last", step)
+            save(["best", "last"] if step == best_step else ["last"], step)
             saved_at = step
         if last_step:
             break

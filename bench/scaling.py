@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +25,7 @@ import train  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 from optimizer import make_optimizers, parameter_groups  # noqa: E402
 from parallel import Parallel  # noqa: E402
+from whole_files import write_file  # noqa: E402
 
 SHAPES = {  # n_layer, n_head, n_embd
     "124M": (12, 12, 768), "350M": (24, 16, 1024), "774M": (36, 20, 1280), "1.6B": (48, 25, 1600), "2.7B": (32, 32, 2560),
@@ -232,10 +232,7 @@ def main(argv):
         return 0
     text = page(options)
     os.makedirs(os.path.dirname(os.path.abspath(options.out)), exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(os.path.abspath(options.out)), delete=False) as f:
-        f.write(text)
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, options.out)
+    write_file(options.out, text.encode("utf-8"))
     print(text)
     return 0
 

@@ -26,7 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
-from data.sources import sha256_of, write_file
+import whole_files
+from data.sources import sha256_of
 from dataloader import HEADER_WORDS, MAGIC, VERSION
 from errors import UserError
 from tokenizer import GPT2_VOCAB_SIZE
@@ -147,7 +148,7 @@ def read_json(folder, name):
 def write_json(folder, name, value):
     path = os.path.join(folder, name)
     with writing(path):
-        write_file(path, (json.dumps(value, indent=1) + "\n").encode("ascii"))
+        whole_files.write_json(path, value)
 
 
 def write_meta(folder, about, files, documents, options):

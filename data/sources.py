@@ -23,6 +23,7 @@ import numpy as np
 import requests
 
 from errors import UserError
+from whole_files import remove, write_temporary
 
 CONNECT_SECONDS = 10  # to reach a server at all
 READ_SECONDS = 30     # between two pieces of an answer
@@ -140,37 +141,6 @@ def read_input(path):
 # ----------------------------------------------------------------------------------------------------------------------
 # writing
 
-def write_file(path, data):
-    """Bytes to a file that appears whole or not at all. Raises OSError, after removing what it had begun."""
-    temporary = _write_temporary(path, data)
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        _remove([temporary])
-        raise
-
-
-def _write_temporary(path, data):
-    """Bytes to a new file beside path, on the disk when this returns. Returns its name."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-    except BaseException:
-        _remove([temporary])
-        raise
-    return temporary
-
-
-def _remove(paths):
-    for path in paths:
-        if os.path.lexists(path):
-            os.remove(path)
-
-
 def _keep(path, backup):
     try:
         os.link(path, backup)
@@ -204,7 +174,7 @@ def write_dataset(folder, tokens_train, tokens_val, meta):
     try:
         os.makedirs(folder, exist_ok=True)
         for name, data in files.items():
-            temporary[name] = _write_temporary(os.path.join(folder, name), data)
+            temporary[name] = write_temporary(os.path.join(folder, name), data)
         for name in files:
             path = os.path.join(folder, name)
             if os.path.lexists(path):
@@ -225,5 +195,5 @@ def write_dataset(folder, tokens_train, tokens_val, meta):
                             "is unchanged") from None
         raise
     finally:
-        _remove([*temporary.values(), *backups.values()])
+        remove([*temporary.values(), *backups.values()])
     return meta

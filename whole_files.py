@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all, whatever happens while they are written: a kill, a full disk, a power cut."""
+import json
+import os
+
+
+def write_file(path, data):
+    """Bytes to a file that appears whole or not at all. Raises OSError, after removing what it had begun."""
+    temporary = write_temporary(path, data)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        remove([temporary])
+        raise
+
+
+def write_temporary(path, data):
+    """Bytes to a new file beside path, on the disk when this returns. Returns its name."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except BaseException:
+        remove([temporary])
+        raise
+    return temporary
+
+
+def remove(paths):
+    for path in paths:
+        if os.path.lexists(path):
+            os.remove(path)
+
+
+def write_json(path, content):
+    """JSON, indented, as write_file() writes it."""
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode("ascii"))
