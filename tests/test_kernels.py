@@ -54,12 +54,13 @@ def compare(name, inputs, g, bound, limit=None):
 @pytest.mark.parametrize("D", WIDTHS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_outputs_and_gradients_against_float64(name, D):
+    n = 3 if D < 500 else 2  # the interpreter takes its time for wide rows
     for c in CURVATURES:
-        x, y = rows((3, 2, D), c, seed=1), rows((3, 2, D), c, seed=2)
-        g = torch.randn(3, 2, D)
+        x, y = rows((n, 2, D), c, seed=1), rows((n, 2, D), c, seed=2)
+        g = torch.randn(n, 2, D)
         compare(name, (x, y, torch.tensor(c)), g, 3e-5)
         compare(name, (x, y, torch.tensor([[c], [0.5 * c]])), g, 3e-5)
-        compare(name, (x, y, torch.full((3, 1, 1), c)), g, 3e-5)
+        compare(name, (x, y, torch.full((n, 1, 1), c)), g, 3e-5)
         if name != "logmap":
             compare(name, (x, y, torch.tensor(c)), g, 3e-5, limit=0.2)
 
@@ -267,7 +268,7 @@ def test_20_training_steps_with_the_kernels_follow_the_plain_ones(few):
         losses = []
         for _ in range(20):
             optimizer.zero_grad()
-            loss = net(*(t[:, :8] for t in few))[1]
+            loss = net(*(t[:, :5] for t in few))[1]
             loss.backward()
             optimizer.step()
             losses.append(loss.item())

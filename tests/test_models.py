@@ -39,6 +39,7 @@ def spread(cases, n):
 
 
 @in_parts
+@torch.no_grad()
 def test_every_configuration_is_causal_exactly(part, tokens):
     """Other tokens after t: the logits at and before t are the same bits."""
     idx, targets = tokens
@@ -200,6 +201,7 @@ def test_what_follows_from_a_fixed_curvature_is_computed_once(tokens, monkeypatc
     assert not [k for k in net.state_dict() if "limit" in k]
 
 
+@torch.no_grad()
 def test_points_stay_in_the_ball_in_every_configuration(tokens):
     idx, _ = tokens
     for name, options in GRID:
@@ -231,6 +233,7 @@ def test_gradients_agree_with_finite_differences(tokens):
 
 
 @in_parts
+@torch.no_grad()
 def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
     """One token at a time, several at a time, and past block_size, where the window slides."""
     idx = tokens[0]
@@ -238,12 +241,13 @@ def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
         net = randomised(build(name, options), scale=0.05).double().eval()
         full = net(idx, idx)[0]
         cache, start = Cache(TINY["n_layer"]), 0
-        for n in (5, 1, 1, 3, 2):
+        for n in (6, 1, 1, 4):
             logits = net(idx[:, start:start + n], cache=cache)[0]
             start += n
             torch.testing.assert_close(logits[:, 0], full[:, start - 1], rtol=1e-9, atol=1e-11, msg=str(options))
 
 
+@torch.no_grad()
 def test_generation_past_block_size_equals_reading_the_last_window_each_time():
     for name, options in BASELINES + CONTROLS + spread(GRID, 12):
         net = randomised(build(name, options), scale=0.05).double().eval()
