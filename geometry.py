@@ -405,26 +405,25 @@ def _wide_c(c, *rows):
     return c
 
 
-def _dot_wide(a, b):
-    """<a, b> of rows that are wide already, (..., 1). Eager on a CPU, without a product in memory, whose page faults would
-    take most of the time."""
-    if torch.compiler.is_compiling() or a.device.type != "cpu":
-        return _row_sum(a * b)
-    return torch.einsum("...d,...d->...", a, b).unsqueeze(-1)
+def _wide_dot(a, b):
+    """<a, b> in the wide dtype, (..., 1). In eager code one wide copy of a row is
+    made and worked on in place; what large temporaries cost is their page faults."""
+    wide = _wide(a)
+    products = a.to(wide)
+    if products is a or torch.is_grad_enabled() or torch.compiler.is_compiling() or a.shape != b.shape:
+        return _row_sum(products * b.to(wide))
+    return products.mul_(b).sum(-1, keepdim=True)
 
 
-def _wide_norm2(v):
-    """|v|^2 in the wide dtype, (..., 1)."""
-    v = v.to(_wide(v))
-    return _dot_wide(v, v)
-
-
-def _wide_gram(x, y, sign):
-    """|x|^2, |y|^2 and |y + sign x|^2, or <x, y> where sign is 0; in the wide dtype, (..., 1) each. Every row is copied to
-    that dtype once."""
-    x, y = x.to(_wide(x)), y.to(_wide(x))
-    third = _dot_wide(x, y) if sign == 0 else _wide_norm2(torch.add(y, x, alpha=sign))
-    return _dot_wide(x, x), _dot_wide(y, y), third
+def _wide_distance2(x, y, sign):
+    """|y + sign x|^2 in the wide dtype, (..., 1)."""
+    wide = _wide(x)
+    w = y.to(wide)
+    if w is y or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape != y.shape:
+        w = w + sign * x.to(wide)
+        return _row_sum(w * w)
+    w.add_(x, alpha=sign)
+    return w.mul_(w).sum(-1, keepdim=True)
 
 
 def _narrow(row, dtype):
@@ -467,7 +466,7 @@ def _gradient(grad, like):
 def _log(x, y, c):
     stored, dtype = _row_dtypes(x, y)
     x, y, c = x.to(dtype), y.to(dtype), _wide_c(c, x, y)
-    norms = _wide_gram(x, y, -1)
+    norms = _wide_dot(x, x), _wide_dot(y, y), _wide_distance2(x, y, -1)
     out, k = _log_rows(x, y, c, *norms)
     return _narrow(out, stored), (*norms, k)
 
@@ -524,24 +523,14 @@ class _Log(torch.autograd.Function):
 
 def _shifted(x, steps=1):
     """x_{t-steps} in place of x_t, zeros where there is none; t is dimension 1."""
-    if torch.compiler.is_compiling():
-        return F.pad(x, (0, 0) * (x.dim() - 2) + (steps, -steps))
-    shifted = x.roll(steps, 1)  # one pass over x; F.pad takes two
-    shifted[:, slice(0, steps) if steps > 0 else slice(steps, None)] = 0
-    return shifted
-
-
-def _previous_gram(x):
-    """|x_t|^2 and |x_t - x_{t-1}|^2 in the wide dtype, (..., 1) each."""
-    x = x.to(_wide(x))
-    return _dot_wide(x, x), _wide_norm2(x - _shifted(x))
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (steps, -steps))
 
 
 def _log_previous(x, c):
     stored, dtype = _row_dtypes(x)
     x, c = x.to(dtype), _wide_c(c, x)
     r = _shifted(x)
-    xx, dd = _previous_gram(x)
+    xx, dd = _wide_dot(x, x), _wide_distance2(r, x, -1)
     out, k = _log_rows(r, x, c, _stored(_shifted(xx)), xx, dd)
     return _narrow(out, stored), (xx, dd, k)
 
@@ -571,12 +560,14 @@ def _sum(x, v, c, limit, kind):
     """x (+) y with y = v ('add') or y = h k(c h^2|v|^2) v, h = 1/A ('exp') or 1 ('exp_0'), at most `limit` long."""
     stored, dtype = _row_dtypes(x, v)
     x, v, c = x.to(dtype), v.to(dtype), _wide_c(c, x, v)
-    xx, vv, third = _wide_gram(x, v, 1 if kind == "add" else 0)
+    xx, vv = _wide_dot(x, x), _wide_dot(v, v)
     if kind == "add":
         k = rest = None
+        third = _wide_distance2(x, v, 1)
     else:
         h = 1 / _inside(1 - c * xx) if kind == "exp" else 1
         k, rest = _exp_coefficient(c * (h * h * vv), dtype, stored)
+        third = _wide_dot(x, v)
     a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
     shrink = 1.0
     if limit is not None:
@@ -674,7 +665,7 @@ def _radial(v, c, kind):
     """k v with k = k(c|v|^2) of exp_0 ('exp') or log_0 ('log')."""
     stored, dtype = _row_dtypes(v)
     v, c = v.to(dtype), _wide_c(c, v)
-    vv = _wide_norm2(v)
+    vv = _wide_dot(v, v)
     z = c * vv
     k = _exp_coefficient(z, dtype, stored)[0] if kind == "exp" else _artanc(z, _inside(1 - z), dtype)
     return _narrow(_coefficient(k, v) * v, stored), (vv, k)
