@@ -367,6 +367,7 @@ def train(config, model_config, parallel, argv):
 
     for step in range(start, config.max_iters + 1):
         last_step = step == config.max_iters or out_of_time or config.eval_only
+        improved = False
         if step % config.eval_interval == 0 or last_step:
             # the clock of training does not run here
             losses = evaluate(eval_model, loaders, config.eval_iters, autocast, parallel)
@@ -381,13 +382,14 @@ def train(config, model_config, parallel, argv):
                 bar.write(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}, "
                           f"{seconds:,.1f} s of training")
             if losses["val"] < best and not config.eval_only:
-                best, best_step = losses["val"], step
+                best, best_step, improved = losses["val"], step, True
             if config.target_val_loss is not None and losses["val"] <= config.target_val_loss:
                 reached = {"target_step": step, "target_tokens": step * tokens_per_step, "target_seconds": seconds}
                 last_step = True
         at_interval = step % config.eval_interval == 0 or (config.save_interval and step % config.save_interval == 0)
-        if (at_interval or last_step or stopping) and step and step != saved_at and not config.eval_only:
-            save(["best", "last"] if step == best_step else ["last"], step)
+        due = (at_interval or last_step or stopping) and step != saved_at
+        if (due or improved) and step and not config.eval_only:
+            save(["best", "last"] if improved else ["last"], step)
             saved_at = step
         if last_step:
             break

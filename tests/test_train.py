@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -279,6 +280,18 @@ def test_a_signal_saves_and_says_how_to_go_on(name, small_run, tmp_path):
     assert "--init_from=resume" in rest and name in rest
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
     assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "last")["step"] >= 6
+
+
+def test_an_evaluation_at_the_step_of_the_resumed_checkpoint_keeps_the_best_model(small_run, tmp_path, capsys, monkeypatch):
+    """Stopped at step 1, where there was no evaluation, and resumed to end there: that evaluation is the best one."""
+    args = [*small_run, "--eval_interval=100"]
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "Stop", lambda: SimpleNamespace(signal="SIGTERM"))
+        assert run(train.main, [*args, "--max_iters=2"], capsys)[0] == 0
+    assert not (tmp_path / "run" / "ckpt" / "best").exists()
+    assert run(train.main, [*args, "--max_iters=1", "--init_from=resume"], capsys)[0] == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_step"] == 1
+    assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "best")["step"] == 1
 
 
 @pytest.mark.parametrize("how", ["cut", "swapped"])
