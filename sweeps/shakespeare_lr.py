@@ -1,8 +1,8 @@
 """Does curvature help, at each arm's own best learning rate? Tiny Shakespeare by characters, at a size for a CPU.
 
 15 arms x 4 learning rates with one seed = 60 runs of 1,500 steps choose each arm's rate (and the best mixed arm and the
-best control); that seed then measures nothing. Then seeds: two more for every arm at its own rate, five for the two
-that the question is about (`runs`). What has been run of it, and what it says: results/README.md.
+best control); that seed then measures nothing. Then seeds (`runs`): five for the two that the question is about, two for
+others at their own rates, 18 runs so far. What has been run of all this, and what it says: results/README.md.
 
 A run takes 10 to 14 minutes of one thread here (2 cores, float32, two at a time), the controls less than the mixed arms.
 """
