@@ -56,13 +56,14 @@ SPHERE_CAP = {torch.float64: 2.0 ** -26, torch.float32: 2.0 ** -11, torch.float1
 # How long a point may be where the ball is larger than that or space is flat: sums of two still fit the dtype.
 POINT_LIMIT = {torch.float64: 1e150, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 
-# tanh is 1 in every dtype from here on: larger arguments of the exponential map only shorten the row
-SATURATED = 32.0 ** 2
-
 SERIES_BELOW = 0.05  # |z| under which tanc and artanc are summed as a power series
 # enough terms that the remainder at |z| = SERIES_BELOW is below half an ulp of the dtype, also in the derivative
 TANC_TERMS = {torch.float32: 7, torch.float64: 13}
 ARTANC_TERMS = {torch.float32: 8, torch.float64: 15}
+
+# The same for derivatives in closed form, differences divided by 2 z: |z| under which they are a power series instead, and
+# its number of terms. float64 loses 1e-16/1e-4 there and the series leaves out 1e-4 cubed: 1e-12.
+SLOPE_SERIES = {torch.float32: (SERIES_BELOW, 7), torch.float64: (1e-4, 3)}
 
 
 def _tanc_coefficients(n):
@@ -79,9 +80,10 @@ _ARTANC = [1.0 / (2 * k + 1) for k in range(max(ARTANC_TERMS.values()))]
 
 
 def _horner(z, coefficients):
-    total = torch.full_like(z, coefficients[-1])
-    for a in reversed(coefficients[:-1]):
-        total = total * z + a
+    *rest, a = coefficients
+    total = a * z + rest.pop()
+    while rest:
+        total = total * z + rest.pop()
     return total
 
 
@@ -100,16 +102,10 @@ def tanc(z):
     z: float32 or float64, any shape, z > -(pi/2)^2 (the pole of tan). With z = c s^2, sqrt|c| s tanc(z) is the
     stereographic radius at half-distance sqrt|c| s.
     """
-    return _tanc(z)[0]
-
-
-def _tanc(z):
-    """tanc(z), and sech^2(sqrt z), which is 1 - z tanc(z)^2 without cancellation, for z >= SERIES_BELOW."""
     small, series_z, s = _branches(z)
-    e = torch.exp(-2 * s)
     tan = torch.tan(torch.where(z < 0, s, 0.5))
     series = _horner(series_z, _TANC[:TANC_TERMS[z.dtype]])
-    return torch.where(small, series, torch.where(z < 0, tan, torch.tanh(s)) / s), 4 * e / (1 + e).square()
+    return torch.where(small, series, torch.where(z < 0, tan, torch.tanh(s)) / s)
 
 
 def artanc(z, one_minus_z=None):
@@ -128,25 +124,22 @@ def artanc(z, one_minus_z=None):
     return torch.where(small, series, torch.where(z < 0, arctan, artanh) / r)
 
 
-def _slope_of_series(coefficients, n):
-    return [k * a for k, a in enumerate(coefficients[:n])][1:]
-
-
-def _slope(z, numerator, coefficients, n):
+def _slope(z, numerator, coefficients):
     """numerator/(2 z), or the derivative of the power series where z is small. z: wide."""
-    small = z.abs() < SERIES_BELOW
-    series = _horner(torch.where(small, z, 0.0), _slope_of_series(coefficients, n))
-    return torch.where(small, series, 0.5 * numerator / torch.where(small, 1.0, z))
+    below, terms = SLOPE_SERIES[z.dtype]
+    size = z.abs()
+    series = _horner(z.clamp(-below, below), [k * a for k, a in enumerate(coefficients[:terms + 1])][1:])
+    return torch.where(size < below, series, 0.5 * numerator / torch.copysign(size.clamp(min=below), z))
 
 
-def _tanc_slope(z, k, b, dtype):
+def _tanc_slope(z, k, b):
     """d tanc/dz = (b - k)/(2 z) with k = tanc(z), b = 1 - z k^2."""
-    return _slope(z, b - k, _TANC, TANC_TERMS[dtype])
+    return _slope(z, b - k, _TANC)
 
 
-def _artanc_slope(z, one_minus_z, k, dtype):
+def _artanc_slope(z, one_minus_z, k):
     """d artanc/dz = (1/(1 - z) - k)/(2 z) with k = artanc(z)."""
-    return _slope(z, 1 / one_minus_z - k, _ARTANC, ARTANC_TERMS[dtype])
+    return _slope(z, 1 / one_minus_z - k, _ARTANC)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -316,38 +309,48 @@ def _inside(a):
     return a.clamp(min=torch.finfo(a.dtype).eps)
 
 
-def _denominator(a, c, xx, yy, ww):
+def _denominator(a, b, cx, cy, e):
     """N with |x (+) y|^2 = |w|^2/N for w = y + x, or M with |-x (+) y|^2 = |w|^2/M for w = y - x:
     N = A B + c|w|^2 = (A + c<x,w>)^2 + c^2 (|x|^2|w|^2 - <x,w>^2), A = 1 - c|x|^2, B = 1 - c|y|^2,
-    in a form that is exactly 1 at x = 0. It is 0 only for antipodes on the sphere; the floor is its rounding error."""
-    n = a * (1 + c * (ww - yy)) + (c * xx) * (c * ww)
-    return torch.maximum(n, torch.finfo(n.dtype).eps * a * _inside(1 - c * yy))
+    in a form that is exactly 1 at x = 0. It is 0 only for antipodes on the sphere; the floor is its rounding error.
+    cx, cy, e: c|x|^2, c|y|^2, c|w|^2."""
+    n = torch.addcmul(a * (1 + (e - cy)), cx, e)
+    return torch.maximum(n, torch.finfo(n.dtype).eps * a * b)
 
 
-def _bounded(z, stored):
-    """The argument of tanc, z, in the range where it is evaluated, and where that is not z itself."""
-    bounded = z.clamp(-(0.5 * math.pi - SPHERE_CAP[stored]) ** 2, SATURATED)
-    return bounded, bounded != z
+# The coefficients of the maps, k(z), as their derivatives in closed form need them: the wide dtype holds them exactly enough
+# near z = 0 without a power series. Where autograd is to differentiate them, the analytic functions above take their place.
+
+def _root(z):
+    return torch.sqrt(z.abs().clamp(min=torch.finfo(z.dtype).tiny))
 
 
-def _exp_coefficient(z, row_dtype, stored):
+def _exp_coefficient(z, stored):
     """k(z) with exp_0(v) = k(c|v|^2) v, and 1 - z k^2 = 1 - c|exp_0(v)|^2: tanc, stopped on the sphere at SPHERE_CAP
-    before the pole. The transcendental part is in the dtype of the rows: z has no cancellation left in it."""
-    bounded, beyond = _bounded(z, stored)
-    k, rest = (f.to(z.dtype) for f in _tanc(bounded.to(row_dtype)))
-    # on the sphere it has to be that of the rounded k: the denominator of a sum cancels it near the antipode
-    rest = torch.where(z < SERIES_BELOW, 1 - bounded * (k * k), rest)
-    return k * torch.sqrt(torch.where(beyond, bounded, 1.0) / torch.where(beyond, z, 1.0)), rest
+    before the pole."""
+    cap = 0.5 * math.pi - SPHERE_CAP[stored]
+    if _second_order():
+        bounded = z.clamp(min=-cap * cap)
+        beyond = bounded != z
+        k = tanc(bounded)
+        return k * torch.sqrt(torch.where(beyond, bounded, 1.0) / torch.where(beyond, z, 1.0)), 1 - bounded * (k * k)
+    s = _root(z)
+    f = torch.where(z < 0, torch.tan(s.clamp(max=cap)), torch.tanh(s))
+    return f / s, 1 - torch.copysign(f * f, z)
 
 
-def _exp_slope(z, k, rest, row_dtype, stored):
-    """dk/dz and d rest/dz of _exp_coefficient. Beyond the bound z k^2 is a constant."""
-    rest = torch.where(_bounded(z, stored)[1], 0.0, rest)
-    return _tanc_slope(z, k, rest, row_dtype), -k * rest
+def _exp_slope(z, k, rest, stored):
+    """dk/dz and d rest/dz of _exp_coefficient. Beyond the cap z k^2 is a constant."""
+    rest = torch.where(z < -(0.5 * math.pi - SPHERE_CAP[stored]) ** 2, 0.0, rest)
+    return _tanc_slope(z, k, rest), -k * rest
 
 
-def _artanc(z, one_minus_z, row_dtype):
-    return artanc(_saturate(z, row_dtype), _saturate(one_minus_z, row_dtype)).to(z.dtype)
+def _log_coefficient(z, one_minus_z):
+    """artanc z, given 1 - z without cancellation; artanh r = log1p(2 r (1 + r)/(1 - r^2))/2 has none either."""
+    if _second_order():
+        return artanc(z, one_minus_z)
+    r = _root(z)
+    return torch.where(z < 0, torch.atan(r), 0.5 * torch.log1p(2 * torch.addcmul(r, r, r) / one_minus_z)) / r
 
 
 def _limited(v, limit):
@@ -405,25 +408,32 @@ def _wide_c(c, *rows):
     return c
 
 
-def _wide_dot(a, b):
-    """<a, b> in the wide dtype, (..., 1). In eager code one wide copy of a row is
-    made and worked on in place; what large temporaries cost is their page faults."""
+def _wide_norm2(a):
+    """|a|^2 in the wide dtype, (..., 1)."""
     wide = _wide(a)
-    products = a.to(wide)
-    if products is a or torch.is_grad_enabled() or torch.compiler.is_compiling() or a.shape != b.shape:
-        return _row_sum(products * b.to(wide))
-    return products.mul_(b).sum(-1, keepdim=True)
+    if _second_order() or torch.compiler.is_compiling():
+        a = a.to(wide)
+        return _row_sum(a * a)
+    return torch.linalg.vector_norm(a, dim=-1, keepdim=True, dtype=wide).square()  # without the squares in memory
 
 
 def _wide_distance2(x, y, sign):
-    """|y + sign x|^2 in the wide dtype, (..., 1)."""
+    """|y + sign x|^2 in the wide dtype, (..., 1): on the sphere the sum of points that are nearly antipodal needs all of its
+    digits. In eager code one wide copy of a row is made and worked on in place, here and in _wide_dot."""
     wide = _wide(x)
     w = y.to(wide)
-    if w is y or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape != y.shape:
-        w = w + sign * x.to(wide)
-        return _row_sum(w * w)
-    w.add_(x, alpha=sign)
-    return w.mul_(w).sum(-1, keepdim=True)
+    if w is y or _second_order() or torch.compiler.is_compiling() or x.shape != y.shape:
+        return _wide_norm2(w + sign * x.to(wide))
+    return _wide_norm2(w.add_(x, alpha=sign))
+
+
+def _wide_dot(a, b):
+    """<a, b> in the wide dtype, (..., 1)."""
+    wide = _wide(a)
+    products = a.to(wide)
+    if products is a or _second_order() or torch.compiler.is_compiling() or a.shape != b.shape:
+        return _row_sum(products * b.to(wide))
+    return products.mul_(b).sum(-1, keepdim=True)
 
 
 def _narrow(row, dtype):
@@ -466,20 +476,21 @@ def _gradient(grad, like):
 def _log(x, y, c):
     stored, dtype = _row_dtypes(x, y)
     x, y, c = x.to(dtype), y.to(dtype), _wide_c(c, x, y)
-    norms = _wide_dot(x, x), _wide_dot(y, y), _wide_distance2(x, y, -1)
+    norms = _wide_norm2(x), _wide_norm2(y), _wide_distance2(x, y, -1)
     out, k = _log_rows(x, y, c, *norms)
     return _narrow(out, stored), (*norms, k)
 
 
 def _log_scalars(c, xx, yy, dd):
-    a, b, e = _inside(1 - c * xx), _inside(1 - c * yy), c * dd
-    return a, b, e, _denominator(a, c, xx, yy, dd)
+    cx, cy, e = c * xx, c * yy, c * dd
+    a, b = _inside(1 - cx), _inside(1 - cy)
+    return a, b, e, _denominator(a, b, cx, cy, e)
 
 
 def _log_rows(x, y, c, xx, yy, dd):
     """The factored form beta (d + rho x) rounds once where d and rho x nearly cancel, which is for antipodes."""
     a, b, e, m = _log_scalars(c, xx, yy, dd)
-    k = _artanc(e / m, a * b / m, x.dtype)
+    k = _log_coefficient(e / m, a * b / m)
     return _coefficient(a * k * a / m, x) * torch.addcmul(y - x, _coefficient(-e / a, x), x), k
 
 
@@ -492,7 +503,7 @@ def _log_backward(g, x, y, c, xx, yy, dd, k):
     z, one_minus_z = e / m, a * b / m
     kappa = a * k / m
     psi = a * gd - e * gx  # <g, A d - E x>
-    by_z = a * psi / m * _artanc_slope(z, one_minus_z, k, x.dtype)
+    by_z = a * psi / m * _artanc_slope(z, one_minus_z, k)
     by_m = -(by_z * z + kappa * psi) / m
     by_e = by_z / m + by_m - kappa * gx
     by_a = k * psi / m + kappa * gd + by_m * b
@@ -530,7 +541,7 @@ def _log_previous(x, c):
     stored, dtype = _row_dtypes(x)
     x, c = x.to(dtype), _wide_c(c, x)
     r = _shifted(x)
-    xx, dd = _wide_dot(x, x), _wide_distance2(r, x, -1)
+    xx, dd = _wide_norm2(x), _wide_distance2(r, x, -1)
     out, k = _log_rows(r, x, c, _stored(_shifted(xx)), xx, dd)
     return _narrow(out, stored), (xx, dd, k)
 
@@ -560,13 +571,13 @@ def _sum(x, v, c, limit, kind):
     """x (+) y with y = v ('add') or y = h k(c h^2|v|^2) v, h = 1/A ('exp') or 1 ('exp_0'), at most `limit` long."""
     stored, dtype = _row_dtypes(x, v)
     x, v, c = x.to(dtype), v.to(dtype), _wide_c(c, x, v)
-    xx, vv = _wide_dot(x, x), _wide_dot(v, v)
+    xx, vv = _wide_norm2(x), _wide_norm2(v)
     if kind == "add":
         k = rest = None
         third = _wide_distance2(x, v, 1)
     else:
         h = 1 / _inside(1 - c * xx) if kind == "exp" else 1
-        k, rest = _exp_coefficient(c * (h * h * vv), dtype, stored)
+        k, rest = _exp_coefficient(c * (h * h * vv), stored)
         third = _wide_dot(x, v)
     a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
     shrink = 1.0
@@ -581,9 +592,12 @@ def _sum(x, v, c, limit, kind):
 
 def _sum_scalars(c, xx, vv, third, k, rest, kind):
     """A, j, t = c|w|^2, |w|^2, B and N of the sum x (+) j v, w = x + j v. third: <x,v>, or for 'add' |w|^2 itself."""
-    a = _inside(1 - c * xx)
+    cx = c * xx
+    a = _inside(1 - cx)
     if kind == "add":
-        return a, 1.0, c * third, third, _inside(1 - c * vv), _denominator(a, c, xx, vv, third)
+        cy, t = c * vv, c * third
+        b = _inside(1 - cy)
+        return a, 1.0, t, third, b, _denominator(a, b, cx, cy, t)
     j = k / a if kind == "exp" else k
     ww = (xx + j * (2 * third + j * vv)).clamp(min=0)
     ab = a * rest
@@ -593,9 +607,14 @@ def _sum_scalars(c, xx, vv, third, k, rest, kind):
 def _shrink(limit, ww, n, stored):
     """Where the norm of the sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit. Rows a
     rounding error longer than that count as inside, so that shortening twice is the same as shortening once."""
-    outside = ww > (limit * (1 + ROUNDING[stored])).square() * n
-    ratio = torch.where(outside, n, 1.0) / torch.where(outside, ww, 1.0)
-    return outside, torch.where(outside, limit, 1.0) * torch.sqrt(ratio)
+    factor = limit * torch.sqrt(n / ww.clamp(min=_almost_0(ww)))
+    outside = factor < 1 / (1 + ROUNDING[stored])
+    return outside, torch.where(outside, factor, 1.0)
+
+
+def _almost_0(a):
+    """A divisor in place of 0, the inverse of which is finite with room to spare."""
+    return torch.finfo(a.dtype).tiny ** 0.5
 
 
 def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=None):
@@ -613,7 +632,7 @@ def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=N
         half = torch.where(outside, 0.5 * along, 0.0)
         by_limit = 2 * half / limit
         by_n = by_n + half / n
-        by_ww = -half / torch.where(outside, ww, 1.0)
+        by_ww = -half / ww.clamp(min=_almost_0(ww))
     by_t = gx / n + by_n
     by_ww = by_ww + c * by_t
     by_a = (gx + gv * j) / n + by_n * b
@@ -625,7 +644,7 @@ def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=N
     else:
         by_j = gv * a / n + 2 * (third + j * vv) * by_ww
         h = 1 / a if kind == "exp" else 1.0
-        slope, slope_rest = _exp_slope(c * (h * h * vv), k, rest, x.dtype, stored)
+        slope, slope_rest = _exp_slope(c * (h * h * vv), k, rest, stored)
         by_z = h * by_j * slope + by_b * slope_rest
         by_c = by_c + h * h * vv * by_z
         by_xv, by_vv = 2 * j * by_ww, j * j * by_ww + c * h * h * by_z
@@ -665,9 +684,9 @@ def _radial(v, c, kind):
     """k v with k = k(c|v|^2) of exp_0 ('exp') or log_0 ('log')."""
     stored, dtype = _row_dtypes(v)
     v, c = v.to(dtype), _wide_c(c, v)
-    vv = _wide_dot(v, v)
+    vv = _wide_norm2(v)
     z = c * vv
-    k = _exp_coefficient(z, dtype, stored)[0] if kind == "exp" else _artanc(z, _inside(1 - z), dtype)
+    k = _exp_coefficient(z, stored)[0] if kind == "exp" else _log_coefficient(z, _inside(1 - z))
     return _narrow(_coefficient(k, v) * v, stored), (vv, k)
 
 
@@ -688,8 +707,8 @@ class _Radial(torch.autograd.Function):
         stored, dtype = _row_dtypes(stored_v)
         v, wide_c = stored_v.to(dtype), _wide_c(c, stored_v)
         g, z = g.to(dtype), wide_c * vv
-        slope = (_exp_slope(z, k, 1 - z * k * k, dtype, stored)[0] if ctx.kind == "exp" else
-                 _artanc_slope(z, _inside(1 - z), k, dtype))
+        slope = (_exp_slope(z, k, 1 - z * k * k, stored)[0] if ctx.kind == "exp" else
+                 _artanc_slope(z, _inside(1 - z), k))
         by_z = slope * _dot_with(g, v, vv)
         grad_v = torch.addcmul(_coefficient(k, v) * g, _coefficient(2 * wide_c * by_z, v), v)
         return _gradient(grad_v, stored_v), _gradient(_stored(vv * by_z), c), None
@@ -762,12 +781,12 @@ def dist(x, y, c):
     distance has a kink, is taken as 0."""
     c, _, x, y = _prepare(c, x, y)
     xx, xd, dd = _Gram.apply(x, y, -1)
-    yy = xx + 2 * xd + dd
-    a, b = 1 - c * xx, 1 - c * yy
-    m = _denominator(a, c, xx, yy, dd)
+    cx, cy, e = c * xx, c * (xx + 2 * xd + dd), c * dd
+    a, b = _inside(1 - cx), _inside(1 - cy)
+    m = _denominator(a, b, cx, cy, e)
     apart = dd > 0
     length = torch.where(apart, torch.sqrt(torch.where(apart, dd, 1.0)), 0.0)
-    k = _artanc(c * dd / m, _inside(a) * _inside(b) / m, x.dtype)
+    k = artanc(e / m, a * b / m)
     return (2 * length / torch.sqrt(m) * k).to(x.dtype)
 
 
@@ -782,14 +801,14 @@ def _gyrate(x, y, v, c):
     v + (2/M) [ (-c A p + c^2 (2 e p - |x|^2 q)) d + (c A q - c^2 |d|^2 p) x ],
     the closed form of Ungar 2008 written in the difference, so that it is v + O(|d|) term by term."""
     xx, e, dd = _Gram.apply(x, y, -1)
-    yy = xx + 2 * e + dd
-    a = 1 - c * xx
-    m = _denominator(a, c, xx, yy, dd)
+    cx, cy = c * xx, c * (xx + 2 * e + dd)
+    a, b = 1 - cx, 1 - cy
+    m = _denominator(a, _inside(b), cx, cy, c * dd)
     d = y - x
     p, q = _dot(x, v), _dot(d, v)
-    along_d = 2 * (c * e) * (c * p) - (c * xx) * (c * q) - a * (c * p)
+    along_d = 2 * (c * e) * (c * p) - cx * (c * q) - a * (c * p)
     along_x = a * (c * q) - (c * dd) * (c * p)
-    return v + _scale(2 * along_d / m, d) + _scale(2 * along_x / m, x), a, 1 - c * yy
+    return v + _scale(2 * along_d / m, d) + _scale(2 * along_x / m, x), a, b
 
 
 def gyration(x, y, v, c):
