@@ -1,8 +1,8 @@
 """Does curvature help, at each arm's own best learning rate? Tiny Shakespeare by characters, at a size for a CPU.
 
 15 arms x 4 learning rates with one seed = 60 runs of 1,500 steps choose each arm's rate (and the best mixed arm and the
-best control); that seed then measures nothing. Then seeds (`runs`): five for the two that the question is about, two for
-others at their own rates, 18 runs so far. What has been run of all this, and what it says: results/README.md.
+best control); that seed then measures nothing. Then seeds (`runs`): five for those that the question is about, two for
+others at their own rates, 23 runs so far. What has been run of all this, and what it says: results/README.md.
 
 A run takes 10 to 14 minutes of one thread here (2 cores, float32, two at a time), the controls less than the mixed arms.
 """
@@ -44,7 +44,8 @@ arms = {
 # seeds at the rates that seed 1337 chose; add each arm's own when its four rates are there
 runs = [
     dict(arms=['gate+norm'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best control
-    dict(arms=['learned'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best mixed arm
+    dict(arms=['c0.1-head'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best mixed arm
+    dict(arms=['learned'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best that learns c
     dict(arms=['baseline'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339]),
     dict(arms=['flat', 'gate', 'dynamic'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339]),
 ]
