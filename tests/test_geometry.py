@@ -338,6 +338,36 @@ def test_tanc_and_artanc_are_good_to_a_few_ulp(f, exact, zs, dtype):
     within_bound(cases)
 
 
+CLOSED_Z = [sign * z for sign in (1, -1)
+            for z in (1e-300, 1e-30, 1e-12, 1e-8, 1e-5, 0.999e-4, 1e-4, 1.001e-4, 1e-2, 0.5, 0.9, 2.3)]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64])
+def test_the_coefficients_of_the_maps_and_their_slopes_in_closed_form(stored):
+    # what the maps use where autograd does not differentiate them, on both sides of the slopes' own power series
+    z = torch.tensor(CLOSED_Z, dtype=torch.float64)
+    with torch.no_grad():
+        k, rest = G._exp_coefficient(z, stored)
+        exp_slope, rest_slope = G._exp_slope(z, k, rest, stored)
+        inside = z[z < 1]
+        log_k = G._log_coefficient(inside, 1 - inside)
+        log_slope = G._artanc_slope(inside, 1 - inside, log_k)
+    cases, slopes = [], []
+    for zi, *got in zip(CLOSED_Z, k.tolist(), rest.tolist(), exp_slope.tolist(), rest_slope.tolist()):
+        (value, slope), (r, r_slope) = (mp.taylor(f, zi, 1) for f in (exact_tanc, lambda t: 1 - t * exact_tanc(t) ** 2))
+        condition = max(1.0, float(abs(zi * slope / value)))
+        cases += [(float(abs(got[0] / value - 1)), 1e-15 * condition, ("exp", zi)),
+                  (float(abs(got[1] - r)), 4e-15 * condition * max(1.0, float(abs(r))), ("1 - z k^2", zi))]
+        slopes += [(float(abs(got[2] / slope - 1)), 3e-12, ("exp", zi)),
+                   (float(abs(got[3] - r_slope)), 1e-12 * max(1.0, float(abs(r_slope))), ("1 - z k^2", zi))]
+    for zi, *got in zip(inside.tolist(), log_k.tolist(), log_slope.tolist()):
+        value, slope = mp.taylor(exact_artanc, zi, 1)
+        cases.append((float(abs(got[0] / value - 1)), 1e-15 * max(1.0, float(abs(zi * slope / value))), ("log", zi)))
+        slopes.append((float(abs(got[1] / slope - 1)), 3e-12, ("log", zi)))
+    within_bound(cases)
+    within_bound(slopes)
+
+
 # float32: just outside the series the slope of tan(s)/s is a difference of numbers 30 times larger
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("f, exact, zs", [(G.tanc, exact_tanc, TANC_Z), (G.artanc, exact_artanc, ARTANC_Z)],
