@@ -108,7 +108,7 @@ def run_file(path):
         exec(compile(text, path, "exec"), names)
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = [f.lineno for f in inspect.getinnerframes(error.__traceback__) if f.filename == path]
         raise UserError(f"{path}, line {line[0] if line else '?'}: {type(error).__name__}: {error}") from None
     return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}

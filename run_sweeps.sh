@@ -36,9 +36,9 @@ for sweep in "${sweeps[@]}"; do
     child=''
     [ $ended -gt $status ] && status=$ended
     folder=${out:-out/sweeps/$(basename "$sweep" .py)}
+    if [ $stopped = yes ]; then break; fi
     if [ $tables = yes ] && [ $ended -lt 2 ] && [ -f "$here/summarize_sweep.py" ] && [ -f "$folder/runs.csv" ]; then
         "$python" "$here/summarize_sweep.py" "$folder" || { ended=$?; [ $ended -gt $status ] && status=$ended; }
     fi
-    [ $stopped = yes ] && break
 done
 exit $status

@@ -52,6 +52,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -123,6 +124,9 @@ def check_grid(grid, where):
             raise UserError(f"{where}: grid[{key!r}] is empty")
         if key in OWN_KEYS:
             raise UserError(f"{where}: {key} cannot be in a grid" + ("; use seeds" if key == "seed" else ""))
+        if key in NOT_IN_HASH:
+            raise UserError(f"{where}: {key} cannot be in a grid: it does not change what a run finds, so its points are "
+                            "one run")
 
 
 def check_seeds(seeds, where):
@@ -192,8 +196,8 @@ def load(path):
         raise UserError(f"{path}: budget has {' and '.join(sweep['budget'])}; one of them is the budget")
     for unit, amount in sweep["budget"].items():
         check_type(amount, int if unit == "steps" else (int, float), f"budget of {unit}", path)
-        if amount <= 0:
-            raise UserError(f"{path}: budget of {unit} = {amount}: must be above 0")
+        if not 0 < amount < math.inf:
+            raise UserError(f"{path}: budget of {unit} = {amount}: must be above 0 and finite")
     check_names(sweep["slurm"], SLURM, f"{path}, slurm")
     for name, value in sweep["slurm"].items():
         check_type(value, {"time_min": int, "gpus": int, "cpus": int, "mem_gb": (int, float)}.get(name, str), name,
@@ -202,7 +206,7 @@ def load(path):
         check_type(command, str, "a command of after", path)
         try:
             shlex.split(command.format(runs="", out=""))[0]
-        except (KeyError, IndexError, ValueError):
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             raise UserError(f"{path}: after: {command!r} is not a command line; {{runs}} and {{out}} are filled in"
                             ) from None
     return sweep
@@ -387,8 +391,11 @@ class Rows:
             rows = self.known()
             if retry_crashed:
                 rows = {h: r for h, r in rows.items() if r["status"] != "crashed" or h not in arms}
-            self._write("runs_before.csv", {h: r for h, r in rows.items() if h not in arms})
+            # a row that changes sides is in both for a moment, never in neither
+            known = self._read("runs_before.csv")
+            self._write("runs_before.csv", {**known, **{h: r for h, r in rows.items() if h not in arms}})
             self._write("runs.csv", {h: {**r, "arm": arms[h]} for h, r in rows.items() if h in arms})
+            self._write("runs_before.csv", {h: r for h, r in rows.items() if h not in arms})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 U(0, 1), reference 'previous', residual 'origin'), beside the flat arms. Tiny Shakespeare by characters, at a size for
 a CPU.
 
-26 arms x 4 learning rates with one seed = 104 runs, then 8 arms x 2 learning rates x 2 more seeds = 32.
+31 arms x 4 learning rates with one seed = 124 runs, then 8 arms x 2 learning rates x 3 more seeds = 48. The flat control is
+that of reference 'previous' with residual 'origin' or 'transport'; the other references and residuals have flat controls of
+their own (flat-..., the same arm at c = 0), and it is these that an effect of their curvature is to be measured against.
 """
 
 defaults = dict(
@@ -10,7 +12,7 @@ defaults = dict(
     batch_size=24, block_size=128,  # 24 * 128 = 3,072 tokens a step
     min_lr=None, lr_decay_iters=None,  # cosine to a tenth of the learning rate at the last step
     warmup_iters=100,
-    eval_interval=250, eval_iters=36,  # 36 * 3,072 = 110,592 tokens: all windows of the validation text
+    eval_interval=250, eval_iters=36,  # 36 * 3,072 = 110,592 tokens: 864 of the validation text's 871 windows
 )
 budget = dict(steps=1500)  # 1,500 * 3,072 = 4.6M tokens, 4.6 epochs of tiny Shakespeare
 grid = dict(learning_rate=[1e-3, 3e-3, 6e-3, 1.2e-2])
@@ -19,6 +21,7 @@ seeds = [1337]
 _controls = dict(config='config/demo_baseline.py', role='control', model='controls')
 _mixed = dict(config='config/demo_mixed.py', role='mixed')
 _fixed = dict(_mixed, curvature_mode='fixed')
+_flat = dict(_fixed, curvature=0.0, role='control')
 arms = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'smear': dict(config='config/demo_smear.py', role='control'),
@@ -30,6 +33,7 @@ arms = {
     'learned': _mixed,
     # how c is chosen
     'learned-whole': dict(_mixed, per_head_curvature=False),
+    'frozen': dict(_mixed, curvature_lr_mult=0.0),  # c stays at its start, random
     'parametric': dict(_mixed, curvature_mode='parametric'),  # learned, all from 1
     'tied': dict(_mixed, curvature_mode='tied'),
     'dynamic': dict(_mixed, dynamic_curvature=True),
@@ -45,13 +49,17 @@ arms = {
     'embedding': dict(_mixed, use_embedding_curvature=True),
     'at-origin': dict(_mixed, reference='origin'),  # no token shift: its flat counterpart is the baseline
     'at-mean': dict(_mixed, reference='mean'),
+    'flat-mean': dict(_flat, reference='mean'),
     'at-window': dict(_mixed, reference='window'),
+    'flat-window': dict(_flat, reference='window'),
     'at-ema': dict(_mixed, reference='ema'),
+    'flat-ema': dict(_flat, reference='ema'),
     'transported': dict(_mixed, residual='transport'),
     'added-at-reference': dict(_mixed, residual='reference'),
+    'flat-added': dict(_flat, residual='reference'),
 }
 # seeds for the arms that the question is about, at the two middle learning rates (or the best ones of the first seed)
 runs = [
     dict(arms=['baseline', 'smear', 'flat', 'gate', 'gate+norm', 'learned', 'dynamic', 'at-origin'],
-         grid=dict(learning_rate=[3e-3, 6e-3]), seeds=[1338, 1339]),
+         grid=dict(learning_rate=[3e-3, 6e-3]), seeds=[1338, 1339, 1340]),
 ]
