@@ -12,7 +12,8 @@ curvature: ablate_curvature.py.
 
 Written to <sweep>/summary: summary.md, summary.csv (a line an arm), summary.json (everything), report.html (tables and
 plots in one file) and the plots as .png and .svg. A sweep that is still running can be summarised; the summary says
-what is missing.
+what is missing. A sweep with target_val_loss is about time: its runs stop at the target, so everything that is said of
+losses above is said of the steps to the target, learning rates included, and the headline also of the seconds.
 """
 import argparse
 import csv
@@ -39,6 +40,19 @@ from sweep_statistics import (Choice, Estimate, candidates, censored_median, cho
                               measuring_pair, paired_difference, place_in_grid, value_at, wins)
 from whole_files import write_file
 
+@dataclass(frozen=True)
+class Metric:
+    """By what arms are chosen and compared; lower is better."""
+    column: str  # of runs.csv
+    name: str
+    unit: str
+    digits: int
+    failed: str  # why a run has none: it counts as +inf
+
+
+METRICS = {"final": Metric("val_loss", "validation loss", "nats a token", 4, "diverged"),
+           "best": Metric("best_val_loss", "best validation loss", "nats a token", 4, "diverged"),
+           "target": Metric("target_step", "steps to the target", "steps", 0, "diverged or did not reach the target")}
 BUDGETS = {"step": "steps", "tokens": "tokens", "train_seconds": "training seconds"}  # keys of an evaluation's line
 
 
@@ -50,11 +64,12 @@ class Run:
     """A row of runs.csv."""
     status: str  # finished | diverged | crashed
     folder: str
-    loss: float | None  # by the chosen metric; +inf where it diverged, None where it crashed
+    loss: float | None  # by the chosen metric; +inf where it diverged or has none, None where it crashed
     step: float | None
     tokens: float | None
     parameters: float | None
     flops_per_token: float | None
+    target_seconds: float | None
     host: str
 
 
@@ -118,7 +133,7 @@ class Arm:
 class Summary:
     folder: str
     name: str
-    metric: str  # final | best
+    metric: str  # a key of METRICS
     arms: list
     seeds: list
     selection_seed: int | None
@@ -127,6 +142,10 @@ class Summary:
     shortest: str = ""  # the run that sets the budget of seconds
     target: float | None = None
     headline: str = ""
+
+    @property
+    def measure(self):
+        return METRICS[self.metric]
 
     def note(self, *sentences):
         self.notes.append(" ".join(sentences))
@@ -150,8 +169,7 @@ def read_json(path):
 
 def full_name(arm, overrides, plan):
     """The arm's name, with what the grid sets beside the learning rate: each such point is an arm of its own."""
-    fixed = arm["overrides"].keys() | plan["defaults"].keys()
-    varied = [k for k in plan["grid"] if k in overrides and k not in fixed]
+    varied = [k for k in plan["grid"] if k in overrides and k not in arm["overrides"]]
     lr_key = "muon_lr" if "muon_lr" in varied else "learning_rate"
     return " ".join([arm["name"], *(f"{k}={overrides[k]}" for k in varied if k != lr_key)])
 
@@ -181,13 +199,14 @@ def read_rows(folder, plan, metric):
             unknown.add(row["arm"])
             continue
         try:
-            loss = {"finished": row["val_loss" if metric == "final" else "best_val_loss"], "diverged": "inf",
-                    "crashed": None}[row["status"]]
+            loss = {"finished": row[METRICS[metric].column], "diverged": "inf", "crashed": None}[row["status"]]
+            if metric == "target" and loss == "":
+                loss = "inf"
             numbers = {k: float(row[k]) if row[k] else None
-                       for k in ("step", "tokens", "parameters", "flops_per_token")}
+                       for k in ("step", "tokens", "parameters", "flops_per_token", "target_seconds")}
             run = Run(row["status"], os.path.normpath(os.path.join(folder, row["dir"])),
                       None if loss is None else float(loss), host=row["host"], **numbers)
-            if run.status == "finished" and not math.isfinite(run.loss):
+            if run.status == "finished" and metric != "target" and not math.isfinite(run.loss):
                 raise ValueError(f"finished with a loss of {loss}")
             found.append((full_name(arms[row["arm"]], json.loads(row["overrides"]), plan), arms[row["arm"]]["role"],
                           float(row["lr"]), int(row["seed"]), run))
@@ -197,13 +216,36 @@ def read_rows(folder, plan, metric):
     return found, unknown
 
 
-def read_sweep(folder, metric):
-    """Summary with the arms and their runs, nothing computed yet."""
-    path = os.path.join(folder, "sweep.json")
+def read_plan(path):
+    """sweep.json, with the parts that are read here in the form that sweep.py gives them."""
     plan = read_json(path)
-    for key in ("name", "file", "arms", "grid", "seeds", "defaults"):
-        if key not in plan:
-            raise UserError(f"{path} lacks {key!r}: not written by sweep.py")
+    parts = {"name": str, "file": str, "arms": list, "grid": dict, "seeds": list, "defaults": dict}
+    for key, kind in parts.items():
+        if not isinstance(plan, dict) or not isinstance(plan.get(key), kind):
+            raise UserError(f"{path}: {key!r} is missing or not what sweep.py writes")
+    for arm in plan["arms"]:
+        if not isinstance(arm, dict) or not (isinstance(arm.get("name"), str) and isinstance(arm.get("role"), str)
+                                             and isinstance(arm.get("overrides"), dict)):
+            raise UserError(f"{path}: an arm is not what sweep.py writes")
+    return plan
+
+
+def target_of(plan):
+    """target_val_loss, if all arms train to the same one; else None."""
+    targets = {arm["overrides"].get("target_val_loss", plan["defaults"].get("target_val_loss")) for arm in plan["arms"]}
+    return targets.pop() if len(targets) == 1 else None
+
+
+def read_sweep(folder, metric):
+    """Summary with the arms and their runs, nothing computed yet. metric None: 'target' if the sweep has one, else
+    'final'."""
+    path = os.path.join(folder, "sweep.json")
+    plan = read_plan(path)
+    target = target_of(plan)
+    if metric is None:
+        metric = "final" if target is None else "target"
+    elif metric == "target" and target is None:
+        raise UserError(f"--metric=target: the arms of {path} have no target_val_loss in common")
     found, unknown = read_rows(folder, plan, metric)
     if not found:
         raise UserError(f"no run of {folder} has ended yet: there is nothing to summarise")
@@ -219,7 +261,7 @@ def read_sweep(folder, metric):
     if unknown:
         notes.append(f"Left out: runs of arms that sweep.json does not have ({', '.join(sorted(unknown))}).")
     seeds = sorted({seed for arm in arms.values() for _, seed in arm.planned | arm.runs.keys()})
-    return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes)
+    return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes, target=target)
 
 
 def read_curve(folder):
@@ -228,11 +270,14 @@ def read_curve(folder):
     try:
         with open(path, encoding="utf-8") as f:
             lines = [json.loads(line) for line in f]
+        evaluations = [r for r in lines if "val_loss" in r]
+        for r in evaluations:
+            for key in ("val_loss", *BUDGETS):
+                float(r[key])
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise UserError(f"{path} is damaged: not lines of JSON") from None
-    evaluations = [r for r in lines if "val_loss" in r]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged: not the lines that train.py writes") from None
     return Curve(evaluations, [r for r in lines if "loss" in r]) if evaluations else None
 
 
@@ -246,8 +291,12 @@ def tune(summary):
         arm.choice = choose_lr(losses, summary.selection_seed)
         for lr in sorted(losses.keys() - candidates(losses).keys()):
             diverged = sum(math.isinf(v) for v in losses[lr].values())
-            summary.note(f"{arm.name}: {diverged} of {len(losses[lr])} seeds diverged at lr {lr:g}, which therefore",
-                         "cannot be its best.")
+            summary.note(f"{arm.name}: {diverged} of {len(losses[lr])} seeds {summary.measure.failed} at lr {lr:g},",
+                         "which therefore cannot be its best.")
+        selecting = [lr for lr, seeds in candidates(losses).items() if summary.selection_seed in seeds]
+        for lr in candidates(losses).keys() - selecting if selecting else ():
+            summary.note(f"{arm.name}: lr {lr:g} could not be chosen, for the run of seed {summary.selection_seed},",
+                         "which chooses, did not end there.")
         if arm.missing():
             listed = [f"lr {lr:g} seed {seed}" for lr, seed in arm.missing()]
             more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
@@ -257,10 +306,10 @@ def tune(summary):
             if run.status == "crashed":
                 summary.note(f"{arm.name}: lr {lr:g} seed {seed} crashed and is left out ({run.folder}).")
         if arm.choice is None:
-            summary.note(f"{arm.name} has no learning rate at which a run finished and none diverged: no tuned loss.")
+            summary.note(f"{arm.name} has no learning rate at which a run finished and none {summary.measure.failed}: not tuned.")
             continue
         arm.estimate = mean_interval(arm.choice.losses.values())
-        arm.edge = place_in_grid(arm.choice.lr, arm.grid())
+        arm.edge = place_in_grid(arm.choice.lr, losses)
         for seed in arm.choice.losses:
             run = arm.runs[arm.choice.lr, seed]
             curve = read_curve(run.folder)
@@ -271,17 +320,34 @@ def tune(summary):
                 arm.curves[seed] = curve
     compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.losses]
     steps = {r.step for r in compared if r.step}
-    if len(steps) > 1:
+    if len(steps) > 1 and summary.metric != "target":
         summary.note(f"The compared runs ended at different steps ({min(steps):,.0f} to {max(steps):,.0f}): their",
                      "losses are not at one budget of steps; the columns at equal budgets are.")
-    hosts = sorted({r.host for r in compared})
-    if len(hosts) > 1:
-        summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
-                     "these, too.")
+    note_surroundings(summary, compared)
     sizes = {round(r.tokens / r.step) for a in summary.arms for r in a.runs.values() if r.step and r.tokens}
     if len(sizes) > 1:
         summary.note(f"The runs differ in tokens a step ({', '.join(f'{s:,}' for s in sorted(sizes))}): the same seed",
                      "is then not the same batches, and differences are less well paired.")
+
+
+def note_surroundings(summary, runs):
+    """Notes where the compared runs are not of one machine, one state of the code, ...: env.json of each, if there."""
+    hosts = sorted({r.host for r in runs})
+    if len(hosts) > 1:
+        summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
+                     "these, too.")
+    found = []
+    for run in runs:
+        path = os.path.join(run.folder, "env.json")
+        if os.path.exists(path):
+            found.append(read_json(path))
+    for key, what in (("threads", "threads"), ("processes", "processes"), ("device", "device"), ("torch", "version of torch"),
+                      ("git_commit", "commit of the code"), ("git_dirty", "whether the code was as committed")):
+        values = sorted({str(env.get(key))[:12] for env in found if isinstance(env, dict)})
+        if len(values) > 1:
+            summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
+    if any(isinstance(env, dict) and env.get("git_dirty") for env in found):
+        summary.note("Some of the compared runs were made with changes that were not committed.")
 
 
 def compare(summary):
@@ -324,9 +390,13 @@ def equal_budgets(summary):
 
 
 def time_to_target(summary, target):
-    """When each compared run was first evaluated at the target or below. target None: the baseline's tuned loss."""
+    """When each compared run was first evaluated at the target or below. target None: the sweep's own; if it has none, the
+    highest of the losses that measure the baseline, which all of its runs reach."""
     baseline = summary.reference("baseline")
-    summary.target = baseline.estimate.mean if target is None and baseline else target
+    if target is not None:
+        summary.target = target
+    elif summary.target is None and baseline and baseline.choice:
+        summary.target = max(baseline.choice.losses.values())
     for arm in summary.arms if summary.target is not None else ():
         first = [next((r for r in curve.evaluations if r["val_loss"] <= summary.target), None)
                  for curve in arm.curves.values()]
@@ -342,7 +412,7 @@ def look_at_curvature(summary, batches):
             folder = arm.runs[arm.choice.lr, seed].folder
             print(f"changing the curvature of {arm.name}, seed {seed}", file=sys.stderr)
             try:
-                checkpoint = "last" if summary.metric == "final" else "best"
+                checkpoint = "best" if summary.metric == "best" else "last"
                 arm.ablations[seed] = ablate_curvature.ablate(folder, checkpoint, batches)
             except UserError as error:
                 failed.append((seed, error))
@@ -355,14 +425,14 @@ def p_text(p):
     return "-" if p is None else "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def difference_text(difference):
+def difference_text(difference, digits, unit):
     """'-0.0123 nats a token (95% interval [-0.0200, -0.0046], 4 seeds, paired t-test p = 0.01)'."""
     e = difference.estimate
     if e.n == 1:
-        return f"{e.mean:+.4f} nats a token (one seed: no interval, no test)"
+        return f"{e.mean:+.{digits}f} {unit} (one seed: no interval, no test)"
     flips = f", sign flips p = {p_text(difference.p_sign_flip)}" if difference.p_sign_flip is not None else ""
-    return (f"{e.mean:+.4f} nats a token (95% interval [{e.low:+.4f}, {e.high:+.4f}], {e.n} seeds, paired t-test "
-            f"p = {p_text(difference.p)}{flips})")
+    return (f"{e.mean:+.{digits}f} {unit} (95% interval [{e.low:+.{digits}f}, {e.high:+.{digits}f}], {e.n} seeds, paired "
+            f"t-test p = {p_text(difference.p)}{flips})")
 
 
 def verdict(estimate, mixed, control):
@@ -371,23 +441,32 @@ def verdict(estimate, mixed, control):
     if estimate.low <= 0 <= estimate.high:
         return "The interval contains 0: these seeds do not tell the two arms apart."
     better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
-    return f"The interval does not contain 0: at this budget {better} is better than {worse}."
+    return f"The interval does not contain 0: {better} is better than {worse}."
 
 
 def write_headline(summary):
     """Sets summary.headline: the best control against the best mixed arm, in words."""
-    best, passed_over = {}, []
+    best, passed_over, selection = {}, [], summary.selection_seed
+    of = summary.measure.digits, summary.measure.unit
     for kind, roles in (("mixed", ("mixed",)), ("control", ("flat", "control"))):
         tuned = [a for a in summary.of_role(*roles) if a.choice]
         if not tuned:
             summary.headline = (f"Best mixed arm against best control: not possible, no "
-                                f"{'mixed arm' if kind == 'mixed' else 'flat or other control'} has a tuned loss.")
+                                f"{'mixed arm' if kind == 'mixed' else 'flat or other control'} could be tuned.")
             return
-        # an arm with the selection seed alone was not measured; it is taken only if none of its kind was
+        # an arm with the selection seed alone was not measured, and one without that seed was not chosen as the others
+        # were; they are taken only if there is no other of their kind
         measured = [a for a in tuned if a.choice.selection_seed is not None] or tuned
-        first, best[kind] = (min(arms, key=lambda a: (a.choice.selection_loss, a.name)) for arms in (tuned, measured))
-        if first is not best[kind]:
-            passed_over.append(f"{first.name} was lower than {best[kind].name} with that seed, but has no other.")
+        best[kind] = min(measured, key=lambda a: (a.choice.selection_loss, a.name))
+        for arm in tuned:
+            if arm in measured:
+                continue
+            if selection not in arm.choice.losses:
+                difference = paired_difference(arm.choice.losses, best[kind].choice.losses)
+                compared = f": {arm.name} minus {best[kind].name} = {difference_text(difference, *of)}" if difference.seeds else ""
+                passed_over.append(f"{arm.name} could not be chosen, for no run of seed {selection} ended there{compared}.")
+            elif arm.choice.selection_loss < best[kind].choice.selection_loss:
+                passed_over.append(f"{arm.name} was lower than {best[kind].name} with that seed, but has no other.")
     mixed, control = best["mixed"], best["control"]
     title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
              f"{control.choice.lr:g})")
@@ -399,13 +478,18 @@ def write_headline(summary):
     how = (f"Arms and learning rates were chosen with seed {mixed.choice.selection_seed} alone, which does not measure."
            if held_out else "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, "
            "more so for the side with more of both.")
-    summary.headline = (f"{title}: mixed minus control = {difference_text(difference)}. "
+    what = "" if summary.metric != "target" else f", steps to a validation loss of {summary.target:g}"
+    summary.headline = (f"{title}{what}: mixed minus control = {difference_text(difference, *of)}. "
                         f"{' '.join([verdict(difference.estimate, mixed.name, control.name), how, *passed_over])}")
-    seconds = [a.at_budget.get("train_seconds", {}) for a in (mixed, control)]
-    at = paired_difference(*seconds)
+    if summary.metric == "target":
+        at = paired_difference(*({seed: a.runs[a.choice.lr, seed].target_seconds for seed in difference.seeds
+                                  if a.runs[a.choice.lr, seed].target_seconds is not None} for a in (mixed, control)))
+        title, of = "In training seconds to the target", (1, "s")
+    else:
+        at = paired_difference(*(a.at_budget.get("train_seconds", {}) for a in (mixed, control)))
+        title = f"At equal training seconds ({summary.budgets.get('train_seconds', 0):,.1f} s)"
     if at.seeds:
-        summary.headline += (f" At equal training seconds ({summary.budgets['train_seconds']:,.1f} s): "
-                             f"{difference_text(at)}. {verdict(at.estimate, mixed.name, control.name)}")
+        summary.headline += f" {title}: {difference_text(at, *of)}. {verdict(at.estimate, mixed.name, control.name)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -419,9 +503,17 @@ def share_text(share):
     return "-" if share is None else f"{share:.0%}"
 
 
+def difference_cell(difference, summary):
+    """With n, and a star where the seed that chose the rates is in it."""
+    if difference is None or not difference.seeds:
+        return "-"
+    star = "*" if summary.selection_seed in difference.seeds else ""
+    return f"{interval_text(difference.estimate, summary.measure.digits)}, n = {difference.estimate.n}{star}"
+
+
 def results_table(summary):
     roles = [role for role in REFERENCES if any(role in a.against for a in summary.arms)]
-    rows = [["arm", "role", "best lr", "lr chosen with", "seeds", "validation loss [95%]"]
+    rows = [["arm", "role", "best lr", "lr chosen with", "seeds", f"{summary.measure.name} [95%]"]
             + [text for role in roles for text in (f"minus {REFERENCES[role]} [95%]", "p (Holm)", "p sign flips")]]
     places = {"lowest": " (lowest tried)", "highest": " (highest tried)", "only": " (only one tried)", "": ""}
     for arm in summary.arms:
@@ -431,11 +523,11 @@ def results_table(summary):
         seed = arm.choice.selection_seed
         row = [arm.name, arm.role, f"{arm.choice.lr:g}{places[arm.edge]}",
                "the same seeds" if seed is None else f"seed {seed}", str(arm.estimate.n),
-               interval_text(arm.estimate, sign=False)]
+               interval_text(arm.estimate, summary.measure.digits, sign=False)]
         for role in roles:
             difference, p = arm.against.get(role, (None, None))
-            row += ["-"] * 3 if difference is None else [interval_text(difference.estimate), p_text(p),
-                                                         p_text(difference.p_sign_flip)]
+            row += [difference_cell(difference, summary), p_text(p),
+                    p_text(difference.p_sign_flip if difference else None)]
         rows.append(row)
     return rows
 
@@ -473,7 +565,7 @@ def wins_table(summary, role):
         found, row = arm.wins[role], [arm.name]
         for lr in lrs:
             won, of, estimate = found.get(lr, (0, 0, Estimate(0)))
-            mean = f" ({estimate.mean:+.4f})" if estimate.n else ""
+            mean = f" ({estimate.mean:+.{summary.measure.digits}f})" if estimate.n else ""
             row.append(f"{won}/{of}{mean}" if of else "-")
         means = [e.mean for _, _, e in found.values() if e.n]
         rows.append(row + [f"{sum(w for w, _, _ in found.values())}/{sum(n for _, n, _ in found.values())}",
@@ -515,18 +607,20 @@ def slopes_table(arm):
 # the document: a list of ("heading" | "text" | "list" | "table" | "figure", content), as Markdown and as HTML
 
 def method(summary):
-    metric = "final" if summary.metric == "final" else "best"
     target = "" if summary.target is None else (
         f"The target is a validation loss of {summary.target:.4f}; a run reaches it at the first evaluation at or "
         "below it. Medians over seeds, where a run that did not reach it counts as later than any; '-': half of the "
         "runs or more did not.")
     return [
-        f"Losses are {metric} validation losses in nats a token. Intervals are 95% t-intervals over seeds (n - 1 "
-        "degrees of freedom); one seed has none.",
-        "Best learning rate: where a seed is named, the lowest loss of that seed alone, which is then left out of "
-        "everything that is measured; 'the same seeds': the lowest mean over the seeds that measure, or the one seed "
-        "that there is, which is optimistic. A rate at which a seed diverged cannot be the best. 'lowest' or 'highest "
-        "tried': the optimum may lie outside the grid.",
+        ("Losses are validation losses in nats a token" + {
+            "final": ", at the end of each run", "best": ", the lowest of each run", "target": "; arms are compared by the "
+            "steps to the target, which is where their runs stop"}[summary.metric])
+        + ". Intervals are 95% t-intervals over seeds (n - 1 degrees of freedom); one seed has none.",
+        f"Best learning rate: where a seed is named, the lowest {summary.measure.name} of that seed alone, which is then "
+        "left out of what is measured, but for differences with *, where an arm of the pair has no other seed: these are "
+        "optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that measure, or "
+        f"the one seed that there is, which is optimistic. A rate at which a seed {summary.measure.failed} cannot be the "
+        "best. 'lowest' or 'highest tried': the optimum may lie outside the grid.",
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
         "paired t-test, corrected by Holm's method over all arms compared with that reference. Sign flips: exact "
         "paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
@@ -534,8 +628,10 @@ def method(summary):
         "shortest of them"
         + (f" ({summary.shortest})" if summary.shortest else "") + ". Between two evaluations losses are linear "
         "(in seconds, not their logarithm, which is slightly too high on a falling curve). The learning-rate schedule "
-        "of a slower arm has not ended at that time, so this column is hard on slow arms; a sweep with a budget of "
-        "seconds is fairer. Seconds are comparable only where nothing else ran on the machine.",
+        "of a slower arm has not ended at that time, so this column is hard on slow arms (a budget of seconds too, unless "
+        "each arm has a max_iters of its own that it reaches). Means over the seeds of each arm, which can be others. "
+        "Seconds are comparable only where nothing else ran on the machine. FLOPs a token: 6 N + 12 L C T, the matrix "
+        "products; the geometry's own are not in it.",
         *([target] if target else []),
         "Wins: runs at the same learning rate and seed, all seeds; a diverged run loses against a finished one. In "
         "brackets the mean difference of the pairs where both finished.",
@@ -668,10 +764,11 @@ def as_csv(summary):
     """A line an arm, plain numbers, empty where there is none."""
     rows = []
     for arm in summary.arms:
+        value = summary.measure.column
         row = {"arm": arm.name, "role": arm.role, "best_lr": arm.choice.lr if arm.choice else None,
                "lr_place_in_grid": arm.edge, "selection_seed": arm.choice.selection_seed if arm.choice else None,
-               "seeds": arm.estimate.n, "val_loss": arm.estimate.mean, "val_loss_low": arm.estimate.low,
-               "val_loss_high": arm.estimate.high}
+               "seeds": arm.estimate.n, value: arm.estimate.mean, f"{value}_low": arm.estimate.low,
+               f"{value}_high": arm.estimate.high}
         for role in REFERENCES:
             d, p = arm.against.get(role, (None, None))
             e = d.estimate if d else Estimate(0)
@@ -699,13 +796,14 @@ def as_csv(summary):
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def summarize(folder, metric="final", selection_seed="auto", target=None, batches=8):
+def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8):
     """The Summary of a sweep's folder. selection_seed: an int, 'auto' or None; the rest as the options of the command
     line. Raises UserError."""
     summary = read_sweep(folder, metric)
     if selection_seed == "auto":
-        points = [seed for arm in summary.arms for _, seed in arm.planned | arm.runs.keys()]
-        selection_seed = min(summary.seeds, key=lambda seed: (-points.count(seed), seed))
+        ran = [seed for arm in summary.arms for _, seed in arm.runs]
+        planned = [seed for arm in summary.arms for _, seed in arm.planned]
+        selection_seed = min(summary.seeds, key=lambda seed: (-ran.count(seed), -planned.count(seed), seed))
     elif selection_seed is not None and selection_seed not in summary.seeds:
         raise UserError(f"--selection_seed={selection_seed}: the seeds of this sweep are "
                         f"{', '.join(map(str, summary.seeds))}")
@@ -743,14 +841,16 @@ def main(argv):
     parser = Parser("summarize_sweep.py", __doc__)
     parser.add_argument("sweep", help="folder of the sweep (out/sweeps/NAME)")
     parser.add_argument("--out", help="where to write (default: <sweep>/summary)")
-    parser.add_argument("--metric", choices=("final", "best"), default="final",
-                        help="validation loss at the end, or the lowest one of a run")
+    parser.add_argument("--metric", choices=tuple(METRICS), help="what arms are chosen and compared by: the validation "
+                        "loss at the end, the lowest one of a run, or the steps to the sweep's target_val_loss "
+                        "(default: target where the sweep has one, else final)")
     parser.add_argument("--selection_seed", type=seed_option, default="auto",
                         help="the seed that chooses learning rates and is left out of what is measured, where an arm "
                         "has others (default: the lowest of those that ran at the most learning rates); none: all "
                         "seeds do both")
     parser.add_argument("--target", type=finite_number,
-                        help="loss for the times to a target (default: the baseline's tuned loss)")
+                        help="loss for the times to a target (default: the sweep's target_val_loss, or the highest of "
+                        "the losses that measure the baseline)")
     parser.add_argument("--batches", type=ablate_curvature.whole_number(0), default=8,
                         help="evaluation batches for the effects of changing c (default: 8; 0: leave them out)")
     options = parser.parse_args(argv)

@@ -120,14 +120,14 @@ def loss_plot(summary):
 
 def lr_plot(summary):
     figure, axis = plt.subplots(figsize=(8.5, 4.8))
-    heights, diverged = [], {}
+    heights, failed = [], {}
     for place, arm in enumerate(summary.arms):
         points = []
         for lr, seeds in arm.losses().items():
             x = lr * 1.02 ** (place - (len(summary.arms) - 1) / 2)  # beside each other, not on top
             values = [v for v in seeds.values() if math.isfinite(v)]
             if len(values) < len(seeds):
-                diverged.setdefault(lr, []).append(f"{arm.name} {len(seeds) - len(values)}/{len(seeds)}")
+                failed.setdefault(lr, []).append(f"{arm.name} {len(seeds) - len(values)}/{len(seeds)}")
             if values:
                 e = mean_interval(values)
                 points.append((x, e.mean, 0 if e.low is None else e.mean - e.low))
@@ -142,13 +142,13 @@ def lr_plot(summary):
         plt.close(figure)
         return None
     margin = 0.08 * (np.ptp(heights) or 0.1)
-    axis.set(xscale="log", xlabel="learning rate", ylabel=f"{summary.metric} validation loss (nats a token)",
-             ylim=(min(heights) - margin, max(heights) + (3 * margin if diverged else margin)))
+    axis.set(xscale="log", xlabel="learning rate", ylabel=f"{summary.measure.name} ({summary.measure.unit})",
+             ylim=(min(heights) - margin, max(heights) + (3 * margin if failed else margin)))
     rates = sorted({lr for arm in summary.arms for lr in arm.losses()})
     axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
     axis.minorticks_off()
-    for lr, names in diverged.items():
-        axis.text(lr, 0.99, "\n".join(["diverged:", *names]), transform=axis.get_xaxis_transform(), ha="center",
+    for lr, names in failed.items():
+        axis.text(lr, 0.99, "\n".join([f"{summary.measure.failed}:", *names]), transform=axis.get_xaxis_transform(), ha="center",
                   va="top", fontsize=7, bbox=dict(facecolor="white", edgecolor="0.6", pad=2))
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return finish(figure, "lr", "Sensitivity to the learning rate",
@@ -177,9 +177,9 @@ def differences_plot(summary):
                 axis.plot([e.low, e.high], [row, row], color=colour, linewidth=2)
             axis.plot(e.mean, row, marker, color=colour, markersize=7,
                       markerfacecolor="white" if e.low is None else colour)
-            axis.text(1.02, row, f"{e.mean:+.4f}, n = {e.n}" + (f"\np = {p:.2g}" if p is not None else ""), fontsize=8,
+            axis.text(1.02, row, f"{e.mean:+.{summary.measure.digits}f}, n = {e.n}" + (f"\np = {p:.2g}" if p is not None else ""), fontsize=8,
                       transform=axis.get_yaxis_transform(), va="center")
-        axis.set(xlabel=f"loss minus that of the {REFERENCES[role]} (nats a token); left is better",
+        axis.set(xlabel=f"{summary.measure.name} minus that of the {REFERENCES[role]} ({summary.measure.unit}); left is better",
                  ylim=(len(arms) - 0.4, -0.7))
         axis.margins(x=0.12)
     axes[0][0].set_yticks(range(len(arms)), [a.name for _, a in arms])

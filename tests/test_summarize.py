@@ -231,9 +231,9 @@ def test_the_numbers_of_a_whole_sweep(tmp_path):
     ends = {s: known("mixed", 3e-3, s) for s in (2, 3, 4)}
     assert arms["mixed"].at_budget["step"] == pytest.approx(ends)
     assert arms["mixed"].at_budget["train_seconds"] == pytest.approx({s: v + 2 for s, v in ends.items()})
-    # the target is the baseline's mean: seeds 2 and 3 reach it at the end, 4 does not; mixed is 0.2 lower: all reach it
-    assert found.target == pytest.approx(np.mean(at["baseline"]))
-    assert arms["baseline"].to_target["step"] == [40 if v <= found.target else None for v in at["baseline"]]
+    # the target is the highest of the baseline's: all reach it
+    assert found.target == max(at["baseline"])
+    assert arms["baseline"].to_target["step"] == [40] * 3
     assert arms["mixed"].to_target == {"step": [40] * 3, "tokens": [4000] * 3, "train_seconds": [20.0] * 3}
     assert arms["mixed"].reached_share() == 1.0 and arms["mixed"].constant("flops_per_token") == 6000
 
@@ -281,6 +281,85 @@ def test_arms_with_the_selection_seed_alone_are_compared_but_not_preferred(tmp_p
     assert difference.seeds == (1,) and p is None and arms["gate"].choice.selection_seed is None
     assert arms["mixed"].against["baseline"][0].seeds == (2, 3, 4)
     assert "best control (flat" in found.headline and "gate was lower than flat with that seed" in found.headline
+
+
+def test_an_arm_without_the_selection_seed_is_named_with_its_numbers(tmp_path):
+    """Its run crashed: the arm is not chosen as the others are, but the best control is not passed over in silence."""
+    def loss(arm, lr, seed):
+        return "crashed" if arm == "gate" and seed == 1 else known(arm, lr, seed)
+    found, arms = Written(tmp_path / "s", ARMS, loss).summary()
+    assert arms["gate"].choice.selection_seed is None and arms["gate"].estimate.n == 3
+    difference = np.mean([known("gate", 3e-3, s) - known("flat", 3e-3, s) for s in (2, 3, 4)])
+    assert "best control (flat" in found.headline and "has no other" not in found.headline
+    assert f"no run of seed 1 ended there: gate minus flat = {difference:+.4f} nats" in found.headline
+
+
+def test_a_rate_that_lacks_the_selection_seed_is_named(tmp_path):
+    found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: "crashed" if (a, lr, s) == ("baseline", 3e-3, 1)
+                          else known(a, lr, s)).summary()
+    assert arms["baseline"].choice.lr == 1e-3
+    assert "baseline: lr 0.003 could not be chosen, for the run of seed 1" in " ".join(found.notes)
+
+
+def test_differences_that_contain_the_selection_seed_are_marked(tmp_path):
+    found, _ = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) if a != "flat" or s == 1 else None).summary()
+    rows = {row[0]: row for row in summarize_sweep.results_table(found)}
+    minus_baseline, minus_flat = (rows["arm"].index(f"minus {name} [95%]") for name in ("baseline", "flat control"))
+    assert rows["mixed"][minus_baseline].endswith("], n = 3") and rows["mixed"][minus_flat].endswith(", n = 1*")
+
+
+def test_a_rate_that_has_not_run_is_not_tried(tmp_path):
+    """0.001 is planned, but 0.003 is the lowest that ran."""
+    found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: None if lr == 1e-3 else known(a, lr, s)).summary()
+    assert {arm.edge for arm in arms.values()} == {"lowest"}
+
+
+def test_the_selection_seed_is_one_that_ran(tmp_path):
+    """The plan is every seed at every rate where the sweep's file is gone; seed 1 has run at one of them."""
+    found, _ = Written(tmp_path / "s", ARMS, lambda a, lr, s: None if s == 1 and lr != 3e-3 else known(a, lr, s)).summary()
+    assert found.selection_seed == 2
+
+
+def test_surroundings_that_differ_are_named(tmp_path):
+    written = Written(tmp_path / "s", ARMS, known)
+    for seed, threads in ((2, 1), (3, 2)):
+        env = {"threads": threads, "git_commit": "a" * 40, "git_dirty": seed == 3}
+        (written.folder / f"runs/mixed-{3e-3}-{seed}" / "env.json").write_text(json.dumps(env))
+    notes = " ".join(written.summary()[0].notes)
+    assert "differ in threads: 1, 2." in notes and "not committed" in notes and "differ in commit" not in notes
+
+
+def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
+    """Runs stop below the target, so what they end with is no measure of them: rates, differences and the headline are of
+    the steps. mixed is fastest at 0.001, where its final loss is highest; flat does not reach the target at 0.01."""
+    def steps(arm, lr, seed):
+        if arm == "flat" and lr == 1e-2 and seed == 2:
+            return None
+        return {"baseline": 40, "flat": 30, "mixed": 20}[arm] + {1e-3: 0, 3e-3: 4, 1e-2: 8}[lr] * (1, -1)[arm == "flat"] + seed
+    arms = {"baseline": "baseline", "flat": "flat", "mixed": "mixed"}
+    written = Written(tmp_path / "s", arms, lambda a, lr, s: 1.7 - 0.01 * (a == "mixed" and lr == 1e-2))
+    plan = json.loads((written.folder / "sweep.json").read_text())
+    (written.folder / "sweep.json").write_text(json.dumps({**plan, "defaults": {"target_val_loss": 1.7}}))
+    rows = list(csv.DictReader((written.folder / "runs.csv").open()))
+    for row in rows:
+        found = steps(row["arm"], float(row["lr"]), int(row["seed"]))
+        row.update(target_step=found or "", target_seconds=2 * found if found else "")
+    with open(written.folder / "runs.csv", "w", newline="") as f:
+        table = csv.DictWriter(f, sweep.COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+    found, arms = written.summary()
+    assert (found.metric, found.target) == ("target", 1.7)
+    assert {name: arm.choice.lr for name, arm in arms.items()} == {"baseline": 1e-3, "flat": 3e-3, "mixed": 1e-3}
+    assert arms["mixed"].estimate.mean == 23 and arms["mixed"].against["baseline"][0].estimate.mean == -20
+    assert "flat: 1 of 4 seeds diverged or did not reach the target at lr 0.01" in " ".join(found.notes)
+    assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (95% interval [-6, -6], 3 seeds" in found.headline
+    assert "In training seconds to the target: -12.0 s" in found.headline and "equal training seconds" not in found.headline
+    assert "steps to the target [95%]" in summarize_sweep.results_table(found)[0]
+    assert "target_step," in summarize_sweep.as_csv(found).splitlines()[0]
+    assert all(plot(found) for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot))
+    final, arms = written.summary(metric="final")
+    assert final.target == 1.7 and arms["mixed"].choice.lr == 1e-2
 
 
 def test_diverged_crashed_and_missing_runs(tmp_path):
@@ -347,6 +426,9 @@ def test_other_keys_of_the_grid_make_arms_of_their_own(tmp_path):
     _, arms = written.summary()
     assert {"baseline", "mixed curvature=0.1", "mixed curvature=1.0"} <= set(arms)
     assert len(arms["mixed curvature=0.1"].runs) == 2
+    # also where the sweep has a default for that key
+    (written.folder / "sweep.json").write_text(json.dumps({**plan, "defaults": {"curvature": 0.1}}))
+    assert {"mixed curvature=0.1", "mixed curvature=1.0"} <= set(written.summary()[1])
 
 
 def test_the_plan_is_the_sweep_files(tmp_path):
@@ -430,6 +512,7 @@ def test_hostile_names_stay_text(tmp_path):
     (["--selection_seed=x"], ["'x' is neither a seed"]),
     (["--target=nan"], ["'nan' is not a number"]),
     (["--metric=worst"], ["--metric", "'worst'"]),
+    (["--metric=target"], ["--metric=target", "no target_val_loss in common"]),
     (["--batches=-1"], ["'-1' is not a whole number"]),
     (["--unknown"], ["--unknown"]),
 ])
@@ -454,13 +537,19 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
     good = {f: f.read_text() for f in (plan, table, metrics)}
     for file, content, parts in (
             (plan, "{", ["not JSON"]),
-            (plan, "{}", ["lacks 'name'"]),
+            (plan, "{}", ["sweep.json: 'name' is missing"]),
+            (plan, "3", ["sweep.json: 'name' is missing"]),
+            (plan, good[plan].replace('"arms": [', '"arms": [{}, '), ["an arm is not what sweep.py writes"]),
+            (plan, good[plan].replace('"seeds": [1, 2, 3, 4]', '"seeds": 3'), ["'seeds' is missing or not"]),
             (table, good[table].splitlines()[0] + "\n", ["no run of", "has ended yet"]),
             (table, "a,b\n1,2\n", ["is not a table of sweep.py"]),
             (table, good[table].replace(",finished,", ",fine,"), ["line 2", "is damaged", "'fine'"]),
             (table, good[table].replace(",0.001,", ",fast,"), ["is damaged", "'fast'"]),
             (table, good[table].replace(",1000,6000,", ",1000,many,"), ["line 2", "is damaged", "'many'"]),
-            (metrics, '{"step":', ["metrics.jsonl is damaged"])):
+            (metrics, '{"step":', ["metrics.jsonl is damaged"]),
+            (metrics, good[metrics] + "3\n", ["metrics.jsonl is damaged"]),
+            (metrics, good[metrics].replace('"tokens": 1000, ', ""), ["metrics.jsonl is damaged"]),
+            (metrics, good[metrics].replace('"val_loss": 1', '"val_loss": null, "was": 1'), ["metrics.jsonl is damaged"])):
         file.write_text(content)
         says(*parts)
         file.write_text(good[file])
