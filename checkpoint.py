@@ -62,8 +62,26 @@ def load_optimizer_state(model, optimizers, saved):
         raise UserError("the checkpoint's optimizer state is another model's")
     for name, values in saved.items():
         p = parameters[name]
+        _check_moments(name, values, p, KEPT[type(owner[p])])
         whole = isinstance(owner[p], torch.optim.Muon)  # as parallel.finish_gradients gives it its gradients
         owner[p].state[p] = {key: placed_like(value, p, replicated=whole) for key, value in values.items()}
+
+
+# what each optimizer keeps of a parameter
+KEPT = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+
+
+def _check_moments(name, values, parameter, keys):
+    """The optimizers' own code trusts these: a wrong shape would be read out of bounds."""
+    if not isinstance(values, dict) or values.keys() != keys:
+        raise UserError(f"the checkpoint's optimizer state of {name} is damaged or another optimizer's")
+    for key, value in values.items():
+        if not isinstance(value, torch.Tensor) or value.shape not in ((), parameter.shape) or (key != "step" and not value.dim()
+                                                                                              and parameter.dim()):
+            raise UserError(f"the checkpoint's optimizer state of {name} is damaged or another model's: {key} does not have the "
+                            "parameter's shape")
+        if not torch.isfinite(value).all():
+            raise UserError(f"the checkpoint's optimizer state is damaged: {key} of {name} has a NaN or an Inf")
 
 
 def save(out_dir, name, weights, state):
@@ -103,7 +121,10 @@ def folder(out_dir, name):
     for path in (target, target + ".old"):
         if os.path.isfile(os.path.join(path, WEIGHTS)):
             return path
-    raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(target, WEIGHTS)})")
+    other = "last" if name == "best" else "best"
+    hint = (f"; there is {other!r} (no evaluation was better than the one before training)" if name == "best" else
+            f"; there is {other!r}") if exists(out_dir, other) else ""
+    raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(target, WEIGHTS)}){hint}")
 
 
 def exists(out_dir, name):
@@ -151,6 +172,8 @@ def load_weights(path, model):
         if weights[name].shape != own[name].shape:
             raise UserError(f"{file} is from another model: {name} is {tuple(weights[name].shape)}, "
                             f"not {tuple(own[name].shape)}")
+        if not torch.isfinite(weights[name]).all():  # save() writes none
+            raise UserError(f"{file} is damaged: {name} has a NaN or an Inf")
     extra = sorted(set(weights) - set(own))
     if extra:
         raise UserError(f"{file} is from another model: it has {extra[0]}")
@@ -176,6 +199,13 @@ def load_state(path):
     for key in ("optimizers", "scaler", "step", "next_sequence", "best", "best_step", "seconds"):
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{file} is damaged or from another version: it has no {key!r}")
+    kinds = dict(optimizers=dict, scaler=dict, step=int, next_sequence=int, best=float, best_step=(int, type(None)),
+                 seconds=(int, float))
+    for key, kind in kinds.items():
+        value = state[key]
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, (int, float)) and not value >= 0
+                                                                     and key != "best"):
+            raise UserError(f"{file} is damaged: {key} = {value!r}")
     return state
 
 
@@ -183,6 +213,8 @@ def load_model(out_dir, name="best", device="cpu"):
     """(model in eval mode, config dict) of a run, for sampling and analysis: in PyTorch, whatever it was trained with."""
     config = load_config(out_dir)
     config["ops"] = "torch"
+    if not isinstance(config.get("tokenizer", {}), dict):
+        raise UserError(f"{os.path.join(out_dir, 'config.json')} is damaged: tokenizer = {config['tokenizer']!r}")
     model = models.build(config.get("model"), models.config_from_dict(config.get("model"), config))
     load_weights(folder(out_dir, name), model)
     return model.to(device).eval(), config

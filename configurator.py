@@ -65,7 +65,10 @@ def _fit(value, kind):
         fitted = [_fit(v, args[0]) for v in value]
         return all(ok for ok, _ in fitted), [v for _, v in fitted]
     if kind is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        try:
+            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        except OverflowError:  # a whole number that no float holds
+            ok = False
         return ok, float(value) if ok else None
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool), value
@@ -76,12 +79,13 @@ def _from_text(text, kind):
     """A command-line value: as the text itself where the key takes it (so --start=1 is text), else as a literal."""
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
     return value if _fit(value, kind)[0] and not _fit(text, kind)[0] else (text if _fit(text, kind)[0] else value)
 
 
-def _check(key, value, field, where):
+def checked(key, value, field, where):
+    """The value in the type of its dataclass field, or UserError."""
     fits, fitted = _fit(value, field.type)
     if not fits:
         raise UserError(f"{where}: {key} = {value!r}: {key} takes {_describe(field.type)}")
@@ -107,10 +111,11 @@ def run_file(path):
     try:
         exec(compile(text, path, "exec"), names)
     except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+        raise UserError(f"{path}, line {error.lineno or '?'}: {error.msg}") from None
     except (Exception, SystemExit) as error:
         line = [f.lineno for f in inspect.getinnerframes(error.__traceback__) if f.filename == path]
-        raise UserError(f"{path}, line {line[0] if line else '?'}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path}, line {line[0] if line else '?'}: {type(error).__name__}: "
+                        f"{str(error).splitlines()[0] if str(error) else ''}") from None
     return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
 
 
@@ -180,7 +185,7 @@ def resolve(argv, schema, variants=None, selector="model", script_doc=""):
                                                                  "; --help lists every key"))
         if text:
             value = _from_text(value, fields[key].type)
-        values[key], origin[key] = _check(key, value, fields[key], where), where
+        values[key], origin[key] = checked(key, value, fields[key], where), where
 
     for arg in argv:
         if arg.startswith("--"):

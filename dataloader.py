@@ -37,10 +37,14 @@ def load_meta(folder):
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
         numbers = [meta[key] for key in ("vocab_size", "train_tokens", "val_tokens")]
-        meta["corpus"]
+        texts = [meta["corpus"]]
         for split in ("train", "val") if "shards" in meta else ():
-            numbers += [shard["tokens"] for shard in meta["shards"][split] if shard["file"]]
-        if not all(type(n) is int and n > 0 for n in numbers):
+            numbers += [shard["tokens"] for shard in meta["shards"][split]]
+            texts += [shard["file"] for shard in meta["shards"][split]]
+        if not all(type(n) is int and n > 0 for n in numbers) or not all(type(t) is str and t for t in texts):
+            raise ValueError
+        if type(meta.get("header_bytes", 0)) is not int or meta.get("header_bytes", 0) < 0 \
+                or meta.get("dtype", "uint16") != "uint16":
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; run: python {prepare}") from None
@@ -93,6 +97,12 @@ class TokenFile:
         return tokens
 
 
+    def check_small(self, most=2 ** 26):
+        """All tokens of a file of up to `most` before anything begins; those of larger ones as they are read."""
+        if len(self) <= most and self.tokens.max() >= self.vocab_size:
+            self.window(int(self.tokens.argmax()), 1)
+
+
 def open_files(folder, split, meta):
     """The files of one split, in meta.json's order."""
     shards = meta["shards"][split] if "shards" in meta else [{"file": f"{split}.bin", "tokens": meta[f"{split}_tokens"]}]
@@ -116,6 +126,8 @@ class Loader:
             name = files[0].path if len(files) == 1 else f"the longest file of {split} in {folder}"
             raise UserError(f"block_size = {block_size} needs {block_size + 1:,} tokens, "
                             f"{name} has {max(map(len, files), default=0):,}; lower block_size")
+        for file in self.files:
+            file.check_small()
         per_file = [(len(f) - 1) // block_size for f in self.files]
         self.ends = np.cumsum(per_file)  # window w is in the first file whose end is beyond w
         self.windows = int(self.ends[-1])  # of an epoch

@@ -77,6 +77,11 @@ def exit_cleanly(main):
         except torch.OutOfMemoryError:
             _say("out of device memory; lower batch_size and raise gradient_accumulation_steps")
             status = 2
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
+            _say("out of memory; lower the model's size, or batch_size and raise gradient_accumulation_steps")
+            status = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             status = 130

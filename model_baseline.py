@@ -293,7 +293,8 @@ def sample_token(logits, temperature, top_k, generator):
     """One token per row from softmax(logits / temperature) over the top_k likeliest. (B, V) -> (B, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)  # the likeliest is 0: no overflow
     if top_k is not None:
         least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < least, -float("inf"))

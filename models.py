@@ -1,4 +1,5 @@
 """The models by name: `model = '...'` in a config. A new model is one line here and one file."""
+import configurator
 import model
 import model_baseline
 import model_controls
@@ -29,10 +30,11 @@ def build(name, config, device_type=None):
 
 def config_from_dict(name, values):
     """The config dataclass of a model from a dict that may hold other keys too (a run's config.json)."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     schema = CONFIGS[name]
     missing = [k for k in schema.__dataclass_fields__ if k not in values]
     if missing:
         raise UserError(f"the configuration of this {name} model lacks {missing[0]!r}")
-    return schema(**{k: values[k] for k in schema.__dataclass_fields__})
+    return schema(**{k: configurator.checked(k, values[k], field, "config.json")
+                     for k, field in schema.__dataclass_fields__.items()})

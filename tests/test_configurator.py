@@ -64,6 +64,9 @@ def test_what_is_refused_is_named(argv, message, monkeypatch):
     ("max_iters = '5'\n", "max_iters takes a whole number"),
     ("x = (\n", "line 1"),
     ("\nbatch_size = 1 / 0\n", "line 2: ZeroDivisionError"),
+    ("learning_rate = 10 ** 400\n", "learning_rate takes a number"),
+    ("raise ValueError('one\\ntwo')\n", "line 1: ValueError: one"),
+    ("batch_size = 1\0\n", "line"),
 ])
 def test_a_file_is_refused_like_the_command_line(text, message, tmp_path):
     file = tmp_path / "bad.py"
@@ -81,6 +84,10 @@ def test_text_stays_text_where_the_key_takes_text():
         mode: Literal["1", "two"] = "two"
     options, _ = configurator.resolve(["--start=1", "--k=None", "--mode=1"], Options)
     assert (options.start, options.k, options.mode) == ("1", None, "1")
+    for text in ("{{}}", "{[]: 1}"):
+        assert configurator.resolve([f"--start={text}"], Options)[0].start == text
+    with pytest.raises(UserError, match="k takes"):
+        configurator.resolve(["--k=1" + "0" * 400 + ".5"], Options)
     options, _ = configurator.resolve(["--start=a=b", "--k=3"], Options)
     assert (options.start, options.k) == ("a=b", 3)
 

@@ -92,6 +92,11 @@ def test_bad_data_gets_one_line(tmp_path):
         (folder / "meta.json").write_text(json.dumps(
             {"corpus": "x", "vocab_size": vocab_size, "train_tokens": 100, "val_tokens": 50}))
         assert "damaged" in refused(folder)
+    for more in ({"header_bytes": "x"}, {"header_bytes": None}, {"dtype": "uint32"},
+                 {"shards": {"train": [{"file": 3, "tokens": 5}], "val": []}}):
+        (folder / "meta.json").write_text(json.dumps(
+            {"corpus": "x", "vocab_size": 65, "train_tokens": 100, "val_tokens": 50, **more}))
+        assert "damaged" in refused(folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
