@@ -74,11 +74,11 @@ class _Modules:
         return self.spoken(min(inside)[1] if inside else "")
 
 
-def first_non_finite(model, batches, autocast):
+def first_non_finite(model, batches, autocast, backward=True):
     """One line that names the block and the operation.
 
-    model: not compiled. batches: the micro-batches (x, y) of the step that went wrong; an iterator may seed each.
-    autocast: a context manager factory, as in the step. Gradients are dropped.
+    model: not compiled, in the mode (train or eval) of what went wrong. batches: the micro-batches (x, y) of it; an iterator
+    may seed each. autocast: a context manager factory, as in the step. Gradients are dropped. backward=False: an evaluation.
     """
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
@@ -104,7 +104,7 @@ def first_non_finite(model, batches, autocast):
             for x, y in batches:
                 with _Watch(forward_op) as watch, autocast():
                     loss = model(x, y)[1]
-                if watch.found is None:
+                if watch.found is None and backward:
                     with _Watch(backward_op) as watch:
                         loss.backward()
                 if watch.found is not None:
@@ -112,4 +112,4 @@ def first_non_finite(model, batches, autocast):
     finally:
         modules.remove()
         model.zero_grad(set_to_none=True)
-    return "an operation that gave finite numbers when the step was repeated in eager mode"
+    return "an operation that gave finite numbers when it was repeated in eager mode"

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 import time
 
 import torch
@@ -56,8 +57,10 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
     return False, False
 
 
+@contextlib.contextmanager
 def start_run(out_dir, resume, full):
-    """Make out_dir this run's: what an earlier run left goes, unless it is resumed."""
+    """Make out_dir this run's: what an earlier run left goes, unless it is resumed. The body makes the rest of its files; if
+    that fails (a full disk), no run is left that the next attempt would have to overwrite."""
     if not resume:
         # the checkpoints first: what is left if this is interrupted is a run that has not come far
         checkpoint.remove_all(out_dir)
@@ -67,30 +70,49 @@ def start_run(out_dir, resume, full):
                 os.remove(os.path.join(out_dir, name))
     os.makedirs(out_dir, exist_ok=True)
     write_json(os.path.join(out_dir, "config.json"), full)
+    try:
+        yield
+    except OSError:
+        if not resume:
+            for name in ("metrics.jsonl", "env.json", "config.json"):
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(out_dir, name))
+        raise
 
 
-def import_wandb():
+def start_wandb(config, full):
+    """A run of Weights & Biases."""
     try:
         import wandb
     except ImportError:
         raise UserError("wandb_log = True needs Weights & Biases: pip install wandb") from None
-    return wandb
+    name = config.wandb_run_name or os.path.basename(os.path.normpath(config.out_dir))
+    is_new = not os.path.isdir(config.out_dir)
+    os.makedirs(config.out_dir, exist_ok=True)  # its own files go there, too
+    try:
+        return wandb.init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
+    except Exception as error:  # whatever its network, login or settings raise
+        if is_new:
+            shutil.rmtree(config.out_dir)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"Weights & Biases did not start: {reason}; log in with 'wandb login', or use --wandb_log=False"
+                        ) from None
 
 
 class Metrics:
     """metrics.jsonl, TensorBoard and W&B: the same numbers three times."""
 
-    def __init__(self, config, full, start):
+    def __init__(self, config, start, wandb=None):
         self.path = os.path.join(config.out_dir, "metrics.jsonl")
         self._forget_after(start)
         self.file = open(self.path, "a", encoding="utf-8")
-        self.tensorboard = self.wandb = None
+        self.tensorboard, self.wandb = None, wandb
         if config.tensorboard_log:
             from torch.utils.tensorboard import SummaryWriter
+            # its thread's error (a full disk) is raised again where it is next written to: no traceback in between
+            shown = threading.excepthook
+            threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else shown(args)
             self.tensorboard = SummaryWriter(os.path.join(config.out_dir, "tensorboard"), purge_step=start)
-        if config.wandb_log:
-            name = config.wandb_run_name or os.path.basename(os.path.normpath(config.out_dir))
-            self.wandb = import_wandb().init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
 
     def _forget_after(self, start):
         """A resumed run repeats the steps since its checkpoint: their lines go."""

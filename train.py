@@ -41,7 +41,7 @@ from errors import Diverged, UserError, exit_cleanly, speak_as
 from interrupts import Stop
 from optimizer import make_optimizers, set_lr
 from parallel import Parallel, clip_gradients, gradient_norm
-from run_directory import Metrics, NoMetrics, check_run, environment, import_wandb, start_run
+from run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
 from whole_files import write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -111,9 +111,11 @@ class TrainConfig:
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least {least}")
-        for key, limit in (("seed", 2 ** 63), ("muon_ns_steps", 100)):
+        for key, limit in (("seed", 2 ** 63), ("muon_ns_steps", 100), ("threads", 2 ** 16)):
             if getattr(self, key) >= limit:
                 raise UserError(f"{key} = {getattr(self, key)}: must be less than {limit}")
+        if self.overwrite and self.init_from != "scratch":
+            raise UserError(f"overwrite = True replaces the run that init_from = {self.init_from!r} goes on with; take one of them")
         if not self.out_dir:
             raise UserError("out_dir is empty: name the run's folder")
         for key in ("beta1", "beta2", "muon_momentum"):
@@ -165,11 +167,15 @@ def pick_dtype(wanted, device_type):
 def pick_compile(wanted, device_type, flops, cost):
     """(compile?, why). flops: of all planned steps; cost: seconds that compiling the model takes. Assumed for 'auto': eager
     steps run at 1e11 flop/s on a CPU and 5e13 on a GPU, and compiling saves 10% of them on a CPU and 30% on a GPU."""
+    compiler = device_type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if wanted != "auto":
+        if wanted and not compiler:
+            raise UserError("compile = True needs a C++ compiler on a CPU, and there is neither g++ nor clang++ (nor what CXX "
+                            "names); install one, or use --compile=False")
         return wanted, "as asked"
     if device_type == "mps":
         return False, "not on mps"
-    if device_type == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+    if not compiler:
         return False, "there is no C++ compiler"
     seconds = flops / (5e13 if device_type == "cuda" else 1e11)
     saved = seconds * (0.3 if device_type == "cuda" else 0.1)
@@ -206,7 +212,7 @@ def evaluate(model, loaders, eval_iters, autocast, parallel):
             with autocast():
                 loss = model(x, y)[1]
             if i < len(batches):
-                total, tokens = total + loss.double().item() * y.numel(), tokens + y.numel()
+                total, tokens = total + loss.item() * y.numel(), tokens + y.numel()
         total, tokens = parallel.sum(total, tokens)
         losses[split] = total / tokens
     model.train()
@@ -267,6 +273,7 @@ def train(config, model_config, parallel, argv):
     else:
         autocast = lambda: torch.autocast(device_type, dtype=getattr(torch, dtype))  # noqa: E731
     if device_type == "cuda":
+        torch.cuda.set_device(device)  # kernels are launched on the current one
         torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
     flops_per_token = model.flops_per_token()
@@ -281,8 +288,6 @@ def train(config, model_config, parallel, argv):
     resume, has_checkpoint = parallel.on_main(lambda: check_run(config.out_dir, config.init_from, config.overwrite, full, fixed=[
         "model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]))
     recording = parallel.main and not (resume and config.eval_only)  # a look at a run changes nothing of it
-    if config.wandb_log:
-        import_wandb()
     start, best, best_step, seconds = 0, math.inf, None, 0.0
     state = None
     if has_checkpoint:  # a run that was killed before its first one starts again
@@ -306,10 +311,11 @@ def train(config, model_config, parallel, argv):
                         "them see")
     metrics = NoMetrics()
     if recording:
-        start_run(config.out_dir, resume, full)
-        write_json(os.path.join(config.out_dir, "env.json"), environment(
-            " ".join(["python train.py", *argv]), device, torch.get_num_threads(), parallel.world))
-        metrics = Metrics(config, full, start)
+        wandb = start_wandb(config, full) if config.wandb_log else None  # it can fail; nothing is touched before
+        with start_run(config.out_dir, resume, full):
+            write_json(os.path.join(config.out_dir, "env.json"), environment(
+                " ".join(["python train.py", *argv]), device, torch.get_num_threads(), parallel.world))
+            metrics = Metrics(config, start, wandb)
 
     say(f"corpus: {meta['corpus']} ({meta['train_tokens']:,} train and {meta['val_tokens']:,} validation tokens, "
         f"vocabulary {meta['vocab_size']:,})")
@@ -318,7 +324,7 @@ def train(config, model_config, parallel, argv):
     say(f"device: {device_type}{f', {parallel.world} processes, {parallel.kind}' if parallel.launched else ''}; "
         f"dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
     if getattr(model_config, "ops", None) == "triton":
-        say("ops: Triton kernels; transport, gyro-midpoints and the embedding's maps in PyTorch")
+        say("ops: Triton kernels; projections, transport, gyro-midpoints and the embedding's maps in PyTorch")
     if resume:
         say(f"resumed from step {start}" if state else "no checkpoint yet: starting from step 0")
 
@@ -353,6 +359,17 @@ def train(config, model_config, parallel, argv):
         metrics.close()
         parallel.on_main(report)
 
+    def finder(batches, in_training):
+        """`where` of diverged(): repeats the work on batches() and watches. Every process has to call this."""
+        weights = checkpoint.weights_of(model)
+
+        def where():
+            import diagnose
+            plain = model if parallel.world == 1 else new_model().to(device)  # without the hooks between processes
+            checkpoint.fill(plain, weights)
+            return diagnose.first_non_finite(plain.train(in_training), batches(), autocast, backward=in_training)
+        return where
+
     speak_as(parallel.rank, parallel.world)
     stop = Stop()
     all_params = [p for p in model.parameters() if p.requires_grad]
@@ -371,8 +388,10 @@ def train(config, model_config, parallel, argv):
         if step % config.eval_interval == 0 or last_step:
             # the clock of training does not run here
             losses = evaluate(eval_model, loaders, config.eval_iters, autocast, parallel)
-            if not math.isfinite(losses["val"]):
-                diverged(step, ": the validation loss is", {}, lambda: losses["val"])
+            for split, loss in losses.items():
+                if not math.isfinite(loss):
+                    diverged(step, f": the {split} loss is {loss} in the evaluation; the first NaN or Inf is in", {},
+                             finder(lambda: loaders[split].eval_batches(config.eval_iters), in_training=False))  # noqa: B023
             record = {"step": step, "tokens": step * tokens_per_step, "train_seconds": round(seconds, 3),
                       "train_loss": losses["train"], "val_loss": losses["val"]}
             for block, values in model.geometry_stats(next(loaders["val"].eval_batches(1))[0][:8]).items():
@@ -431,20 +450,12 @@ def train(config, model_config, parallel, argv):
         # float16 expects an Inf gradient now and then: the step is skipped, and the scaler lowers its scale
         if not math.isfinite(value) or (scaler.get_scale() < 2.0 ** -14 if scaler.is_enabled() else not usable):
             # before the weights are touched: ckpt/last and the weights in memory are still good
-            weights = checkpoint.weights_of(model)
-
-            def where():
-                import diagnose
-                plain = model if parallel.world == 1 else new_model().to(device)  # without the hooks between processes
-                checkpoint.fill(plain, weights)
-
-                def again():
-                    for k in range(step * config.gradient_accumulation_steps, (step + 1) * config.gradient_accumulation_steps):
-                        batch = loaders["train"].batch(k)
-                        seed_micro_batch(config.seed, k)
-                        yield batch
-                return diagnose.first_non_finite(plain, again(), autocast)
-            diverged(step, f" (lr {lr:.3g}): the first NaN or Inf is in", losses, where)
+            def again():
+                for k in range(step * config.gradient_accumulation_steps, (step + 1) * config.gradient_accumulation_steps):
+                    batch = loaders["train"].batch(k)
+                    seed_micro_batch(config.seed, k)
+                    yield batch
+            diverged(step, f" (lr {lr:.3g}): the first NaN or Inf is in", losses, finder(again, in_training=True))
         if usable:  # of all optimizers: each would skip for its own gradients only
             for optimizer in optimizers:
                 scaler.step(optimizer)

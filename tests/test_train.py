@@ -24,6 +24,7 @@ import models
 import sample
 import train
 from conftest import write_dataset
+from errors import UserError
 from optimizer import make_optimizers, parameter_groups
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -346,6 +347,17 @@ def test_a_nan_stops_the_run_with_status_3_and_names_block_and_operation(small_r
     assert summary["status"] == "diverged" and "block 1" in summary["where"]
 
 
+@pytest.mark.parametrize("arm", [[], MIXED])
+def test_a_nan_in_an_evaluation_names_block_and_operation(arm, small_run, tmp_path, capsys):
+    status, _, err = run(train.main, small_run + arm + ["--learning_rate=1e30", "--min_lr=0", "--grad_clip=0", "--eval_interval=1"],
+                         capsys)
+    assert status == 3
+    line = next(line for line in err.splitlines() if line.startswith("error: diverged"))
+    assert "in the evaluation; the first NaN or Inf is in block 0" in line and "forward)" in line
+    where = json.loads((tmp_path / "run" / "summary.json").read_text())["where"]
+    assert line.endswith(where)
+
+
 def test_a_nan_of_the_backward_pass_is_located(tokens):
     torch.manual_seed(0)
     model = models.build("baseline", models.CONFIGS["baseline"](vocab_size=37, block_size=12, n_layer=3, n_head=2, n_embd=8))
@@ -455,6 +467,37 @@ def test_odd_files_of_a_run_get_one_line_or_are_read_over(small_run, tmp_path, c
     one_line(run(train.main, small_run + ["--init_from=resume"], capsys)[2], "config.json is damaged")
 
 
+def test_a_damaged_or_foreign_state_is_refused_before_the_optimizer_reads_it(small_run, tmp_path, capsys):
+    assert run(train.main, small_run, capsys)[0] == 0
+    assert run(train.main, small_run + ["--n_embd=8", f"--out_dir={tmp_path / 'other'}"], capsys)[0] == 0
+    path, resume = tmp_path / "run" / "ckpt" / "last" / "state.pt", small_run + ["--init_from=resume", "--max_iters=14"]
+    good = torch.load(path)
+    name = next(iter(good["optimizers"]))
+
+    def moments(**change):
+        return {**good, "optimizers": {**good["optimizers"], name: {**good["optimizers"][name], **change}}}
+    other = torch.load(tmp_path / "other" / "ckpt" / "last" / "state.pt")
+    nan = torch.full_like(good["optimizers"][name]["exp_avg"], float("nan"))
+    for state, part in ((other, "the parameter's shape"), ({**good, "step": "x"}, "step = 'x'"), ({**good, "step": -3}, "step = -3"),
+                        ({**good, "best": None}, "best = None"), ({**good, "seconds": None}, "seconds = None"),
+                        ({**good, "optimizers": []}, "optimizers = []"), (moments(exp_avg=nan), "a NaN or an Inf"),
+                        (moments(exp_avg=3), "the parameter's shape"), (moments(more=nan), "another optimizer's"),
+                        ({**good, "optimizers": {**good["optimizers"], name: 3}}, "another optimizer's")):
+        torch.save(state, path)
+        status, _, err = run(train.main, resume, capsys)
+        assert status == 2, part
+        one_line(err, part)
+    torch.save(good, path)
+    weights = path.with_name("model.safetensors")
+    tensors = load_file(weights)
+    key = next(iter(tensors))
+    tensors[key].view(-1)[0] = float("nan")
+    save_file(tensors, weights)
+    status, _, err = run(train.main, resume, capsys)
+    assert status == 2
+    one_line(err, "damaged", key, "a NaN or an Inf")
+
+
 def test_a_float32_run_goes_on_in_float16(small_run, capsys):
     assert run(train.main, small_run, capsys)[0] == 0
     assert run(train.main, small_run + ["--init_from=resume", "--dtype=float16", "--max_iters=14"], capsys)[0] == 0
@@ -492,6 +535,10 @@ def test_weights_with_a_nan_never_replace_a_checkpoint(small_run, tmp_path, caps
     (["--save_interval=0"], ["save_interval = 0"]),
     (["--seed=99999999999999999999"], ["seed", "less than"]),
     (["--optimizer=muon", "--muon_ns_steps=100"], ["muon_ns_steps", "less than 100"]),
+    (["--overwrite=True", "--init_from=auto"], ["overwrite = True", "auto"]),
+    (["--threads=3000000000"], ["threads", "less than"]),
+    (MIXED + ["--curvature=1e300"], ["curvature", "1e+30"]),
+    (MIXED + ["--reference=window", "--reference_window=" + "9" * 23], ["reference_window"]),
     (["--out_dir="], ["out_dir is empty"]),
     (["--init_from=resume"], ["no such run"]),
     (["--wandb_log=True"], ["pip install wandb"]),
@@ -509,6 +556,73 @@ def test_a_token_outside_the_vocabulary_is_named(small_run, data_dir, capsys):
     status, _, err = run(train.main, small_run, capsys)
     assert status == 2
     one_line(err, "token 60000", "outside the vocabulary")
+
+
+def test_data_that_are_refused_leave_no_run(small_run, data_dir, tmp_path, capsys):
+    path = data_dir / "words" / "val.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + b"\xff\xff")  # the last token: in no window of the first steps
+    status, _, err = run(train.main, small_run, capsys)
+    assert status == 2
+    one_line(err, "65535", "outside the vocabulary")
+    assert not (tmp_path / "run").exists()
+    path.write_bytes(whole)
+    assert run(train.main, small_run, capsys)[0] == 0  # the same command
+
+
+class FakeWandb:
+    """Stands for the package: its init fails, or records what it gets."""
+
+    def __init__(self, error=None):
+        self.error, self.logged, self.ended = error, [], False
+
+    def init(self, **how):
+        if self.error:
+            raise self.error
+        self.how = how
+        return self
+
+    def log(self, numbers, step):
+        self.logged.append((step, numbers))
+
+    def finish(self):
+        self.ended = True
+
+
+def test_weights_and_biases_gets_the_numbers_or_nothing_is_touched(small_run, tmp_path, capsys, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    assert run(train.main, small_run + ["--wandb_log=True"], capsys)[0] == 0
+    assert fake.how["name"] == "run" and fake.how["config"]["n_layer"] == 2 and fake.ended
+    assert [(s, n["val_loss"]) for s, n in fake.logged if "val_loss" in n] == [
+        (r["step"], r["val_loss"]) for r in records(tmp_path / "run") if "val_loss" in r]
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(RuntimeError("api_key not configured\nmore")))
+    status, _, err = run(train.main, small_run + ["--wandb_log=True", "--overwrite=True"], capsys)
+    assert status == 2
+    one_line(err, "api_key not configured", "--wandb_log=False")
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*")) == before
+    status, _, err = run(train.main, small_run + ["--wandb_log=True", f"--out_dir={tmp_path / 'new'}"], capsys)
+    assert status == 2 and not (tmp_path / "new").exists()
+
+
+def test_what_depends_on_the_machine(monkeypatch):
+    assert train.pick_device("cpu") == "cpu" and train.pick_dtype("float16", "cpu") == "float16"
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert train.pick_device("auto") == expected
+    for amx, avx, expected in ((True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert train.pick_dtype("auto", "cpu") == expected
+    assert train.pick_dtype("auto", "mps") == "float32"
+    assert train.pick_compile("auto", "cpu", 1e16, 60)[0] and not train.pick_compile("auto", "cpu", 1e12, 60)[0]
+    assert not train.pick_compile("auto", "mps", 1e20, 1)[0] and train.pick_compile(True, "mps", 0, 1) == (True, "as asked")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert train.pick_compile("auto", "cpu", 1e20, 1) == (False, "there is no C++ compiler")
+    with pytest.raises(UserError, match="C.. compiler"):
+        train.pick_compile(True, "cpu", 1e20, 1)
 
 
 def test_an_out_dir_that_cannot_be_written(small_run, tmp_path, capsys):
@@ -563,6 +677,20 @@ def test_a_disk_that_is_full_and_then_has_room_again(small_run, small_disk, tmp_
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.parametrize("room", [0, 4096, 12 * 1024])
+def test_a_full_disk_at_the_start_leaves_no_run_and_no_traceback(room, small_run, small_disk):
+    """With TensorBoard, whose thread meets the full disk by itself."""
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "other").write_bytes(bytes(free - room))
+    args = ["train.py", *small_run, "--tensorboard_log=True", f"--out_dir={small_disk / 'run'}"]
+    done = process(args)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")][0].count("the disk is full") == 1
+    (small_disk / "other").unlink()
+    done = process(args if room < 12 * 1024 else [*args, "--overwrite=True"])
+    assert done.returncode == 0, done.stderr
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # checkpoints and sampling
 
@@ -590,6 +718,7 @@ def test_sample_writes_text_that_the_seed_decides(finished, tmp_path, capsys):
     (["--start=Ω"], ["not among the"]),
     (["--top_k=0"], ["top_k"]),
     (["--temperature=-1"], ["temperature"]),
+    (["--seed=99999999999999999999999"], ["seed", "less than"]),
     (["--checkpoint=first"], ["'best' | 'last'"]),
     (["--out_dir=/nowhere/run"], ["no such run"]),
 ])
@@ -616,7 +745,14 @@ def test_damaged_foreign_and_missing_checkpoints_get_one_line(finished, tmp_path
     save_file({**tensors, "extra": torch.zeros(1)}, weights)
     one_line(run(sample.main, args, capsys)[2], "from another model", "extra")
     shutil.rmtree(weights.parent)
-    one_line(run(sample.main, args, capsys)[2], "no checkpoint 'best'")
+    one_line(run(sample.main, args, capsys)[2], "no checkpoint 'best'", "there is 'last'")
+    config = json.loads((finished / "config.json").read_text())
+    for key, value in (("n_embd", "16"), ("n_layer", 2.0), ("model", ["mixed"]), ("tokenizer", "char"), ("curvature", "x"),
+                       ("reference", "foo"), ("n_head", None)):
+        (finished / "config.json").write_text(json.dumps({**config, key: value}))
+        status, _, err = run(sample.main, args, capsys)
+        assert status == 2
+        one_line(err, key)
     (finished / "config.json").write_text("{")
     one_line(run(sample.main, args, capsys)[2], "not JSON")
 
