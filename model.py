@@ -20,7 +20,8 @@ Points are in the ball by construction:
   - (+) stays inside in exact arithmetic, and the projection after it takes care of rounding; it is to the smaller of the
     block's ball and the next block's, so the next one need not project again;
   - with dynamic_curvature, where the next ball is known only when its tokens are read, every block projects on entry;
-  - with dynamic_curvature the reference was a point of another token's ball and is projected to this token's.
+  - with dynamic_curvature the reference was a point of another token's ball and is projected to this token's; before a
+    midpoint is taken in the block's own c, so are the points.
 
 Everything is causal: reference and predicted curvature at t depend on tokens <= t only.
 At c = 0 and reference = residual = 'origin' this is the baseline; with reference 'previous' and residual 'origin' or
@@ -68,6 +69,11 @@ class MixedConfig(GPTConfig):
                 raise UserError(f"{key} is for reference = {kind!r}, not {self.reference!r}")
         if self.reference_window is not None and self.reference_window < 1:
             raise UserError(f"reference_window = {self.reference_window}: must be at least 1")
+        for c in [self.curvature, *(self.curvature_initialization or [])]:
+            if not abs(c) <= 1e30:
+                raise UserError(f"curvature = {c:g}: its size must be at most 1e+30")
+        if self.reference_window is not None and self.reference_window > 2 ** 31:
+            raise UserError(f"reference_window = {self.reference_window}: must be at most {2 ** 31}")
         if self.reference_decay is not None and not 0 <= self.reference_decay < 1:
             raise UserError(f"reference_decay = {self.reference_decay}: must be in [0, 1)")
 
@@ -144,12 +150,14 @@ class Block(model_baseline.Block):
             history = x if state is None else append(state, "history_" + name, x, dim=1)  # (B, T_all, C)
             weights = midpoint_weights(self.config, x.size(1), history.size(1), x.device)
             # one chart for all tokens of a sequence: the block's own c, also where each token has its c
-            base = self.curvature.c
+            base, points = self.curvature.c, self.heads(history)
+            if self.config.dynamic_curvature:
+                points = geometry.project(points, base)  # each was in the ball of its own token
             if self.config.per_head_curvature:
-                points = self.heads(history).transpose(1, 2)  # (B, nh, T_all, hs)
+                points = points.transpose(1, 2)  # (B, nh, T_all, hs)
                 r = geometry.gyromidpoint(points, weights, base.unsqueeze(-1)).transpose(1, 2)
             else:
-                r = geometry.gyromidpoint(history, weights, base)
+                r = geometry.gyromidpoint(points, weights, base)
         return geometry.project(r, c) if self.config.dynamic_curvature else r
 
     def limit(self, c, dtype):
@@ -166,8 +174,9 @@ class Block(model_baseline.Block):
         """Where c is a number of the config, what follows from it alone is computed once, not each step."""
         if self.config.curvature_mode == "fixed" and not self.config.dynamic_curvature:
             for dtype in geometry.BALL_MARGIN:
-                limit = self.limit(self.curvature.c, dtype)
-                self.register_buffer(limit_name(dtype), limit, persistent=False)
+                if dtype != torch.float64:  # which no model trains in, and mps does not have
+                    limit = self.limit(self.curvature.c, dtype).float()
+                    self.register_buffer(limit_name(dtype), limit, persistent=False)
 
     def tangent(self, x, r, c):
         if r is None:
@@ -182,7 +191,7 @@ class Block(model_baseline.Block):
         if self.config.residual == "transport":
             return self.maps.expmap(x, geometry.transport(r, x, v, c), c, limit)
         if self.config.residual == "reference":
-            return self.maps.mobius_add(x, self.maps.expmap(r, v, c), c, limit)
+            return self.maps.mobius_add(x, self.maps.expmap(r, v, c, limit), c, limit)
         return self.maps.add_exp_0(x, v, c, limit)
 
     def forward(self, x, state=None):
@@ -241,7 +250,8 @@ class GPT(model_baseline.GPT):
     @torch.no_grad()
     def geometry_stats(self, idx):
         """Per block, after it: mean curvature, share of rows at the ball's edge, mean geodesic distance to the origin."""
-        stats = {}
+        stats, training = {}, self.training
+        self.eval()  # without dropout, as everything that is measured
         x = self.embed(idx)
         for i, block in enumerate(self.transformer.h):
             c = block.curvature_of(x)
@@ -256,4 +266,5 @@ class GPT(model_baseline.GPT):
                 per_head = c.expand(*c.shape[:-2], block.config.n_head, 1).reshape(-1, block.config.n_head).mean(0)
                 values.update({f"curvature_head{h}": per_head[h].item() for h in range(block.config.n_head)})
             stats[f"block{i}"] = values
+        self.train(training)
         return stats

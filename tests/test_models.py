@@ -202,6 +202,35 @@ def test_what_follows_from_a_fixed_curvature_is_computed_once(tokens, monkeypatc
 
 
 @torch.no_grad()
+def test_points_between_the_maps_are_in_the_ball(tokens, monkeypatch):
+    """Those that a midpoint is taken of, with a curvature for every token, and the one that residual 'reference' adds."""
+    idx, _ = tokens
+    seen = []
+
+    def inside(x, c, margin=0.0):
+        c = c if isinstance(c, torch.Tensor) else torch.tensor(float(c))
+        seen.append(bool((c.double() * x.double().square().sum(-1, keepdim=True) < 1 - margin).all()))
+    midpoint, add = geometry.gyromidpoint, geometry.mobius_add
+    monkeypatch.setattr(geometry, "gyromidpoint", lambda x, w, c: (inside(x, c), midpoint(x, w, c))[1])
+    monkeypatch.setattr(geometry, "mobius_add", lambda x, y, c, limit: (inside(y, c), add(x, y, c, limit))[1])
+    for per_head in (False, True):
+        for options in ({"reference": "mean", "dynamic_curvature": True}, {"residual": "reference"}):
+            net = build("mixed", {**DEFAULT, **options, "curvature_mode": "parametric", "curvature": 1.0,
+                                  "per_head_curvature": per_head})
+            randomised(net, seed=3)
+            for p in net.parameters():
+                if p.dim() == 2:
+                    p *= 30  # updates as long as they come
+            net(idx)
+    assert len(seen) > 8 and all(seen)
+
+
+def test_geometry_is_measured_without_dropout(tokens):
+    net = build("mixed", {**DEFAULT, "dropout": 0.5}).train()
+    assert net.geometry_stats(tokens[0]) == net.geometry_stats(tokens[0]) and net.training
+
+
+@torch.no_grad()
 def test_points_stay_in_the_ball_in_every_configuration(tokens):
     idx, _ = tokens
     for name, options in GRID:
