@@ -383,6 +383,20 @@ def _tensors(x, c, limit=None):
     return c, torch.full((), limit, dtype=dtype, device=x.device)
 
 
+def fits(c, x):
+    """Does c broadcast against the rows x without making more of them?"""
+    return c.dim() <= x.dim() and all(size in (1, own) for size, own in zip(reversed(c.shape), (1, *reversed(x.shape[:-1]))))
+
+
+def spread(rows, *scalars):
+    """The rows, in the shape that they and c (and a limit) broadcast to where one of these makes more rows of them."""
+    scalars = [c for c in scalars if isinstance(c, torch.Tensor)]
+    if all(fits(c, row) for c in scalars for row in rows):
+        return rows
+    lead = torch.broadcast_shapes(*((*row.shape[:-1], 1) for row in rows), *(c.shape for c in scalars))[:-1]
+    return tuple(row.expand(*lead, row.size(-1)) for row in rows)
+
+
 def _other(y, x):
     """y where it is another tensor than x: torch.compile refuses the same one twice."""
     return y.view(y.shape) if y is x else y
@@ -732,6 +746,7 @@ def mobius_add(x, y, c, limit=None):
     limit: a norm, broadcasts as c does; a longer result is shortened to it. With max_norm(c, dtype) this is project()
     of the result without reading it again.
     """
+    x, y = spread((x, y), c, limit)
     return _Sum.apply(x, _other(y, x), *_tensors(x, c, limit), "add")
 
 
@@ -741,12 +756,14 @@ def expmap(x, v, c, limit=None):
     Ganea et al. 2018, lemma 2. x: points, v: tangent vectors at x, (..., D) -> points (..., D). At c = 0: x + v.
     limit: see mobius_add.
     """
+    x, v = spread((x, v), c, limit)
     return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp")
 
 
 def add_exp_0(x, v, c, limit=None):
     """x (+) exp_0(v) in one step. x: points, v: tangent vectors at the origin, (..., D) -> points. At c = 0: x + v.
     limit: see mobius_add."""
+    x, v = spread((x, v), c, limit)
     return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp_0")
 
 
@@ -756,6 +773,7 @@ def logmap(x, y, c):
 
     Ganea et al. 2018, lemma 2: the inverse of expmap. x, y: points (..., D) -> tangent vectors at x. At c = 0: y - x.
     """
+    x, y = spread((x, y), c)
     return _Log.apply(x, _other(y, x), _tensors(x, c)[0])
 
 
@@ -767,11 +785,13 @@ def log_previous(x, c):
 
 def exp_0(v, c):
     """exp_0(v) = tanc(c|v|^2) v: expmap at the origin. v: (..., D) -> points (..., D). At c = 0: v."""
+    v, = spread((v,), c)
     return _Radial.apply(_squarable(v), _tensors(v, c)[0], "exp")
 
 
 def log_0(x, c):
     """log_0(x) = artanc(c|x|^2) x: logmap at the origin. x: points (..., D) -> tangent vectors. At c = 0: x."""
+    x, = spread((x,), c)
     return _Radial.apply(x, _tensors(x, c)[0], "log")
 
 

@@ -7,16 +7,18 @@ Triton kernels, forward and backward, for the geometry of geometry.py, and the c
 They have the signatures, shapes and formulas of geometry.py, and its derivatives (_sum_backward, _log_backward there). Rows:
 float32, bfloat16 or float16, any number of them, D <= 8192. c (and limit): a number or a tensor of either sign or 0 that
 broadcasts against (..., 1), e.g. one for all, per head or per token. Arithmetic is float32, so that errors grow as
-eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin, where geometry.py sums in float64.
-Tangent vectors over 1e13 are shortened to that. Once differentiable.
+eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin (the gradient of c still faster: at
+|c||x|^2 = 1,000 no digit of it is left), where geometry.py sums in float64. Rows are squared in float32: points longer than 1e18
+(c = 0, or a tiny c) give NaN or Inf, in the gradient of logmap's c from 1e8 on, and geometry.py takes them up to 1e30. Tangent
+vectors over 1e13 are shortened to that. Once differentiable.
 
-Memory. A pass is one read or one write of all rows. Nothing but the inputs is kept for the backward pass, which finds its
-row scalars again from the rows that it reads anyway:
+Memory. A pass is one read or one write of all rows. The maps keep nothing but their inputs for the backward pass, which finds
+its row scalars again from the rows that it reads anyway; log_layernorm keeps mean and 1/deviation, two numbers a token:
 
                                         forward                      backward
     mobius_add, expmap, add_exp_0       x, v -> out          3       g, x, v -> dx, dv        5
     logmap                              x, y -> out          3       g, x, y -> dx, dy        5
-    log_layernorm, previous or origin   x -> out             2       g, x -> dx               3
+    log_layernorm, previous or origin   x -> out             2 1/8   g, x -> dx               3 5/8
     log_layernorm, reference given      x, r -> out          3       g, x, r -> dx, dr        5
     for comparison, Euclidean:
     x + v                               x, v -> out          3       none (g is both gradients)
@@ -24,7 +26,9 @@ row scalars again from the rows that it reads anyway:
 
 So what the curvature of a sub-layer costs in memory traffic is the backward of the sum: 5 passes in place of none.
 Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row in registers; the row before the chunk (in
-the backward pass, and after it) is read once more, CHUNK + 1 (+ 2) rows for CHUNK.
+the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a row of partial sums for
+LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward. Those of
+x (+) exp_r(v), residual 'reference', are two kernels with exp_r(v) in memory between them.
 
 Gradients of c and limit, and of LayerNorm's parameters, are written as one partial sum a program (or a row where c differs
 from row to row) and added in a fixed order: no atomics, the same bits each time.
@@ -48,6 +52,7 @@ EPS = tl.constexpr(1.1920929e-07)
 LONGEST = tl.constexpr(1e13)  # tangent vectors beyond are shortened: their squares, divided by A^2, fit float32
 SATURATED = tl.constexpr(1024.0)  # tanh is 1 in float32 from sqrt of it on
 MAX_D = 8192
+MOST_ROWS = 2 ** 31
 CHUNK = 8
 
 
@@ -174,7 +179,10 @@ def _dot(a, b):
 @triton.jit
 def _to(row, dtype: tl.constexpr, largest: tl.constexpr):
     """A tile in the dtype in which it is stored, saturated."""
-    return tl.minimum(tl.maximum(row, -largest), largest).to(dtype)
+    if largest < 3.4028234e38:  # float32 is what the rows are in: nothing to saturate, and NaN and Inf stay
+        row = tl.maximum(row, -largest, propagate_nan=tl.PropagateNan.ALL)
+        row = tl.minimum(row, largest, propagate_nan=tl.PropagateNan.ALL)
+    return row.to(dtype)
 
 
 @triton.jit
@@ -525,10 +533,10 @@ def _log_layernorm_backward(g_ptr, x_ptr, r_ptr, c_ptr, w_ptr, mean_ptr, rstd_pt
                          mask=mask & wanted)
             x = _token(x_ptr, t - 1, has_before & (step < STEPS - 1), x_stride, offsets, mask)
     if not C_PER_TOKEN:
-        tl.store(dc_ptr + tl.program_id(0) * NH + heads, dc, mask=live)
-    tl.store(dw_ptr + tl.program_id(0) * width + offsets, dw, mask=mask)
+        tl.store(dc_ptr + tl.program_id(0).to(tl.int64) * NH + heads, dc, mask=live)
+    tl.store(dw_ptr + tl.program_id(0).to(tl.int64) * width + offsets, dw, mask=mask)
     if BIAS:
-        tl.store(db_ptr + tl.program_id(0) * width + offsets, db, mask=mask)
+        tl.store(db_ptr + tl.program_id(0).to(tl.int64) * width + offsets, db, mask=mask)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -548,6 +556,8 @@ def check_device(device_type):
 def _strided(x):
     """(x, number of rows, their stride): x itself where its rows are evenly spaced and dense, else a copy."""
     rows, stride = x.numel() // max(1, x.size(-1)), None
+    if rows >= MOST_ROWS:
+        raise ValueError(f"{rows:,} rows: the kernels count them in 32 bits and take fewer than {MOST_ROWS:,}")
     dense = x.size(-1) == 1 or x.stride(-1) == 1
     for size, step in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1])):
         if size == 1:
@@ -604,7 +614,12 @@ def _z_low(dtype):
     return -(0.5 * math.pi - geometry.SPHERE_CAP[dtype]) ** 2
 
 
-def _common(x, y):
+def _common(x, y, *scalars):
+    """The rows in the shape that they and c (and limit) broadcast to."""
+    for c in scalars:
+        if isinstance(c, torch.Tensor) and c.dim() and c.size(-1) != 1:
+            raise ValueError(f"c and limit broadcast against (..., 1), one number a row, and this one is {tuple(c.shape)}")
+    x, y = geometry.spread((x, y), *scalars)
     shape = torch.broadcast_shapes(x.shape, y.shape)
     return x.expand(shape), y.expand(shape)
 
@@ -656,7 +671,8 @@ def _sum_grad(g: torch.Tensor, x: torch.Tensor, v: torch.Tensor, c: torch.Tensor
             limit_mod, geometry.ROUNDING[stored], _z_low(stored), KIND=KINDS[kind], LIMITED=limit is not None,
             ONE_C=c.numel() == 1, ONE_LIMIT=bound.numel() == 1, X_LARGEST=_largest(dx.dtype), V_LARGEST=_largest(dv.dtype),
             ROWS=rows, BLOCK_D=block_d, num_warps=warps)
-    dlimit = torch.zeros_like(bound) if limit is None else _to_shape(dlimit, lead, bound)
+    dlimit = (torch.zeros_like(bound, memory_format=torch.contiguous_format) if limit is None else
+              _to_shape(dlimit, lead, bound))
     return dx, dv, _to_shape(dc, lead, c), dlimit
 
 
@@ -727,12 +743,23 @@ _logmap.register_autograd(lambda ctx, g: _logmap_grad(g, *ctx.saved_tensors),
                           setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
+def check_row(heads, size):
+    """Why a row of so many heads of this size is too long for log_layernorm, or None."""
+    padded = triton.next_power_of_2(heads) * triton.next_power_of_2(size)
+    if padded <= MAX_D:
+        return None
+    return (f"rows of {heads} x {size} numbers: the kernels pad both to powers of two, {padded:,} numbers here, and take at "
+            f"most {MAX_D:,}")
+
+
 def _walk(x):
     """(tokens, heads, head size, chunks, BLOCK_H, BLOCK_D, warps) of x (B, T, heads, head size)"""
     B, T, NH, HS = x.shape
     block_h, block_d = triton.next_power_of_2(NH), triton.next_power_of_2(HS)
-    if block_h * block_d > MAX_D:
-        raise ValueError(f"rows of {NH} x {HS} numbers: the kernels take at most {MAX_D}")
+    problem = check_row(NH, HS) or (f"{B * T * NH:,} rows: the kernels take fewer than {MOST_ROWS:,}" if B * T * NH >= MOST_ROWS
+                                    else None)
+    if problem:
+        raise ValueError(problem)
     return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, min(16, max(4, block_h * block_d // 256))
 
 
@@ -770,17 +797,18 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
     dr = torch.empty(r.shape, dtype=r.dtype, device=x.device) if r is not None else torch.empty(0, device=x.device)
     wide_c, c_div, c_mod = _row_index(c, x.shape[:-1])
     per_token = c.numel() > 1 and (c_div >= NH or c_mod > NH)
-    dc = torch.zeros((N if per_token else chunks, NH), device=x.device)
-    dw = torch.zeros((chunks, NH * HS), device=x.device)
-    db = torch.zeros((chunks, NH * HS) if with_bias else (0, NH * HS), device=x.device)
+    # every program writes its own: with no token there is none, and sums over nothing are 0
+    dc = torch.empty((N if per_token else chunks, NH), device=x.device)
+    dw = torch.empty((chunks, NH * HS), device=x.device)
+    db = torch.empty((chunks, NH * HS) if with_bias else (0, NH * HS), device=x.device)
     r = x if r is None else r.contiguous()
     if N:
         _log_layernorm_backward[(chunks,)](
             g, x, r, wide_c, weight, mean, rstd, dx, dr, dc, dw, db, N, x.size(1), NH, HS, NH * HS, NH * HS, NH * HS, c_div,
             c_mod, REFERENCE=REFERENCES[reference], BIAS=with_bias, C_PER_TOKEN=per_token, LARGEST=_largest(dx.dtype),
             R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, num_warps=warps)
-    dc = dc.view(*x.shape[:-1], 1).sum_to_size(c.shape) if per_token else dc.sum(0)[:, None].sum_to_size(
-        c.shape if c.numel() > 1 else (1, 1)).reshape(c.shape)
+    dc = dc.view(*x.shape[:-1], 1) if per_token else dc.sum(0).view(1, 1, NH, 1)
+    dc = dc.sum_to_size((1,) * (4 - c.dim()) + tuple(c.shape)).reshape(c.shape)
     return dx, dr, dc.to(c.dtype), dw.sum(0).to(weight.dtype), db.sum(0).to(weight.dtype)
 
 
@@ -816,22 +844,22 @@ def _tensor(c, x):
 
 def mobius_add(x, y, c, limit=None):
     """geometry.mobius_add"""
-    return _sum(*_common(x, y), _tensor(c, x), _tensor(limit, x), "add")
+    return _sum(*_common(x, y, c, limit), _tensor(c, x), _tensor(limit, x), "add")
 
 
 def expmap(x, v, c, limit=None):
     """geometry.expmap"""
-    return _sum(*_common(x, v), _tensor(c, x), _tensor(limit, x), "exp")
+    return _sum(*_common(x, v, c, limit), _tensor(c, x), _tensor(limit, x), "exp")
 
 
 def add_exp_0(x, v, c, limit=None):
     """geometry.add_exp_0"""
-    return _sum(*_common(x, v), _tensor(c, x), _tensor(limit, x), "exp_0")
+    return _sum(*_common(x, v, c, limit), _tensor(c, x), _tensor(limit, x), "exp_0")
 
 
 def logmap(x, y, c):
     """geometry.logmap"""
-    return _logmap(*_common(x, y), _tensor(c, x))
+    return _logmap(*_common(x, y, c), _tensor(c, x))
 
 
 def log_layernorm(x, c, weight, bias=None, reference="previous", r=None, dtype=None):
@@ -843,5 +871,8 @@ def log_layernorm(x, c, weight, bias=None, reference="previous", r=None, dtype=N
     """
     if (reference == "given") != (r is not None):
         raise ValueError("r goes with reference = 'given'")
-    dtype = _result_dtype(x) if dtype is None else dtype
+    stored = _result_dtype(x)  # also where `dtype` is given: float64 rows are refused
+    dtype = stored if dtype is None else dtype
+    if isinstance(c, torch.Tensor) and not geometry.fits(c, x):
+        raise ValueError(f"c broadcasts against {(*x.shape[:-1], 1)}, one number a head, and is {tuple(c.shape)}")
     return _log_layernorm(x, r, _tensor(c, x), weight, bias, reference, dtype)[0]

@@ -6,8 +6,9 @@ The same model with the same parameters as model.py, which it subclasses; two st
     LayerNorm(log_r(x))                    one kernel, r = x_{t-1} made from the row before
     project(x (+) exp_0(v))                one kernel (expmap and mobius_add for the other two residuals)
 
-What stays in PyTorch, chosen here and nowhere else: the embedding's exp_0 and projection (once a step), parallel transport
-(residual 'transport') and gyro-midpoints (reference 'mean', 'window', 'ema').
+What stays in PyTorch, chosen here and nowhere else: the embedding's exp_0 and projection (once a step; with dynamic_curvature
+the projections at each block's entry and of each reference point), parallel transport (residual 'transport') and gyro-midpoints
+(reference 'mean', 'window', 'ema').
 """
 import torch
 
@@ -34,6 +35,8 @@ class GPT(model.GPT):
     block = Block
 
     def __init__(self, config):
-        if config.n_embd > kernels.MAX_D:
-            raise UserError(f"n_embd = {config.n_embd}: the Triton kernels take at most {kernels.MAX_D}; use --ops=torch")
+        heads = config.n_head if config.per_head_curvature else 1
+        problem = kernels.check_row(heads, config.n_embd // heads)
+        if problem:
+            raise UserError(f"{problem}; use --ops=torch")
         super().__init__(config)

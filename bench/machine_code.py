@@ -116,6 +116,7 @@ def read_cubin(cubin):
     operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", sass, re.M)
     wide = lambda prefix: sum(o.startswith(prefix) and ".128" in o for o in operations)  # noqa: E731
     return {"registers": int(re.search(r"REG:(\d+)", usage).group(1)), "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
+            "atomics": sum(o.startswith(("ATOM", "RED")) for o in operations),
             "local": sum(o.startswith(("LDL", "STL")) for o in operations),
             "loads": sum(o.startswith("LDG") for o in operations), "loads_16_bytes": wide("LDG"),
             "stores": sum(o.startswith("STG") for o in operations), "stores_16_bytes": wide("STG")}
@@ -129,11 +130,19 @@ def expected(row_tiles, float32_tiles, elements, dtype):
     return row_tiles * elements * size // 16 + float32_tiles * elements * 4 // 16
 
 
+def loses_nan(ptx):
+    """Clamps to the largest number of a stored dtype that would turn a NaN into it."""
+    largest = "(?:FF7FFFFF|7F7FFFFF|FF7F0000|7F7F0000|C77FE000|477FE000)"
+    return len(re.findall(rf"\b(?:max|min)\.f32\s[^;]*0f{largest}", ptx, re.I))
+
+
 def rows_of(archs, dtypes, widths):
     for name, D, dtype, function, signature, constants, warps, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
         for arch in archs:
-            code = read_cubin(compile_case(function, signature, constants, warps, arch).asm["cubin"])
+            compiled = compile_case(function, signature, constants, warps, arch)
+            code = read_cubin(compiled.asm["cubin"])
             yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": warps, **code,
+                   "loses_nan": loses_nan(compiled.asm["ptx"]),
                    "expected_loads": expected(loads, w_loads, elements, dtype),
                    "expected_stores": expected(stores, w_stores, elements, dtype)}
 

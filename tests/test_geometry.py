@@ -33,14 +33,14 @@ def midpoint_of_two(x, y, c):
 
 # every public function of rows, and what its rows are: p a point, t a tangent vector, f a row that may be anything
 FUNCTIONS = {
-    "mobius_add": (G.mobius_add, "pp"), "expmap": (G.expmap, "pt"), "logmap": (G.logmap, "pp"), "exp_0": (G.exp_0, "t"),
+    "mobius_add": (G.mobius_add, "pp"), "expmap": (G.expmap, "pt"), "add_exp_0": (G.add_exp_0, "pt"), "logmap": (G.logmap, "pp"), "exp_0": (G.exp_0, "t"),
     "log_0": (G.log_0, "p"), "dist": (G.dist, "pp"), "gyration": (G.gyration, "ppt"),
     "transport": (G.transport, "ppt"), "project": (G.project, "f"), "conformal_factor": (G.conformal_factor, "p"),
     "midpoint_of_two": (midpoint_of_two, "pp"),
 }
 
 ORACLES = {
-    "mobius_add": O.mobius_add, "expmap": O.expmap, "logmap": O.logmap, "exp_0": O.exp_0, "log_0": O.log_0,
+    "mobius_add": O.mobius_add, "expmap": O.expmap, "add_exp_0": lambda x, v, c: O.mobius_add(x, O.exp_0(v, c), c), "logmap": O.logmap, "exp_0": O.exp_0, "log_0": O.log_0,
     "dist": lambda x, y, c: [O.dist(x, y, c)], "gyration": O.gyration, "transport": O.transport,
     "conformal_factor": lambda x, c: [O.conformal(x, c)],
     "midpoint_of_two": lambda x, y, c: O.gyromidpoint((x, y), (1, 2), c),
@@ -608,6 +608,30 @@ def test_gradcheck_of_curvature_per_head_and_per_token(name):
         inputs = [row.requires_grad_() for row in random_rows(kinds, shape, 1.0, generator(30))] + [c.requires_grad_()]
         assert gradcheck(f, inputs, check_undefined_grad=False)
         assert gradgradcheck(f, inputs, check_undefined_grad=False)
+
+
+def test_gradcheck_with_a_limit_and_of_the_previous_token():
+    """Half of the rows are over the limit."""
+    x, v = (row.requires_grad_() for row in random_rows("pt", (1, 4, 3), 1.0, generator(33)))
+    for c in GRADCHECK_CURVATURES:
+        c = torch.tensor(c, dtype=torch.float64, requires_grad=True)
+        for f in (G.mobius_add, G.expmap, G.add_exp_0):
+            lengths = f(x, v, c).norm(dim=-1).detach().flatten().sort().values
+            limit = lengths[1:3].mean().requires_grad_()
+            assert (f(x, v, c, limit).norm(dim=-1) <= limit * (1 + 1e-12)).all()
+            assert gradcheck(f, (x, v, c, limit), check_undefined_grad=False)
+            assert gradgradcheck(f, (x, v, c, limit), check_undefined_grad=False)
+        assert torch.equal(G.log_previous(x, c), G.logmap(torch.nn.functional.pad(x, (0, 0, 1, -1)), x, c))
+        assert gradcheck(G.log_previous, (x, c), check_undefined_grad=False)
+        assert gradgradcheck(G.log_previous, (x, c), check_undefined_grad=False)
+
+
+def test_rows_take_the_shape_that_c_gives_them():
+    x, y = (row.requires_grad_() for row in random_rows("pp", (1, 3), 1.0, generator(34)))
+    c = torch.linspace(-0.5, 0.5, 4, dtype=torch.float64).view(2, 2, 1).requires_grad_()
+    for f in (G.mobius_add, G.expmap, G.add_exp_0, G.logmap):
+        assert f(x, y, c).shape == (2, 2, 3)
+        assert gradcheck(f, (x, y, c), check_undefined_grad=False)
 
 
 def test_gradcheck_of_the_midpoint_by_its_weights():
