@@ -13,6 +13,7 @@ over eager and the peak memory above the inputs. A table, a CSV (--out) with har
 import csv
 import ctypes
 import gc
+import importlib.metadata
 import os
 import platform
 import sys
@@ -101,6 +102,8 @@ def peak_memory(f, device):
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
     if not os.path.exists("/proc/self/clear_refs"):
         return None
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what keep_freed_memory has kept would be taken again unseen
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = _status_kib("VmRSS")
@@ -195,7 +198,9 @@ def write(table, config, device):
     folder = os.path.dirname(config.out)
     if folder:
         os.makedirs(folder, exist_ok=True)
-    about = dict(hardware=hardware(device), threads=config.threads, torch=torch.__version__, python=platform.python_version())
+    triton = importlib.metadata.version("triton") if device.startswith("cuda") else None
+    about = dict(hardware=hardware(device), threads=config.threads, torch=torch.__version__, triton=triton,
+                 python=platform.python_version())
     with open(config.out, "w", newline="") as f:
         writer = csv.DictWriter(f, [*table[0], *about])
         writer.writeheader()
@@ -227,6 +232,8 @@ def main(argv):
     config, _ = configurator.resolve(argv, BenchConfig, script_doc=__doc__)
     device = pick_device(config.device)
     torch.set_num_threads(config.threads)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # Triton launches on the current one
     if config.keep_memory and device == "cpu":
         keep_freed_memory()
     table = bench(config, device)
