@@ -28,7 +28,8 @@ So what the curvature of a sub-layer costs in memory traffic is the backward of 
 Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row in registers; the row before the chunk (in
 the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a row of partial sums for
 LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward. Those of
-x (+) exp_r(v), residual 'reference', are two kernels with exp_r(v) in memory between them.
+x (+) exp_r(v), residual 'reference', are two kernels with exp_r(v) in memory between them. Padded rows of 4,096 numbers and more
+have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at 8,192 the backward of log_layernorm spills registers.
 
 Gradients of c and limit, and of LayerNorm's parameters, are written as one partial sum a program (or a row where c differs
 from row to row) and added in a fixed order: no atomics, the same bits each time.
@@ -800,16 +801,19 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
     # every program writes its own: with no token there is none, and sums over nothing are 0
     dc = torch.empty((N if per_token else chunks, NH), device=x.device)
     dw = torch.empty((chunks, NH * HS), device=x.device)
-    db = torch.empty((chunks, NH * HS) if with_bias else (0, NH * HS), device=x.device)
+    # its sum takes registers that long rows need: they would spill
+    bias_inside = with_bias and block_h * block_d <= 2048
+    db = torch.empty((chunks, NH * HS) if bias_inside else (0, NH * HS), device=x.device)
     r = x if r is None else r.contiguous()
     if N:
         _log_layernorm_backward[(chunks,)](
             g, x, r, wide_c, weight, mean, rstd, dx, dr, dc, dw, db, N, x.size(1), NH, HS, NH * HS, NH * HS, NH * HS, c_div,
-            c_mod, REFERENCE=REFERENCES[reference], BIAS=with_bias, C_PER_TOKEN=per_token, LARGEST=_largest(dx.dtype),
+            c_mod, REFERENCE=REFERENCES[reference], BIAS=bias_inside, C_PER_TOKEN=per_token, LARGEST=_largest(dx.dtype),
             R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, num_warps=warps)
     dc = dc.view(*x.shape[:-1], 1) if per_token else dc.sum(0).view(1, 1, NH, 1)
     dc = dc.sum_to_size((1,) * (4 - c.dim()) + tuple(c.shape)).reshape(c.shape)
-    return dx, dr, dc.to(c.dtype), dw.sum(0).to(weight.dtype), db.sum(0).to(weight.dtype)
+    db = g.sum((0, 1), dtype=torch.float32).flatten() if with_bias and not bias_inside else db.sum(0)
+    return dx, dr, dc.to(c.dtype), dw.sum(0).to(weight.dtype), db.to(weight.dtype)
 
 
 @_log_layernorm_grad.register_fake

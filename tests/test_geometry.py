@@ -613,7 +613,7 @@ def test_gradcheck_of_curvature_per_head_and_per_token(name):
 def test_gradcheck_with_a_limit_and_of_the_previous_token():
     """Half of the rows are over the limit."""
     x, v = (row.requires_grad_() for row in random_rows("pt", (1, 4, 3), 1.0, generator(33)))
-    for c in GRADCHECK_CURVATURES:
+    for c in (-1.0, 0.0, 1.0):
         c = torch.tensor(c, dtype=torch.float64, requires_grad=True)
         for f in (G.mobius_add, G.expmap, G.add_exp_0):
             lengths = f(x, v, c).norm(dim=-1).detach().flatten().sort().values

@@ -2,6 +2,7 @@
 kernels.py and model_triton.py in Triton's interpreter against geometry.py in float64, and as machine code for GPUs that are not here.
 conftest.py sets TRITON_INTERPRET=1 before Triton is imported; the ahead-of-time compilation is in a process of its own.
 """
+import itertools
 import json
 import os
 import subprocess
@@ -191,14 +192,15 @@ def test_a_model_whose_padded_rows_are_too_long_is_refused_at_once():
         models.build("mixed", config)
 
 
-@pytest.mark.parametrize("reference", ["previous", "origin", "given"])
-@pytest.mark.parametrize("kind", ["one", "head", "token", "both"])
-@pytest.mark.parametrize("shape", [(2, 5, 3, 5), (1, 9, 1, 32), (3, 1, 2, 4)])
+@pytest.mark.parametrize("reference, kind, shape", [
+    *itertools.product(["previous", "origin", "given"], ["one", "head", "token", "both"], [(2, 5, 3, 5), (1, 9, 1, 32), (3, 1, 2, 4)]),
+    ("previous", "head", (1, 2, 2, 1100))])  # padded to 4,096: the bias's gradient is summed outside of the kernel
 def test_log_and_layernorm_in_one_kernel(reference, kind, shape):
     B, T, H, D = shape
     rng = torch.Generator().manual_seed(0)
     draw = lambda *size: torch.randn(size, generator=rng)  # noqa: E731
-    x, r, g, weight, bias = draw(*shape) * 0.1, draw(*shape) * 0.1, draw(*shape), draw(H * D), draw(H * D)
+    size = 0.5 * max(D, 25) ** -0.5  # well inside of the ball
+    x, r, g, weight, bias = draw(*shape) * size, draw(*shape) * size, draw(*shape), draw(H * D), draw(H * D)
     c = 0.4 * draw(*{"one": (), "head": (H, 1), "token": (B, T, 1, 1), "both": (B, T, H, 1)}[kind])
     ours = [t.clone().requires_grad_() for t in (x, c, weight, bias, r)]
     exact = [t.double().requires_grad_() for t in (x, c, weight, bias, r)]
@@ -365,7 +367,7 @@ def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_p
         assert run.returncode == 0, run.stderr
         found += json.loads(path.read_text())
     assert {row["arch"] for row in found} == {80, 90} and {row["dtype"] for row in found} == {"float32", "bfloat16", "float16"}
-    assert len({row["kernel"] for row in found}) == 10
+    assert len({row["kernel"].split(",")[0] for row in found}) == 10
     for row in found:
         assert row["stack"] == 0 and row["local"] == 0, row
         assert row["atomics"] == 0 and row["loses_nan"] == 0, row  # sums in a fixed order; a NaN is stored as one
