@@ -117,3 +117,12 @@ def test_sampling_keeps_to_the_top_k_and_temperature_0_is_the_maximum():
     share = (drawn == 1).float().mean().item()
     assert share == pytest.approx(1 / (1 + torch.exp(torch.tensor(-1.0)).item()), abs=0.1)
     assert sample_token(logits, 0, None, g).item() == 1
+
+
+def test_parameters_and_flops_as_counted_by_hand():
+    """65 characters, 2 layers of width 16, 8 positions: embedding (and tied head) 65 * 16; a block 3 C^2 + C^2 for attention,
+    4 C^2 + 4 C^2 for the MLP and two norms of C; a last norm."""
+    model = GPT(BaselineConfig(vocab_size=65, n_layer=2, n_head=2, n_embd=16, block_size=8))
+    assert model.num_params() == 65 * 16 + 2 * (12 * 256 + 2 * 16) + 16 == 7264
+    # 6 for each parameter; a token's attention: 2 products of T x C, forward and twice that backward, 2 each a layer
+    assert model.flops_per_token() == 6 * 7264 + 2 * (2 * 2 * 8 * 16) * 3 == 46656
