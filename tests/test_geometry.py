@@ -155,8 +155,10 @@ def test_float32_expmap_is_accurate_for_steps_to_neighbours():
             error, bound, description = expmap_case(c, x, v)
             apart = math.sinh(2 * half_angle(c, x, v)) * radius(c) if c > 0 else 0.0
             growth = max(float(G.conformal_factor(x, c) * x.norm()), apart) / (G.conformal_factor(y, c) * y.norm())
-            cases.append((error, bound * max(1.0, float(growth)), description))
+            cases.append((error, min(0.05, bound * max(1.0, float(growth))), description))
     assert len(cases) > 300
+    # where nothing is magnified the bound is 2e-6 itself
+    assert sum(bound <= 2e-6 for _, bound, _ in cases) > 100
     within_bound(cases)
 
 
