@@ -76,8 +76,7 @@ def _check_moments(name, values, parameter, keys):
     if not isinstance(values, dict) or values.keys() != keys:
         raise UserError(f"the checkpoint's optimizer state of {name} is damaged or another optimizer's")
     for key, value in values.items():
-        if not isinstance(value, torch.Tensor) or value.shape not in ((), parameter.shape) or (key != "step" and not value.dim()
-                                                                                              and parameter.dim()):
+        if not isinstance(value, torch.Tensor) or value.shape != (() if key == "step" else parameter.shape):
             raise UserError(f"the checkpoint's optimizer state of {name} is damaged or another model's: {key} does not have the "
                             "parameter's shape")
         if not torch.isfinite(value).all():
@@ -122,8 +121,7 @@ def folder(out_dir, name):
         if os.path.isfile(os.path.join(path, WEIGHTS)):
             return path
     other = "last" if name == "best" else "best"
-    hint = (f"; there is {other!r} (no evaluation was better than the one before training)" if name == "best" else
-            f"; there is {other!r}") if exists(out_dir, other) else ""
+    hint = f"; there is {other!r}" if exists(out_dir, other) else ""
     raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(target, WEIGHTS)}){hint}")
 
 

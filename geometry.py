@@ -325,10 +325,15 @@ def _root(z):
     return torch.sqrt(z.abs().clamp(min=torch.finfo(z.dtype).tiny))
 
 
+def _cap(stored):
+    """The half-angle on the sphere at which points of this storage dtype stop."""
+    return 0.5 * math.pi - SPHERE_CAP[stored]
+
+
 def _exp_coefficient(z, stored):
     """k(z) with exp_0(v) = k(c|v|^2) v, and 1 - z k^2 = 1 - c|exp_0(v)|^2: tanc, stopped on the sphere at SPHERE_CAP
     before the pole."""
-    cap = 0.5 * math.pi - SPHERE_CAP[stored]
+    cap = _cap(stored)
     if _second_order():
         bounded = z.clamp(min=-cap * cap)
         beyond = bounded != z
@@ -341,7 +346,7 @@ def _exp_coefficient(z, stored):
 
 def _exp_slope(z, k, rest, stored):
     """dk/dz and d rest/dz of _exp_coefficient. Beyond the cap z k^2 is a constant."""
-    rest = torch.where(z < -(0.5 * math.pi - SPHERE_CAP[stored]) ** 2, 0.0, rest)
+    rest = torch.where(z < -_cap(stored) ** 2, 0.0, rest)
     return _tanc_slope(z, k, rest), -k * rest
 
 
@@ -470,7 +475,8 @@ def _dot_with(g, v, vv):
 
 
 def _second_order():
-    """Is the backward that runs to be differentiated again (create_graph=True)?"""
+    """Are these operations recorded? In the functions below that is where a backward is to be differentiated again
+    (create_graph=True); an autograd.Function's own forward and backward run unrecorded."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

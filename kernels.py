@@ -612,7 +612,7 @@ def tile(D, tensors):
 
 
 def _z_low(dtype):
-    return -(0.5 * math.pi - geometry.SPHERE_CAP[dtype]) ** 2
+    return -geometry._cap(dtype) ** 2
 
 
 def _common(x, y, *scalars):
