@@ -773,6 +773,12 @@ def add_exp_0(x, v, c, limit=None):
     return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp_0")
 
 
+def add_exp(x, r, v, c, limit=None):
+    """x (+) exp_r(v). x, r: points, v: tangent vectors at r, (..., D) -> points. At c = 0: x + r + v.
+    limit: see mobius_add; exp_r(v) is shortened to it as well."""
+    return mobius_add(x, expmap(r, v, c, limit), c, limit)
+
+
 def logmap(x, y, c):
     """log_x(y) = A artanc(c|d|^2/M) (-x (+) y),  -x (+) y = ( -c|d|^2 x + A d ) / M,  d = y - x,  A = 1 - c|x|^2,
     M = (A - c<x,d>)^2 + c^2 (|x|^2|d|^2 - <x,d>^2); 1 - c|-x (+) y|^2 = A (1 - c|y|^2)/M goes to artanh.

@@ -1,7 +1,8 @@
 """
 Triton kernels, forward and backward, for the geometry of geometry.py, and the custom operators that train with them.
 
-    mobius_add(x, y, c, limit)   expmap(x, v, c, limit)   add_exp_0(x, v, c, limit)   logmap(x, y, c)
+    mobius_add(x, y, c, limit)   expmap(x, v, c, limit)   add_exp_0(x, v, c, limit)   add_exp(x, r, v, c, limit)
+    logmap(x, y, c)
     log_layernorm(x, c, weight, bias, reference, r): LayerNorm(log_r(x)), the maps per head, LayerNorm over the whole row
 
 They have the signatures, shapes and formulas of geometry.py, and its derivatives (_sum_backward, _log_backward there). Rows:
@@ -17,6 +18,7 @@ its row scalars again from the rows that it reads anyway; log_layernorm keeps me
 
                                         forward                      backward
     mobius_add, expmap, add_exp_0       x, v -> out          3       g, x, v -> dx, dv        5
+    add_exp                             x, r, v -> out       4       g, x, r, v -> dx, dr, dv 7
     logmap                              x, y -> out          3       g, x, y -> dx, dy        5
     log_layernorm, previous or origin   x -> out             2 1/8   g, x -> dx               3 5/8
     log_layernorm, reference given      x, r -> out          3       g, x, r -> dx, dr        5
@@ -27,9 +29,9 @@ its row scalars again from the rows that it reads anyway; log_layernorm keeps me
 So what the curvature of a sub-layer costs in memory traffic is the backward of the sum: 5 passes in place of none.
 Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row in registers; the row before the chunk (in
 the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a row of partial sums for
-LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward. Those of
-x (+) exp_r(v), residual 'reference', are two kernels with exp_r(v) in memory between them. Padded rows of 4,096 numbers and more
-have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at 8,192 the backward of log_layernorm spills registers.
+LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward. Padded rows of
+4,096 numbers and more have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at 8,192 the backward of
+log_layernorm spills registers.
 
 Gradients of c and limit, and of LayerNorm's parameters, are written as one partial sum a program (or a row where c differs
 from row to row) and added in a fixed order: no atomics, the same bits each time.
@@ -44,8 +46,8 @@ import triton.language as tl
 
 import geometry
 
-ADD, EXP, EXP_0 = (tl.constexpr(k) for k in range(3))
-KINDS = {"add": 0, "exp": 1, "exp_0": 2}
+ADD, EXP, EXP_0, EXP_R = (tl.constexpr(k) for k in range(4))
+KINDS = {"add": 0, "exp": 1, "exp_0": 2, "exp_r": 3}
 ORIGIN, PREVIOUS, GIVEN = (tl.constexpr(k) for k in range(3))
 REFERENCES = {"origin": 0, "previous": 1, "given": 2}
 
@@ -281,8 +283,64 @@ def _log_pull_back(g, x, y, c):
     return grad_x, grad_y, dd * by_e - xx * by_a - yy * by_b
 
 
+@triton.jit
+def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
+    """x (+) v, exp_x(v) or x (+) exp_0(v), geometry._sum"""
+    if KIND != ADD:
+        v = _shorten(v)
+    a, b, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
+    shrink = n * 0.0 + 1.0
+    if LIMITED:
+        outside, shrink = _shrink(limit, ww, n, rounding)
+    return (shrink * a / n)[:, None] * (x + j[:, None] * v + (c * ww / a)[:, None] * x)
+
+
+@triton.jit
+def _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
+    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward, line by line"""
+    if KIND != ADD:
+        v = _shorten(v)
+    a, b, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
+    t = c * ww
+    p, q = (a + t) / n, a * j / n
+    gx, gv = _dot(g, x), _dot(g, v)
+    if LIMITED:
+        outside, shrink = _shrink(limit, ww, n, rounding)
+        p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
+    along = (gx * (a + t) + gv * (a * j)) / n
+    by_n = -along / n
+    by_ww = n * 0.0
+    by_limit = n * 0.0
+    if LIMITED:
+        half = tl.where(outside, 0.5 * along, 0.0)
+        by_limit = 2.0 * half / tl.where(outside, limit, 1.0)
+        by_n += half / n
+        by_ww = -half / tl.where(outside, ww, 1.0)
+    by_t = gx / n + by_n
+    by_ww += c * by_t
+    by_a = (gx + gv * j) / n + by_n * b
+    by_b = by_n * a
+    by_c = ww * by_t
+    if KIND == ADD:
+        by_xv, by_vv = 2.0 * by_ww, by_ww - c * by_b
+        by_c -= vv * by_b
+    else:
+        h = _h(a, KIND)
+        by_j = gv * a / n + 2.0 * (xv + j * vv) * by_ww
+        constant = tl.where(beyond, 0.0, b)
+        by_z = h * by_j * _tanc_slope(c * (h * h * vv), k, constant) - by_b * k * constant
+        by_c += h * h * vv * by_z
+        by_xv, by_vv = 2.0 * j * by_ww, j * j * by_ww + c * h * h * by_z
+        if KIND == EXP:
+            by_a -= h * h * (k * by_j + 2.0 * c * h * vv * by_z)
+    by_c -= xx * by_a
+    grad_x = p[:, None] * g + (2.0 * (by_ww - c * by_a))[:, None] * x + by_xv[:, None] * v
+    grad_v = q[:, None] * g + (2.0 * by_vv)[:, None] * v + by_xv[:, None] * x
+    return grad_x, grad_v, by_c, by_limit
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# x (+) y, exp_x(v), x (+) exp_0(v): ROWS rows a program
+# x (+) y, exp_x(v), x (+) exp_0(v), x (+) exp_r(v): ROWS rows a program
 
 @triton.jit
 def _tile(R, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
@@ -317,74 +375,54 @@ def _store_partial(pointer, rows, live, value, ONE: tl.constexpr):
 
 
 @triton.jit
-def _sum_forward(x_ptr, v_ptr, c_ptr, limit_ptr, out_ptr, R, D, x_stride, v_stride, c_div, c_mod, limit_div, limit_mod,
-                 rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr, LARGEST: tl.constexpr,
+def _sum_forward(x_ptr, r_ptr, v_ptr, c_ptr, limit_ptr, out_ptr, R, D, x_stride, r_stride, v_stride, c_div, c_mod, limit_div,
+                 limit_mod, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr, LARGEST: tl.constexpr,
                  ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     rows, live, cols, mask = _tile(R, D, ROWS, BLOCK_D)
     x = _load(x_ptr, rows, x_stride, cols, mask)
     v = _load(v_ptr, rows, v_stride, cols, mask)
     c = _of_rows(c_ptr, rows, live, c_div, c_mod)
-    if KIND != ADD:
-        v = _shorten(v)
-    a, b, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
-    shrink = n * 0.0 + 1.0
+    limit = c
     if LIMITED:
-        outside, shrink = _shrink(_of_rows(limit_ptr, rows, live, limit_div, limit_mod), ww, n, rounding)
-    out = (shrink * a / n)[:, None] * (x + j[:, None] * v + (c * ww / a)[:, None] * x)
+        limit = _of_rows(limit_ptr, rows, live, limit_div, limit_mod)
+    if KIND == EXP_R:
+        point = _sum_rows(_load(r_ptr, rows, r_stride, cols, mask), v, c, limit, rounding, z_low, EXP, LIMITED)
+        out = _sum_rows(x, point, c, limit, rounding, z_low, ADD, LIMITED)
+    else:
+        out = _sum_rows(x, v, c, limit, rounding, z_low, KIND, LIMITED)
     _store(out_ptr, rows, D, cols, mask, out, LARGEST)
 
 
 @triton.jit
-def _sum_backward(g_ptr, x_ptr, v_ptr, c_ptr, limit_ptr, dx_ptr, dv_ptr, dc_ptr, dlimit_ptr, R, D, g_stride, x_stride, v_stride,
-                  c_div, c_mod, limit_div, limit_mod, rounding, z_low,
+def _sum_backward(g_ptr, x_ptr, r_ptr, v_ptr, c_ptr, limit_ptr, dx_ptr, dr_ptr, dv_ptr, dc_ptr, dlimit_ptr, R, D, g_stride,
+                  x_stride, r_stride, v_stride, c_div, c_mod, limit_div, limit_mod, rounding, z_low,
                   KIND: tl.constexpr, LIMITED: tl.constexpr, ONE_C: tl.constexpr, ONE_LIMIT: tl.constexpr,
-                  X_LARGEST: tl.constexpr, V_LARGEST: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """geometry._sum_backward, line by line"""
+                  X_LARGEST: tl.constexpr, R_LARGEST: tl.constexpr, V_LARGEST: tl.constexpr,
+                  ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     rows, live, cols, mask = _tile(R, D, ROWS, BLOCK_D)
     x = _load(x_ptr, rows, x_stride, cols, mask)
     v = _load(v_ptr, rows, v_stride, cols, mask)
     g = _load(g_ptr, rows, g_stride, cols, mask)
     c = _of_rows(c_ptr, rows, live, c_div, c_mod)
-    if KIND != ADD:
-        v = _shorten(v)
-    a, b, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
-    t = c * ww
-    p, q = (a + t) / n, a * j / n
-    gx, gv = _dot(g, x), _dot(g, v)
+    limit = c
     if LIMITED:
         limit = _of_rows(limit_ptr, rows, live, limit_div, limit_mod)
-        outside, shrink = _shrink(limit, ww, n, rounding)
-        p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
-    along = (gx * (a + t) + gv * (a * j)) / n
-    by_n = -along / n
-    by_ww = n * 0.0
-    if LIMITED:
-        half = tl.where(outside, 0.5 * along, 0.0)
-        _store_partial(dlimit_ptr, rows, live, 2.0 * half / tl.where(live, limit, 1.0), ONE_LIMIT)
-        by_n += half / n
-        by_ww = -half / tl.where(outside, ww, 1.0)
-    by_t = gx / n + by_n
-    by_ww += c * by_t
-    by_a = (gx + gv * j) / n + by_n * b
-    by_b = by_n * a
-    by_c = ww * by_t
-    if KIND == ADD:
-        by_xv, by_vv = 2.0 * by_ww, by_ww - c * by_b
-        by_c -= vv * by_b
+    if KIND == EXP_R:
+        r = _load(r_ptr, rows, r_stride, cols, mask)
+        point = _sum_rows(r, v, c, limit, rounding, z_low, EXP, LIMITED)
+        grad_x, grad_point, by_c, by_limit = _sum_pull_back(g, x, point, c, limit, rounding, z_low, ADD, LIMITED)
+        _store(dx_ptr, rows, D, cols, mask, grad_x, X_LARGEST)
+        grad_r, grad_v, by_c_too, by_limit_too = _sum_pull_back(grad_point, r, v, c, limit, rounding, z_low, EXP, LIMITED)
+        _store(dr_ptr, rows, D, cols, mask, grad_r, R_LARGEST)
+        by_c += by_c_too
+        by_limit += by_limit_too
     else:
-        h = _h(a, KIND)
-        by_j = gv * a / n + 2.0 * (xv + j * vv) * by_ww
-        constant = tl.where(beyond, 0.0, b)
-        by_z = h * by_j * _tanc_slope(c * (h * h * vv), k, constant) - by_b * k * constant
-        by_c += h * h * vv * by_z
-        by_xv, by_vv = 2.0 * j * by_ww, j * j * by_ww + c * h * h * by_z
-        if KIND == EXP:
-            by_a -= h * h * (k * by_j + 2.0 * c * h * vv * by_z)
-    by_c -= xx * by_a
-    _store(dx_ptr, rows, D, cols, mask, p[:, None] * g + (2.0 * (by_ww - c * by_a))[:, None] * x + by_xv[:, None] * v,
-           X_LARGEST)
-    _store(dv_ptr, rows, D, cols, mask, q[:, None] * g + (2.0 * by_vv)[:, None] * v + by_xv[:, None] * x, V_LARGEST)
+        grad_x, grad_v, by_c, by_limit = _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND, LIMITED)
+        _store(dx_ptr, rows, D, cols, mask, grad_x, X_LARGEST)
+    _store(dv_ptr, rows, D, cols, mask, grad_v, V_LARGEST)
     _store_partial(dc_ptr, rows, live, by_c, ONE_C)
+    if LIMITED:
+        _store_partial(dlimit_ptr, rows, live, by_limit, ONE_LIMIT)
 
 
 @triton.jit
@@ -602,27 +640,29 @@ def _largest(dtype):
 
 
 def tile(D, tensors):
-    """(rows a program, columns, warps): 2,048 numbers in each of the row tiles that a program holds, or one row;
-    1,024 where there are five tiles, so that no register is spilled."""
+    """(rows a program, columns, options of the launch): 2,048 numbers in each of the row tiles that a program holds, or one
+    row; 1,024 where there are five tiles, so that no register is spilled. For seven a thread may take all registers that there
+    are: ptxas, left to itself, trades a spill for occupancy."""
     if D > MAX_D:
         raise ValueError(f"rows of {D} numbers: the kernels take at most {MAX_D}")
     block_d = triton.next_power_of_2(D)
     rows = max(1, (1024 if tensors > 3 else 2048) // block_d)
-    return rows, block_d, min(16, max(4, block_d // (256 if tensors > 3 else 512)))
+    warps = min(16, max(4, block_d // (256 if tensors > 3 else 512)))
+    return rows, block_d, dict(num_warps=warps, maxnreg=min(255, 65536 // (32 * warps)) if tensors > 5 else None)
 
 
 def _z_low(dtype):
     return -geometry._cap(dtype) ** 2
 
 
-def _common(x, y, *scalars):
+def _common(rows, *scalars):
     """The rows in the shape that they and c (and limit) broadcast to."""
     for c in scalars:
         if isinstance(c, torch.Tensor) and c.dim() and c.size(-1) != 1:
             raise ValueError(f"c and limit broadcast against (..., 1), one number a row, and this one is {tuple(c.shape)}")
-    x, y = geometry.spread((x, y), *scalars)
-    shape = torch.broadcast_shapes(x.shape, y.shape)
-    return x.expand(shape), y.expand(shape)
+    rows = geometry.spread(rows, *scalars)
+    shape = torch.broadcast_shapes(*(row.shape for row in rows))
+    return tuple(row.expand(shape) for row in rows)
 
 
 def _to_shape(grad_rows, lead, like):
@@ -632,68 +672,80 @@ def _to_shape(grad_rows, lead, like):
     return grad_rows.view(*lead, 1).sum_to_size(like.shape).to(like.dtype)
 
 
+def _like(row):
+    return torch.empty(row.shape, dtype=row.dtype, device=row.device)
+
+
+def _like_or_none(row, beside):
+    """An operator returns tensors only: an empty one where there is no such row"""
+    return torch.empty(0, device=beside.device) if row is None else _like(row)
+
+
 @torch.library.custom_op("curvature::sum", mutates_args=())
-def _sum(x: torch.Tensor, v: torch.Tensor, c: torch.Tensor, limit: torch.Tensor | None, kind: str) -> torch.Tensor:
-    dtype, lead, D = _result_dtype(x, v), x.shape[:-1], x.size(-1)
+def _sum(x: torch.Tensor, r: torch.Tensor | None, v: torch.Tensor, c: torch.Tensor, limit: torch.Tensor | None,
+         kind: str) -> torch.Tensor:
+    dtype, lead, D = _result_dtype(x, v, *([] if r is None else [r])), x.shape[:-1], x.size(-1)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     (x, R, x_stride), (v, _, v_stride) = _strided(x), _strided(v)
+    r, _, r_stride = (x, R, x_stride) if r is None else _strided(r)
     c, c_div, c_mod = _row_index(c, lead)
     bound, limit_div, limit_mod = _row_index(c if limit is None else limit, lead)
-    rows, block_d, warps = tile(D, 3)
+    rows, block_d, options = tile(D, 4 if kind == "exp_r" else 3)
     if R:
         _sum_forward[(triton.cdiv(R, rows),)](
-            x, v, c, bound, out, R, D, x_stride, v_stride, c_div, c_mod, limit_div, limit_mod, geometry.ROUNDING[dtype],
-            _z_low(dtype), KIND=KINDS[kind], LIMITED=limit is not None, LARGEST=_largest(dtype), ROWS=rows, BLOCK_D=block_d,
-            num_warps=warps)
+            x, r, v, c, bound, out, R, D, x_stride, r_stride, v_stride, c_div, c_mod, limit_div, limit_mod,
+            geometry.ROUNDING[dtype], _z_low(dtype), KIND=KINDS[kind], LIMITED=limit is not None, LARGEST=_largest(dtype),
+            ROWS=rows, BLOCK_D=block_d, **options)
     return out
 
 
 @_sum.register_fake
-def _(x, v, c, limit, kind):
-    return torch.empty(x.shape, dtype=_result_dtype(x, v), device=x.device)
+def _(x, r, v, c, limit, kind):
+    return torch.empty(x.shape, dtype=_result_dtype(x, v, *([] if r is None else [r])), device=x.device)
 
 
 @torch.library.custom_op("curvature::sum_backward", mutates_args=())
-def _sum_grad(g: torch.Tensor, x: torch.Tensor, v: torch.Tensor, c: torch.Tensor, limit: torch.Tensor | None,
-              kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    stored, lead, D = _result_dtype(x, v), x.shape[:-1], x.size(-1)
-    dx, dv = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(v.shape, dtype=v.dtype, device=x.device)
+def _sum_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None, v: torch.Tensor, c: torch.Tensor,
+              limit: torch.Tensor | None, kind: str
+              ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    stored, lead, D = _result_dtype(x, v, *([] if r is None else [r])), x.shape[:-1], x.size(-1)
+    dx, dr, dv = _like(x), _like_or_none(r, x), _like(v)
     (g, R, g_stride), (x, _, x_stride), (v, _, v_stride) = _strided(g), _strided(x), _strided(v)
+    r, _, r_stride = (x, R, x_stride) if r is None else _strided(r)
     wide_c, c_div, c_mod = _row_index(c, lead)
     bound = c if limit is None else limit
     wide_bound, limit_div, limit_mod = _row_index(bound, lead)
-    rows, block_d, warps = tile(D, 5)
+    rows, block_d, options = tile(D, 7 if kind == "exp_r" else 5)
     programs = triton.cdiv(R, rows)
     dc = torch.zeros(programs if c.numel() == 1 else R, device=x.device)
     dlimit = torch.zeros((programs if bound.numel() == 1 else R) if limit is not None else 1, device=x.device)
     if R:
         _sum_backward[(programs,)](
-            g, x, v, wide_c, wide_bound, dx, dv, dc, dlimit, R, D, g_stride, x_stride, v_stride, c_div, c_mod, limit_div,
-            limit_mod, geometry.ROUNDING[stored], _z_low(stored), KIND=KINDS[kind], LIMITED=limit is not None,
-            ONE_C=c.numel() == 1, ONE_LIMIT=bound.numel() == 1, X_LARGEST=_largest(dx.dtype), V_LARGEST=_largest(dv.dtype),
-            ROWS=rows, BLOCK_D=block_d, num_warps=warps)
+            g, x, r, v, wide_c, wide_bound, dx, dr, dv, dc, dlimit, R, D, g_stride, x_stride, r_stride, v_stride, c_div, c_mod,
+            limit_div, limit_mod, geometry.ROUNDING[stored], _z_low(stored), KIND=KINDS[kind], LIMITED=limit is not None,
+            ONE_C=c.numel() == 1, ONE_LIMIT=bound.numel() == 1, X_LARGEST=_largest(dx.dtype), R_LARGEST=_largest(dr.dtype),
+            V_LARGEST=_largest(dv.dtype), ROWS=rows, BLOCK_D=block_d, **options)
     dlimit = (torch.zeros_like(bound, memory_format=torch.contiguous_format) if limit is None else
               _to_shape(dlimit, lead, bound))
-    return dx, dv, _to_shape(dc, lead, c), dlimit
+    return dx, dr, dv, _to_shape(dc, lead, c), dlimit
 
 
 @_sum_grad.register_fake
-def _(g, x, v, c, limit, kind):
-    return (torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(v.shape, dtype=v.dtype, device=x.device),
-            torch.empty_like(c, memory_format=torch.contiguous_format),
+def _(g, x, r, v, c, limit, kind):
+    return (_like(x), _like_or_none(r, x), _like(v), torch.empty_like(c, memory_format=torch.contiguous_format),
             torch.empty_like(c if limit is None else limit, memory_format=torch.contiguous_format))
 
 
 def _sum_setup(ctx, inputs, output):
-    x, v, c, limit, ctx.kind = inputs
-    ctx.limited = limit is not None
-    ctx.save_for_backward(x, v, c, *([limit] if ctx.limited else []))
+    x, r, v, c, limit, ctx.kind = inputs
+    ctx.given, ctx.limited = r is not None, limit is not None
+    ctx.save_for_backward(x, v, c, r, limit)
 
 
 def _sum_autograd(ctx, g):
-    x, v, c, *limit = ctx.saved_tensors
-    dx, dv, dc, dlimit = _sum_grad(g, x, v, c, limit[0] if ctx.limited else None, ctx.kind)
-    return dx, dv, dc, dlimit if ctx.limited else None, None
+    x, v, c, r, limit = ctx.saved_tensors
+    dx, dr, dv, dc, dlimit = _sum_grad(g, x, r, v, c, limit, ctx.kind)
+    return dx, dr if ctx.given else None, dv, dc, dlimit if ctx.limited else None, None
 
 
 _sum.register_autograd(_sum_autograd, setup_context=_sum_setup)
@@ -705,10 +757,10 @@ def _logmap(x: torch.Tensor, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     (x, R, x_stride), (y, _, y_stride) = _strided(x), _strided(y)
     c, c_div, c_mod = _row_index(c, lead)
-    rows, block_d, warps = tile(D, 3)
+    rows, block_d, options = tile(D, 3)
     if R:
         _log_forward[(triton.cdiv(R, rows),)](x, y, c, out, R, D, x_stride, y_stride, c_div, c_mod, LARGEST=_largest(dtype),
-                                              ROWS=rows, BLOCK_D=block_d, num_warps=warps)
+                                              ROWS=rows, BLOCK_D=block_d, **options)
     return out
 
 
@@ -721,23 +773,22 @@ def _(x, y, c):
 def _logmap_grad(g: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
                  c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     lead, D = x.shape[:-1], x.size(-1)
-    dx, dy = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(y.shape, dtype=y.dtype, device=x.device)
+    dx, dy = _like(x), _like(y)
     (g, R, g_stride), (x, _, x_stride), (y, _, y_stride) = _strided(g), _strided(x), _strided(y)
     wide_c, c_div, c_mod = _row_index(c, lead)
-    rows, block_d, warps = tile(D, 5)
+    rows, block_d, options = tile(D, 5)
     programs = triton.cdiv(R, rows)
     dc = torch.zeros(programs if c.numel() == 1 else R, device=x.device)
     if R:
         _log_backward[(programs,)](g, x, y, wide_c, dx, dy, dc, R, D, g_stride, x_stride, y_stride, c_div, c_mod,
                                    ONE_C=c.numel() == 1, X_LARGEST=_largest(dx.dtype), Y_LARGEST=_largest(dy.dtype),
-                                   ROWS=rows, BLOCK_D=block_d, num_warps=warps)
+                                   ROWS=rows, BLOCK_D=block_d, **options)
     return dx, dy, _to_shape(dc, lead, c)
 
 
 @_logmap_grad.register_fake
 def _(g, x, y, c):
-    return (torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(y.shape, dtype=y.dtype, device=x.device),
-            torch.empty_like(c, memory_format=torch.contiguous_format))
+    return _like(x), _like(y), torch.empty_like(c, memory_format=torch.contiguous_format)
 
 
 _logmap.register_autograd(lambda ctx, g: _logmap_grad(g, *ctx.saved_tensors),
@@ -794,8 +845,7 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
                         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     N, NH, HS, chunks, block_h, block_d, warps = _walk(x)
     g, x = g.contiguous(), x.contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dr = torch.empty(r.shape, dtype=r.dtype, device=x.device) if r is not None else torch.empty(0, device=x.device)
+    dx, dr = _like(x), _like_or_none(r, x)
     wide_c, c_div, c_mod = _row_index(c, x.shape[:-1])
     per_token = c.numel() > 1 and (c_div >= NH or c_mod > NH)
     # every program writes its own: with no token there is none, and sums over nothing are 0
@@ -818,9 +868,8 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
 
 @_log_layernorm_grad.register_fake
 def _(g, x, r, c, weight, mean, rstd, with_bias, reference):
-    return (torch.empty(x.shape, dtype=x.dtype, device=x.device),
-            torch.empty(0, device=x.device) if r is None else torch.empty(r.shape, dtype=r.dtype, device=x.device),
-            torch.empty_like(c, memory_format=torch.contiguous_format), torch.empty_like(weight), torch.empty_like(weight))
+    return (_like(x), _like_or_none(r, x), torch.empty_like(c, memory_format=torch.contiguous_format),
+            torch.empty_like(weight), torch.empty_like(weight))
 
 
 def _log_layernorm_setup(ctx, inputs, output):
@@ -848,22 +897,31 @@ def _tensor(c, x):
 
 def mobius_add(x, y, c, limit=None):
     """geometry.mobius_add"""
-    return _sum(*_common(x, y, c, limit), _tensor(c, x), _tensor(limit, x), "add")
+    x, y = _common((x, y), c, limit)
+    return _sum(x, None, y, _tensor(c, x), _tensor(limit, x), "add")
 
 
 def expmap(x, v, c, limit=None):
     """geometry.expmap"""
-    return _sum(*_common(x, v, c, limit), _tensor(c, x), _tensor(limit, x), "exp")
+    x, v = _common((x, v), c, limit)
+    return _sum(x, None, v, _tensor(c, x), _tensor(limit, x), "exp")
 
 
 def add_exp_0(x, v, c, limit=None):
     """geometry.add_exp_0"""
-    return _sum(*_common(x, v, c, limit), _tensor(c, x), _tensor(limit, x), "exp_0")
+    x, v = _common((x, v), c, limit)
+    return _sum(x, None, v, _tensor(c, x), _tensor(limit, x), "exp_0")
+
+
+def add_exp(x, r, v, c, limit=None):
+    """geometry.add_exp; exp_r(v) stays in registers"""
+    x, r, v = _common((x, r, v), c, limit)
+    return _sum(x, r, v, _tensor(c, x), _tensor(limit, x), "exp_r")
 
 
 def logmap(x, y, c):
     """geometry.logmap"""
-    return _logmap(*_common(x, y, c), _tensor(c, x))
+    return _logmap(*_common((x, y), c), _tensor(c, x))
 
 
 def log_layernorm(x, c, weight, bias=None, reference="previous", r=None, dtype=None):

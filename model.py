@@ -191,7 +191,7 @@ class Block(model_baseline.Block):
         if self.config.residual == "transport":
             return self.maps.expmap(x, geometry.transport(r, x, v, c), c, limit)
         if self.config.residual == "reference":
-            return self.maps.mobius_add(x, self.maps.expmap(r, v, c, limit), c, limit)
+            return self.maps.add_exp(x, r, v, c, limit)
         return self.maps.add_exp_0(x, v, c, limit)
 
     def forward(self, x, state=None):

@@ -4,7 +4,7 @@ The mixed-curvature GPT on the Triton kernels: `ops = 'triton'` of the mixed mod
 The same model with the same parameters as model.py, which it subclasses; two steps of a sub-layer run in kernels.py:
 
     LayerNorm(log_r(x))                    one kernel, r = x_{t-1} made from the row before
-    project(x (+) exp_0(v))                one kernel (expmap and mobius_add for the other two residuals)
+    project(residual(x, r, v))             one kernel: x (+) exp_0(v), exp_x(v) or x (+) exp_r(v)
 
 What stays in PyTorch, chosen here and nowhere else: the embedding's exp_0 and projection (once a step; with dynamic_curvature
 the projections at each block's entry and of each reference point), parallel transport (residual 'transport') and gyro-midpoints

@@ -41,37 +41,40 @@ class MachineCodeConfig:
 
 
 def cases(dtypes, widths):
-    """(name, function, signature, constexprs, divisible arguments, warps, row tiles loaded, row tiles stored,
+    """(name, D, dtype, function, signature, constexprs, options of the launch, row tiles loaded, row tiles stored,
     float32 tiles of LayerNorm's weights loaded, and of their gradient stored, elements a thread)"""
     import kernels as K
     for dtype in dtypes:
         row, largest = "*" + TYPES[dtype], float(torch.finfo(getattr(torch, dtype)).max)
         for D in widths:
-            rows, block_d, warps = K.tile(D, 3)
-            elements = rows * block_d // (32 * warps)
             index = dict(c_div="i32", c_mod="i32", limit_div="i32", limit_mod="i32", rounding="fp32", z_low="fp32")
             for kind, number in K.KINDS.items():
-                signature = dict(x_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", out_ptr=row, R="i32", D="i32",
-                                 x_stride="i32", v_stride="i32", **index)
+                more = kind == "exp_r"  # a third row: x (+) exp_r(v)
+                rows, block_d, options = K.tile(D, 3 + more)
+                signature = dict(x_ptr=row, r_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", out_ptr=row, R="i32", D="i32",
+                                 x_stride="i32", r_stride="i32", v_stride="i32", **index)
                 yield (f"{kind} forward", D, dtype, K._sum_forward, signature,
-                       dict(KIND=number, LIMITED=True, LARGEST=largest, ROWS=rows, BLOCK_D=block_d), warps, 2, 1, 0, 0, elements)
+                       dict(KIND=number, LIMITED=True, LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 2 + more, 1, 0, 0,
+                       rows * block_d // (32 * options["num_warps"]))
+                rows, block_d, options = K.tile(D, 5 + 2 * more)
+                signature = dict(g_ptr=row, x_ptr=row, r_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", dx_ptr=row,
+                                 dr_ptr=row, dv_ptr=row, dc_ptr="*fp32", dlimit_ptr="*fp32", R="i32", D="i32", g_stride="i32",
+                                 x_stride="i32", r_stride="i32", v_stride="i32", **index)
+                yield (f"{kind} backward", D, dtype, K._sum_backward, signature,
+                       dict(KIND=number, LIMITED=True, ONE_C=True, ONE_LIMIT=True, X_LARGEST=largest, R_LARGEST=largest,
+                            V_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3 + more, 2 + more, 0, 0,
+                       rows * block_d // (32 * options["num_warps"]))
+            rows, block_d, options = K.tile(D, 3)
             signature = dict(x_ptr=row, y_ptr=row, c_ptr="*fp32", out_ptr=row, R="i32", D="i32", x_stride="i32",
                              y_stride="i32", c_div="i32", c_mod="i32")
             yield ("log forward", D, dtype, K._log_forward, signature,
-                   dict(LARGEST=largest, ROWS=rows, BLOCK_D=block_d), warps, 2, 1, 0, 0, elements)
-            rows, block_d, warps = K.tile(D, 5)
-            elements = rows * block_d // (32 * warps)
-            for kind, number in K.KINDS.items():
-                signature = dict(g_ptr=row, x_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", dx_ptr=row, dv_ptr=row,
-                                 dc_ptr="*fp32", dlimit_ptr="*fp32", R="i32", D="i32", g_stride="i32", x_stride="i32",
-                                 v_stride="i32", **index)
-                yield (f"{kind} backward", D, dtype, K._sum_backward, signature,
-                       dict(KIND=number, LIMITED=True, ONE_C=True, ONE_LIMIT=True, X_LARGEST=largest, V_LARGEST=largest,
-                            ROWS=rows, BLOCK_D=block_d), warps, 3, 2, 0, 0, elements)
+                   dict(LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 2, 1, 0, 0, rows * block_d // (32 * options["num_warps"]))
+            rows, block_d, options = K.tile(D, 5)
             signature = dict(g_ptr=row, x_ptr=row, y_ptr=row, c_ptr="*fp32", dx_ptr=row, dy_ptr=row, dc_ptr="*fp32", R="i32",
                              D="i32", g_stride="i32", x_stride="i32", y_stride="i32", c_div="i32", c_mod="i32")
             yield ("log backward", D, dtype, K._log_backward, signature,
-                   dict(ONE_C=True, X_LARGEST=largest, Y_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), warps, 3, 2, 0, 0, elements)
+                   dict(ONE_C=True, X_LARGEST=largest, Y_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3, 2, 0, 0,
+                   rows * block_d // (32 * options["num_warps"]))
         for heads, size in (t for t in TOKENS if t[0] * t[1] in widths or t[0] == 1 and t[1] in widths):
             x = torch.empty(1, 8, heads, size)
             _, _, _, _, block_h, block_d, warps = K._walk(x)
@@ -82,19 +85,19 @@ def cases(dtypes, widths):
             shape = dict(BIAS=False, LARGEST=largest, STEPS=K.CHUNK, BLOCK_H=block_h, BLOCK_D=block_d)
             # outside the loop: the row before the chunk and the weights; in it: x and out
             yield ("log + LayerNorm forward", (heads, size), dtype, K._log_layernorm_forward, signature,
-                   dict(REFERENCE=1, **shape), warps, 2, 1, 1, 0, elements)
+                   dict(REFERENCE=1, **shape), dict(num_warps=warps), 2, 1, 1, 0, elements)
             signature = dict(g_ptr=row, x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", mean_ptr="*fp32", rstd_ptr="*fp32",
                              dx_ptr=row, dr_ptr=row, dc_ptr="*fp32", dw_ptr="*fp32", db_ptr="*fp32", N="i32", T="i32",
                              NH="i32", HS="i32", g_stride="i32", x_stride="i32", r_stride="i32", c_div="i32", c_mod="i32")
             # outside the loop: the last row, the row after it and its cotangent, the weights; in it: g and the row before
             yield ("log + LayerNorm backward", (heads, size), dtype, K._log_layernorm_backward, signature,
-                   dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape), warps, 5, 1, 1, 1, elements)
+                   dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape), dict(num_warps=warps), 5, 1, 1, 1, elements)
             for variant, more in VARIANTS.items() if (heads, size) == (16, 64) else ():  # compiled, their accesses not counted
                 yield (f"log + LayerNorm backward, {variant}", (heads, size), dtype, K._log_layernorm_backward, signature,
-                       dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape) | more, warps, 0, 0, 0, 0, 0)
+                       dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape) | more, dict(num_warps=warps), 0, 0, 0, 0, 0)
 
 
-def compile_case(function, signature, constants, warps, arch):
+def compile_case(function, signature, constants, options, arch):
     """The compiled kernel: pointers 16-byte aligned, sizes and strides multiples of 16, as a launch on whole rows finds them."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -104,7 +107,7 @@ def compile_case(function, signature, constants, warps, arch):
     divisible = [n for n, kind in signature.items() if kind.startswith("*") or n in ("D", "HS") or n.endswith("stride")]
     source = ASTSource(function, {n: signature[n] for n in names}, constexprs={(names.index(n),): v for n, v in constants.items()},
                        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in divisible})
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def read_cubin(cubin):
@@ -141,11 +144,11 @@ def loses_nan(ptx):
 
 
 def rows_of(archs, dtypes, widths):
-    for name, D, dtype, function, signature, constants, warps, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
+    for name, D, dtype, function, signature, constants, options, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
         for arch in archs:
-            compiled = compile_case(function, signature, constants, warps, arch)
+            compiled = compile_case(function, signature, constants, options, arch)
             code = read_cubin(compiled.asm["cubin"])
-            yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": warps, **code,
+            yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": options["num_warps"], **code,
                    "loses_nan": loses_nan(compiled.asm["ptx"]),
                    "expected_loads": expected(loads, w_loads, elements, dtype),
                    "expected_stores": expected(stores, w_stores, elements, dtype)}
