@@ -1,7 +1,7 @@
 """
 Checkpoints: out_dir/ckpt/{last,best}/ with
 
-    model.safetensors   weights (a tied one once), no code in it
+    model.safetensors   weights (a tied one once) and their checksum, no code in it
     state.pt            optimizers, scaler, step, place in the data: tensors and plain values, read with weights_only=True
 
 and the run's config.json two folders up. A checkpoint is written to a temporary folder, synced and renamed; the one it
@@ -14,10 +14,11 @@ Nothing in it depends on the number of processes: tensors are whole, random numb
 import json
 import os
 import shutil
+import zlib
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 import models
 from errors import UserError
@@ -83,6 +84,15 @@ def _check_moments(name, values, parameter, keys):
             raise UserError(f"the checkpoint's optimizer state is damaged: {key} of {name} has a NaN or an Inf")
 
 
+def checksum(weights):
+    """CRC-32 of all names and numbers, in hexadecimal. (state.pt is a zip file, which has its own.)"""
+    crc = 0
+    for name in sorted(weights):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(weights[name].cpu().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
 def save(out_dir, name, weights, state):
     """Write out_dir/ckpt/<name> whole or not at all. weights: name -> tensor. state: a dict of tensors and plain values."""
     target = os.path.join(out_dir, "ckpt", name)
@@ -90,7 +100,7 @@ def save(out_dir, name, weights, state):
     shutil.rmtree(new, ignore_errors=True)
     try:
         os.makedirs(new)
-        save_file(weights, os.path.join(new, WEIGHTS), metadata={"format": "pt"})
+        save_file(weights, os.path.join(new, WEIGHTS), metadata={"format": "pt", "crc32": checksum(weights)})
         torch.save(state, os.path.join(new, STATE))
         for file in (WEIGHTS, STATE):
             _sync(os.path.join(new, file))
@@ -160,9 +170,12 @@ def load_weights(path, model):
     """Fill a model from a checkpoint folder. A checkpoint of another model is refused by the first weight that differs."""
     file = os.path.join(path, WEIGHTS)
     try:
-        weights = load_file(file)
+        with safe_open(file, framework="pt") as f:
+            weights, about = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged: {_reason(error)}") from None
+    if about.get("crc32", (found := checksum(weights))) != found:  # checkpoints from before there was one have none
+        raise UserError(f"{file} is damaged: its checksum is {found}, not {about['crc32']}")
     own = weights_of(model)
     for name in own:
         if name not in weights:

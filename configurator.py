@@ -7,7 +7,8 @@ Configuration: dataclass defaults, then config files, then --key=value, in the o
 A config file is Python with flat assignments (key = value; arithmetic is fine; names that begin with _ are its own).
 The keys, their types and their help texts are the fields, annotations and trailing comments of the dataclasses, so
 there is nothing to keep in step with them. An unknown key, a value of the wrong type or a key that the chosen model
-does not have is one line and exit status 2, from a file as from the command line.
+does not have is one line and exit status 2, from a file as from the command line. So is, on the command line, a key that the
+other values leave without effect (`without_effect()` of the dataclasses); a file may set it, for whoever changes the others.
 """
 import argparse
 import ast
@@ -199,8 +200,14 @@ def resolve(argv, schema, variants=None, selector="model", script_doc=""):
             for key, value in run_file(arg).items():
                 put(key, value, arg)
 
+    def refuse_without_effect(config):
+        for key, why in config.without_effect().items() if hasattr(config, "without_effect") else ():
+            if origin.get(key) == "command line" and values[key] is not None:
+                raise UserError(f"command line: {key} has no effect with {why}")
+
     own = {k: v for k, v in values.items() if k in keys_of(schema)}
     main = schema(**own)
+    refuse_without_effect(main)
     if not variants:
         return main, None
     chosen = getattr(main, selector)
@@ -209,7 +216,9 @@ def resolve(argv, schema, variants=None, selector="model", script_doc=""):
         if key not in own and key not in allowed:
             owners = " or ".join(f"{selector} = {n!r}" for n, cls in variants.items() if key in keys_of(cls))
             raise UserError(f"{origin[key]}: {key} belongs to {owners} and has no effect on {selector} = {chosen!r}")
-    return main, variants[chosen](**{k: v for k, v in values.items() if k in allowed and k not in own})
+    variant = variants[chosen](**{k: v for k, v in values.items() if k in allowed and k not in own})
+    refuse_without_effect(variant)
+    return main, variant
 
 
 def as_dict(*configs):

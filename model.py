@@ -77,6 +77,10 @@ class MixedConfig(GPTConfig):
         if self.reference_decay is not None and not 0 <= self.reference_decay < 1:
             raise UserError(f"reference_decay = {self.reference_decay}: must be in [0, 1)")
 
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        return {"curvature": "curvature_initialization"} if self.curvature_initialization is not None else {}
+
 
 class Curvature(nn.Module):
     """c of one place (a block or the embedding), learned or fixed: shape () or, per head, (n_head, 1)."""

@@ -134,6 +134,16 @@ class TrainConfig:
             raise UserError(f"min_lr = {self.min_lr}: must be between 0 and learning_rate = {self.learning_rate}")
 
 
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        found = {}
+        if self.optimizer != "muon":
+            found.update(dict.fromkeys(("muon_lr", "muon_momentum", "muon_ns_steps"), f"optimizer = {self.optimizer!r}"))
+        if not self.decay_lr:
+            found.update(dict.fromkeys(("min_lr", "lr_decay_iters"), "decay_lr = False"))
+        return found
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # choices that depend on the machine: each is made once and printed
 

@@ -50,6 +50,10 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
     (["--beta1=1.0"], "beta1 = 1.0: must be in [0, 1)"),
     (["--min_lr=1.0"], "min_lr = 1.0"),
     (["--dropout=1.0"], "dropout = 1.0"),
+    (["--muon_lr=0.1"], "command line: muon_lr has no effect with optimizer = 'adamw'"),
+    (["config/demo_flat.py", "--decay_lr=False", "--min_lr=1e-4"], "min_lr has no effect with decay_lr = False"),
+    (["--model=mixed", "--n_layer=2", "--curvature_mode=parametric", "--curvature_initialization=[0.5,0.5]", "--curvature=2"],
+     "curvature has no effect with curvature_initialization"),
     (["config/train_shakespeare_mixd.py"], "did you mean config/train_shakespeare_mixed.py?"),
 ])
 def test_what_is_refused_is_named(argv, message, monkeypatch):
@@ -74,6 +78,11 @@ def test_a_file_is_refused_like_the_command_line(text, message, tmp_path):
     with pytest.raises(UserError) as error:
         resolve(str(file))
     assert message in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_file_may_set_what_another_key_switches_off():
+    config, _ = resolve(os.path.join(ROOT, "config", "demo_mixed.py"), "--decay_lr=False", "--lr_decay_iters=None")
+    assert config.decay_lr is False
 
 
 def test_text_stays_text_where_the_key_takes_text():

@@ -736,6 +736,9 @@ def test_damaged_foreign_and_missing_checkpoints_get_one_line(finished, tmp_path
     status, _, err = run(sample.main, args, capsys)
     assert status == 2
     one_line(err, "damaged")
+    for byte in (len(good) - 1, len(good) - 4001):  # one bit of a weight
+        weights.write_bytes(good[:byte] + bytes([good[byte] ^ 1]) + good[byte + 1:])
+        one_line(run(sample.main, args, capsys)[2], "damaged", "checksum")
     tensors = load_file(finished / "ckpt" / "last" / "model.safetensors")
     name = "transformer.h.0.attn.c_attn.weight"
     save_file({**tensors, name: torch.zeros(3, 3)}, weights)
