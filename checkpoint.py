@@ -14,6 +14,7 @@ Nothing in it depends on the number of processes: tensors are whole, random numb
 import json
 import os
 import shutil
+import zipfile
 import zlib
 
 import torch
@@ -85,7 +86,7 @@ def _check_moments(name, values, parameter, keys):
 
 
 def checksum(weights):
-    """CRC-32 of all names and numbers, in hexadecimal. (state.pt is a zip file, which has its own.)"""
+    """CRC-32 of all names and numbers, in hexadecimal."""
     crc = 0
     for name in sorted(weights):
         crc = zlib.crc32(name.encode(), crc)
@@ -202,11 +203,15 @@ def load_state(path):
     """The rest of the training state. weights_only: a file that holds code is refused, not run."""
     file = os.path.join(path, STATE)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums that torch.save has written
+        state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file} is missing; the run cannot be resumed from it") from None
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged or hostile file
         raise UserError(f"{file} is damaged or not safe to load ({type(error).__name__})") from None
+    if damaged:
+        raise UserError(f"{file} is damaged: {damaged} in it does not have its checksum")
     for key in ("optimizers", "scaler", "step", "next_sequence", "best", "best_step", "seconds"):
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{file} is damaged or from another version: it has no {key!r}")

@@ -488,6 +488,13 @@ def test_a_damaged_or_foreign_state_is_refused_before_the_optimizer_reads_it(sma
         assert status == 2, part
         one_line(err, part)
     torch.save(good, path)
+    whole = path.read_bytes()
+    number = good["optimizers"][name]["exp_avg"].numpy().tobytes()[-4:]
+    assert number in whole
+    place = whole.index(number)
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+    one_line(run(train.main, resume, capsys)[2], "damaged", "checksum")
+    path.write_bytes(whole)
     weights = path.with_name("model.safetensors")
     tensors = load_file(weights)
     key = next(iter(tensors))
