@@ -1,5 +1,6 @@
 """
-Speed of the geometry against memory bandwidth: mobius_add, expmap, add_exp_0 and logmap, forward, backward and both.
+Speed of the geometry against memory bandwidth: mobius_add, expmap, add_exp_0, add_exp, logmap and log_layernorm (reference
+'previous'), forward, backward and both.
 
     python bench/bench_kernels.py                                        on a GPU eager, compiled and triton; else eager and compiled
     python bench/bench_kernels.py --rows='[65536]' --D='[384]' --ops='["logmap"]'
@@ -7,8 +8,8 @@ Speed of the geometry against memory bandwidth: mobius_add, expmap, add_exp_0 an
 
 Correctness comes first: each provider's output and gradients against float64 (geometry.py), and a wrong one is not timed. Then the
 time (median, 20th and 80th percentile), the bandwidth of the *necessary* bytes (each input read once, each output written once:
-3 rows forward, 5 backward, 8 for both), its share of what a plain copy reaches in this run on this machine, the speed-up
-over eager and the peak memory above the inputs. A table, a CSV (--out) with hardware and versions, and a plot beside it.
+for most maps 3 rows forward, 5 backward, 8 for both), its share of what a plain copy reaches in this run on this machine, the
+speed-up over eager and the peak memory above the inputs. A table, a CSV (--out) with hardware and versions, and a plot beside it.
 """
 import csv
 import ctypes
@@ -25,6 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 import configurator  # noqa: E402
 import geometry  # noqa: E402
@@ -32,8 +34,9 @@ from bench_model import _status_kib  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 from train import pick_device  # noqa: E402
 
-OPERATIONS = ("mobius_add", "expmap", "add_exp_0", "logmap")
-PASSES = {"forward": 3, "backward": 5, "both": 8}  # rows read and written
+# map -> rows that it takes. Necessary passes: forward reads them and writes one; backward reads them and the cotangent, and
+# writes a gradient for each
+OPERATIONS = {"mobius_add": 2, "expmap": 2, "add_exp_0": 2, "add_exp": 3, "logmap": 2, "log_layernorm": 1}
 DTYPES = ("float32", "bfloat16", "float16")
 HEADS = 12
 
@@ -52,12 +55,14 @@ class BenchConfig:
     out: str = "out/bench_kernels.csv"  # the table as CSV; the plot is beside it (.png)
 
     def __post_init__(self):
-        for key, allowed in (("ops", OPERATIONS), ("dtype", DTYPES)):
+        for key, allowed in (("ops", tuple(OPERATIONS)), ("dtype", DTYPES)):
             for value in getattr(self, key):
                 if value not in allowed:
                     raise UserError(f"{key}: {value!r}; there are {', '.join(allowed)}")
         if self.rounds < 2 or self.threads < 1 or min(self.rows + self.D) < 1:
             raise UserError("rounds must be at least 2; threads, rows and D at least 1")
+        if self.c == "head" and min(self.rows) < HEADS:
+            raise UserError(f"rows: at least {HEADS} with c = 'head', one for each head")
 
 
 def keep_freed_memory():
@@ -111,47 +116,58 @@ def peak_memory(f, device):
     return max(0, _status_kib("VmHWM") - before) / 1024
 
 
+def log_layernorm(x, c, weight):
+    """LayerNorm(log_r(x)), r_t = x_{t-1}, of model.py: what kernels.log_layernorm does in one kernel"""
+    return F.layer_norm(geometry.log_previous(x, c).flatten(2), weight.shape, weight).view(x.shape)
+
+
+def in_pytorch(name):
+    return log_layernorm if name == "log_layernorm" else getattr(geometry, name)
+
+
 def providers(device):
     """name -> a function that returns a map by name"""
-    found = {"eager": lambda name: getattr(geometry, name),
-             "compiled": lambda name: torch.compile(getattr(geometry, name), fullgraph=True, dynamic=False)}
+    found = {"eager": in_pytorch, "compiled": lambda name: torch.compile(in_pytorch(name), fullgraph=True, dynamic=False)}
     if device.startswith("cuda"):
         import kernels
         found["triton"] = lambda name: getattr(kernels, name)
     return found
 
 
-def make_inputs(rows, D, dtype, c, device):
-    """x, y (both points in the ball, y a tangent vector too), c, and a cotangent"""
+def make_inputs(name, rows, D, dtype, c, device):
+    """The rows (points in the ball, the last a tangent vector too), c, LayerNorm's weight where there is one; and a cotangent"""
     rng = torch.Generator().manual_seed(0)
     lead = (rows // HEADS, HEADS) if c == "head" else (rows,)
-    x, y, g = (torch.randn(*lead, D, generator=rng) for _ in range(3))
-    x, y = (0.7 * v / v.norm(dim=-1, keepdim=True) * torch.rand(*lead, 1, generator=rng) for v in (x, y))
     shape = {"one": (), "head": (HEADS, 1), "row": (rows, 1)}[c]
+    if name == "log_layernorm":  # (B, T, heads, head size)
+        lead = (1, *lead) if c == "head" else (1, rows, 1)
+        shape = (rows, 1, 1) if c == "row" else shape
+    points = [torch.randn(*lead, D, generator=rng) for _ in range(OPERATIONS[name])]
+    points = [0.7 * v / v.norm(dim=-1, keepdim=True) * torch.rand(*lead, 1, generator=rng) for v in points]
     curvature = 0.5 + 0.5 * torch.rand(shape, generator=rng)
-    inputs = [v.to(device, dtype).requires_grad_() for v in (x, y)] + [curvature.to(device).requires_grad_()]
-    return inputs, g.to(device, dtype)
+    weight = [1 + 0.1 * torch.randn(lead[2] * D, generator=rng).to(device)] if name == "log_layernorm" else []
+    inputs = [*(v.to(device, dtype) for v in points), curvature.to(device), *weight]
+    return [t.requires_grad_() for t in inputs], torch.randn(*lead, D, generator=rng).to(device, dtype)
 
 
 def errors_of(f, name, inputs, g):
-    """Relative errors of the output and the gradients by both rows against float64, on the first 256 rows"""
-    few = [t.detach()[:256].clone().requires_grad_() if i < 2 else t.detach().clone() for i, t in enumerate(inputs)]
-    if few[2].dim() == 2 and few[2].size(0) == inputs[0].size(0):
-        few[2] = few[2][:256]
-    exact = [t.detach().double().requires_grad_(i < 2) for i, t in enumerate(few)]
-    out, expected = f(*few), getattr(geometry, name)(*exact)
-    out.backward(g[:256])
-    expected.backward(g[:256].double())
-    pairs = ((out, expected), (few[0].grad, exact[0].grad), (few[1].grad, exact[1].grad))
+    """Relative errors of the output and the gradients by the rows against float64"""
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    out, expected = f(*inputs), in_pytorch(name)(*exact)
+    grads, wanted = (torch.autograd.grad(o, i, cotangent.to(o.dtype)) for o, i, cotangent in
+                     ((out, inputs, g), (expected, exact, g)))
+    pairs = ((out, expected), *list(zip(grads, wanted))[:OPERATIONS[name]])
     return [float((a.detach().double() - b.detach()).norm() / b.detach().norm()) for a, b in pairs]
 
 
 def bench(config, device):
+    from torch._functorch import config as functorch
+    functorch.donated_buffer = False  # else a compiled backward pass can be timed once only: it reuses what was kept
     table = []
     copy = copy_bandwidth(device, config.rounds)
     print(f"{platform.processor() or platform.machine()}, {hardware(device)}, torch {torch.__version__}, {config.threads} CPU threads")
     print(f"copy of 256 MiB: {copy:.1f} GB/s\n")
-    print(f"{'op':11}{'rows':>8}{'D':>6} {'dtype':9}{'pass':9}{'provider':9}{'ms':>9}{'20%':>9}{'80%':>9}{'GB/s':>8}{'of copy':>8}"
+    print(f"{'op':14}{'rows':>8}{'D':>6} {'dtype':9}{'pass':9}{'provider':9}{'ms':>9}{'20%':>9}{'80%':>9}{'GB/s':>8}{'of copy':>8}"
           f"{'x eager':>8}{'MiB':>8}")
     for name in config.ops:
         for dtype in config.dtype:
@@ -162,30 +178,33 @@ def bench(config, device):
 
 
 def one_case(config, name, dtype, D, rows, device, copy):
-    inputs, g = make_inputs(rows, D, getattr(torch, dtype), config.c, device)
-    rows = inputs[0].numel() // D
+    kind = getattr(torch, dtype)
+    inputs, g = make_inputs(name, rows, D, kind, config.c, device)
+    few = make_inputs(name, min(rows, 256), D, kind, config.c, device)
+    rows, taken = inputs[0].numel() // D, OPERATIONS[name]
+    count = {"forward": taken + 1, "backward": 2 * taken + 1, "both": 3 * taken + 2}  # necessary passes
     bound = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}[dtype]
     lines, eager = [], {}
     for provider, get in providers(device).items():
         torch._dynamo.reset()
         f = get(name)
-        worst = max(errors_of(f, name, inputs, g))
+        worst = max(errors_of(f, name, *few))
         if not worst < bound:
-            print(f"{name:11}{rows:8}{D:6} {dtype:9}{'':9}{provider:9} WRONG: error {worst:.1e} over {bound:.0e}, not timed")
+            print(f"{name:14}{rows:8}{D:6} {dtype:9}{'':9}{provider:9} WRONG: error {worst:.1e} over {bound:.0e}, not timed")
             continue
         out = f(*inputs)
         work = {"forward": lambda: f(*inputs), "both": lambda: torch.autograd.grad(f(*inputs), inputs, g),
                 "backward": lambda: torch.autograd.grad(out, inputs, g, retain_graph=True)}
-        for passes in PASSES:
+        for passes in count:
             median, low, high = quantiles(work[passes], config.rounds, device)
-            rate = PASSES[passes] * rows * D * getattr(torch, dtype).itemsize / median / 1e9
+            rate = count[passes] * rows * D * kind.itemsize / median / 1e9
             eager.setdefault(passes, median)
             memory = peak_memory(work[passes], device)
             line = dict(op=name, rows=rows, D=D, dtype=dtype, c=config.c, passes=passes, provider=provider, ms=1e3 * median,
                         ms_20=1e3 * low, ms_80=1e3 * high, GB_s=rate, share_of_copy=rate / copy,
                         speedup_over_eager=eager[passes] / median, peak_MiB=memory, error=worst, copy_GB_s=copy)
             lines.append(line)
-            print(f"{name:11}{rows:8}{D:6} {dtype:9}{passes:9}{provider:9}{1e3 * median:9.3f}{1e3 * low:9.3f}{1e3 * high:9.3f}"
+            print(f"{name:14}{rows:8}{D:6} {dtype:9}{passes:9}{provider:9}{1e3 * median:9.3f}{1e3 * low:9.3f}{1e3 * high:9.3f}"
                   f"{rate:8.1f}{rate / copy:8.0%}{eager[passes] / median:8.1f}{'-' if memory is None else f'{memory:.0f}':>8}", flush=True)
     return lines
 

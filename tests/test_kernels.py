@@ -64,11 +64,11 @@ def test_outputs_and_gradients_against_float64(name, D):
         points = several(name, (n, 2, D), c)
         g = torch.randn(n, 2, D)
         compare(name, (*points, torch.tensor(c)), g, 3e-5)
-        compare(name, (*points, torch.tensor([[c], [0.5 * c]])), g, 3e-5)
-        compare(name, (*points, torch.full((n, 1, 1), c)), g, 3e-5)
         if name != "logmap":
             compare(name, (*points, torch.tensor(c)), g, 3e-5, limit=0.2)
-            compare(name, (*points, torch.tensor(c)), g, 3e-5, limit=[[0.2], [1.0]])
+        if c in (-1.0, 0.1) and D < 300:
+            compare(name, (*points, torch.tensor([[c], [0.5 * c]])), g, 3e-5, limit=None if name == "logmap" else [[0.2], [1.0]])
+            compare(name, (*points, torch.full((n, 1, 1), c)), g, 3e-5)
 
 
 @settings(max_examples=40, deadline=None)
