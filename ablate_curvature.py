@@ -32,7 +32,6 @@ import models
 from configurator import Parser
 from dataloader import Loader, load_meta
 from errors import UserError, exit_cleanly
-from model import limit_name
 from sweep_statistics import Estimate, mean_interval
 from train import pick_device
 
@@ -82,9 +81,7 @@ def forget_limits(model):
     """Blocks with a fixed c keep what follows from it; where c changes, or a derivative by c is
     taken, that is stale."""
     for block in model.transformer.h:
-        for dtype in geometry.BALL_MARGIN:
-            if hasattr(block, limit_name(dtype)):
-                delattr(block, limit_name(dtype))
+        block.forget_precomputed()
 
 
 def precompute_limits(model):

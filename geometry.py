@@ -870,13 +870,14 @@ def max_norm(c, dtype):
     return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, sphere).clamp(max=POINT_LIMIT[dtype])
 
 
-def project(x, c):
+def project(x, c, limit=None):
     """The row, shortened to max_norm(c, x.dtype) where it is longer; rows inside are unchanged bit for bit.
-    (..., D) -> points (..., D). The margin is that of the dtype in which the row is stored."""
+    (..., D) -> points (..., D). The margin is that of the dtype in which the row is stored. limit: max_norm(c, x.dtype), for
+    whoever has it."""
     c, stored, x = _prepare(c, x)
     x = _squarable(x)
     norm2 = _dot(x, x)
-    bound = max_norm(c, stored)
+    bound = max_norm(c, stored) if limit is None else limit.to(norm2.dtype)
     # shortened rows come out a rounding error longer than bound; they count as inside, so that projecting twice is the
     # same as projecting once
     outside = norm2 > (bound * (1 + ROUNDING[stored])).square()

@@ -1,7 +1,7 @@
 """
 What passes through a model: its hidden states by layer and, where its blocks are curved, what their maps do on the way.
 
-    embedding   what enters the first block
+    embedding   what enters the first block: where blocks are curved, projected to its ball
     block0 ...  the residual stream after each block
     ln_f        what the output head reads
 
@@ -12,7 +12,7 @@ curved is decided by what a block can do (CURVED), not by the model's name.
 A layer of a curved model is a point of a space with a chart of its own:
 
     block<i>    the product of balls of block i, one per head or one for the row, with that block's c
-    embedding   the same of block 0, after block 0 has projected it on entry: plain embeddings may lie outside
+    embedding   the same of block 0 (with dynamic_curvature after block 0 has projected it)
     ln_f        an ordinary vector, in no ball
 
 Two kinds of coordinates, never mixed:
@@ -35,7 +35,7 @@ import geometry
 from errors import UserError
 from model_baseline import previous_token
 
-CURVED = ("heads", "curvature_of", "limit", "tangent", "residual")  # what a curved block has beyond a Euclidean one
+CURVED = ("heads", "curvature_of", "limit", "project_entry", "tangent", "residual")  # what a curved block has beyond a Euclidean one
 AT_EDGE = 0.999  # of the longest row that a block leaves, as in geometry_stats
 
 
@@ -107,7 +107,7 @@ def scalars(block, values, like):
 
 def points(chart, rows):
     """The rows as points of the layer's space, and their c. (B, T, C) -> (B, T, H, D), (B, T, H, 1). Changes nothing
-    but an embedding that the first block projects on entry."""
+    but an embedding that a block of dynamic curvature projects on entry."""
     rows = by_head(chart.block, rows)
     c = scalars(chart.block, chart.c, rows)
     return geometry.project(rows, c), c
@@ -149,16 +149,16 @@ def position(chart, rows, at_entry):
             "edge_share": (norm > AT_EDGE * scalars(chart.block, limit, x)).squeeze(-1).float()}
 
 
-def _watch_entry(block, layer, record):
-    """projected_entry: share of rows (per head) that the block's projection on entry shortens."""
+def _watched_entry(block, layer, project_entry, record):
+    """block.project_entry, recording projected_entry: the share of rows (per head) that it shortens."""
 
-    def entry(block, args):
-        rows = block.heads(args[0])
-        projected = geometry.project(rows, block.curvature_of(args[0]))
-        acted = (projected != rows).any(-1)
-        record(layer, "projected_entry", acted.reshape(*args[0].shape[:2], -1).float())
+    def watched(x, c):
+        out = project_entry(x, c)
+        acted = (block.heads(out) != block.heads(x)).any(-1)
+        record(layer, "projected_entry", acted.reshape(*x.shape[:2], -1).float())
+        return out
 
-    return block.register_forward_pre_hook(entry)
+    return watched
 
 
 def _watched_tangent(block, layer, names, record):
@@ -215,19 +215,15 @@ def _watched_residual(block, layer, names, record):
 def watching(model, record):
     """While open, the maps of every curved block report to record(layer, quantity, values) what they do."""
     curved = [(f"block{i}", block) for i, block in enumerate(model.transformer.h) if is_curved(block)]
-    hooks = []
     try:
         for layer, block in curved:
             names = [name for name, *_ in block.sublayers()]
-            if getattr(block, "projects_entry", False):
-                hooks.append(_watch_entry(block, layer, record))
+            block.project_entry = _watched_entry(block, layer, block.project_entry, record)
             block.tangent = _watched_tangent(block, layer, names, record)
             block.residual = _watched_residual(block, layer, names, record)
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for _, block in curved:
-            for name in ("tangent", "residual"):
+            for name in ("project_entry", "tangent", "residual"):
                 if name in vars(block):
                     delattr(block, name)  # the class's own method again

@@ -16,7 +16,7 @@ maps act per head, LayerNorm on the whole row.
 
 Points are in the ball by construction:
   - embeddings enter it by exp_0 with a curvature of their own (use_embedding_curvature), or as they are;
-  - the first block projects on entry: the only device needed for plain embeddings;
+  - before the first block they are projected: the only device needed for plain embeddings;
   - (+) stays inside in exact arithmetic, and the projection after it takes care of rounding; it is to the smaller of the
     block's ball and the next block's, so the next one need not project again;
   - with dynamic_curvature, where the next ball is known only when its tokens are read, every block projects on entry;
@@ -27,6 +27,7 @@ Everything is causal: reference and predicted curvature at t depend on tokens <=
 At c = 0 and reference = residual = 'origin' this is the baseline; with reference 'previous' and residual 'origin' or
 'transport' it is the baseline with token_shift = 'difference' (the flat control), in logits and in gradients.
 """
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,9 @@ import geometry
 import model_baseline
 from errors import UserError
 from model_baseline import GPTConfig, append, previous_token
+
+
+LIMITS = ("limit", "entry_limit")  # methods of a block whose results are kept where c is fixed
 
 
 @dataclass
@@ -114,20 +118,19 @@ def midpoint_weights(config, T, T_all, device):
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
-def limit_name(dtype):
-    return "limit_" + str(dtype).removeprefix("torch.")
+def limit_name(name, dtype):
+    return f"{name}_{str(dtype).removeprefix('torch.')}"
 
 
 class Block(model_baseline.Block):
 
     maps = geometry  # where residual() takes its maps from; model_triton.py: kernels
 
-    def __init__(self, config, curvature, is_first):
+    def __init__(self, config, curvature):
         super().__init__(config)
         self.config = config
         self.curvature = curvature
         self.next_curvature = ()  # that of the next block, in a tuple: it is not this block's submodule
-        self.projects_entry = is_first or config.dynamic_curvature
         if config.dynamic_curvature:
             self.curvature_gate = nn.Linear(config.n_embd, config.n_head if config.per_head_curvature else 1)
 
@@ -164,11 +167,16 @@ class Block(model_baseline.Block):
                 r = geometry.gyromidpoint(points, weights, base)
         return geometry.project(r, c) if self.config.dynamic_curvature else r
 
+    def entry_limit(self, c, dtype):
+        """How long a row may be that this block reads."""
+        kept = getattr(self, limit_name("entry_limit", dtype), None)
+        return geometry.max_norm(c, dtype) if kept is None else kept
+
     def limit(self, c, dtype):
         """How long a row may be that this block leaves: in its own ball and, unless that is dynamic, the next one's."""
-        precomputed = getattr(self, limit_name(dtype), None)
-        if precomputed is not None:
-            return precomputed
+        kept = getattr(self, limit_name("limit", dtype), None)
+        if kept is not None:
+            return kept
         limit = geometry.max_norm(c, dtype)
         for following in () if self.config.dynamic_curvature else self.next_curvature:
             limit = torch.minimum(limit, geometry.max_norm(following.c, dtype))
@@ -179,8 +187,15 @@ class Block(model_baseline.Block):
         if self.config.curvature_mode == "fixed" and not self.config.dynamic_curvature:
             for dtype in geometry.BALL_MARGIN:
                 if dtype != torch.float64:  # which no model trains in, and mps does not have
-                    limit = self.limit(self.curvature.c, dtype).float()
-                    self.register_buffer(limit_name(dtype), limit, persistent=False)
+                    for name in LIMITS:
+                        value = getattr(self, name)(self.curvature.c, dtype).float()
+                        self.register_buffer(limit_name(name, dtype), value, persistent=False)
+
+    def forget_precomputed(self):
+        """For whoever changes a fixed c, or wants derivatives by it."""
+        for name, dtype in itertools.product(LIMITS, geometry.BALL_MARGIN):
+            if hasattr(self, limit_name(name, dtype)):
+                delattr(self, limit_name(name, dtype))
 
     def tangent(self, x, r, c):
         if r is None:
@@ -198,11 +213,16 @@ class Block(model_baseline.Block):
             return self.maps.add_exp(x, r, v, c, limit)
         return self.maps.add_exp_0(x, v, c, limit)
 
-    def forward(self, x, state=None):
+    def project_entry(self, x, c):
+        return geometry.project(self.heads(x), c, self.entry_limit(c, x.dtype)).reshape(x.shape)
+
+    def forward(self, x, state=None, limit=None):
+        """limit: of limit(), for whoever has it. It depends on the next block; all else is the same graph for every block."""
         c = self.curvature_of(x)
-        limit = self.limit(c, x.dtype)
-        if self.projects_entry:
-            x = geometry.project(self.heads(x), c).reshape(x.shape)
+        if limit is None:
+            limit = self.limit(c, x.dtype)
+        if self.config.dynamic_curvature:
+            x = self.project_entry(x, c)
         # then the reference point need not be made
         only_previous = (self.config.reference == "previous" and self.config.residual == "origin" and state is None
                          and not self.config.dynamic_curvature)
@@ -216,12 +236,12 @@ class Block(model_baseline.Block):
 class GPT(model_baseline.GPT):
 
     block = Block
-    compile_seconds_per_block = 40  # measured on a 2-core CPU; the row scalars are many small operations
+    compile_seconds = 60  # measured on a 2-core CPU; the row scalars are many small operations
 
     def make_block(self, config, index):
         if index == 0 or config.curvature_mode != "tied":
             self._curvature = Curvature(config)
-        return self.block(config, self._curvature, is_first=index == 0)
+        return self.block(config, self._curvature)
 
     def make_extras(self, config):
         self.embedding_curvature = None
@@ -251,12 +271,22 @@ class GPT(model_baseline.GPT):
         heads = self.transformer.h[0].heads
         return geometry.exp_0(heads(x), self.embedding_curvature.c).reshape(x.shape)
 
+    def enter(self, x):
+        """Into the first block's ball. (With dynamic curvature, every block projects what it reads.)"""
+        first = self.transformer.h[0]
+        return x if self.config.dynamic_curvature else first.project_entry(x, first.curvature.c)
+
+    def for_blocks(self, dtype):
+        if self.config.dynamic_curvature:
+            return super().for_blocks(dtype)
+        return [(block.limit(block.curvature.c, dtype),) for block in self.transformer.h]
+
     @torch.no_grad()
     def geometry_stats(self, idx):
         """Per block, after it: mean curvature, share of rows at the ball's edge, mean geodesic distance to the origin."""
         stats, training = {}, self.training
         self.eval()  # without dropout, as everything that is measured
-        x = self.embed(idx)
+        x = self.start(idx)
         for i, block in enumerate(self.transformer.h):
             c = block.curvature_of(x)
             x = block(x)

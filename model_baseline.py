@@ -173,9 +173,9 @@ class Cache:
 
 
 class GPT(nn.Module):
-    """Token ids -> logits. A variant overrides make_block(), embed() or _init_special()."""
+    """Token ids -> logits. A variant overrides make_block(), embed(), enter(), for_blocks() or _init_special()."""
 
-    compile_seconds_per_block = 4  # torch.compile's cost, for compile = 'auto'
+    compile_seconds = 15  # torch.compile's cost, for compile = 'auto'
     activation_checkpointing = False  # train.py's key
 
     def __init__(self, config):
@@ -231,15 +231,41 @@ class GPT(nn.Module):
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos))
         return self.smear(x, cache.embedding if cache else None) if self.smear else x
 
+    def enter(self, x):
+        """What is done to embeddings before the first block."""
+        return x
+
+    def for_blocks(self, dtype):
+        """A tuple for each block: what it takes beside the residual stream (of this dtype) and its state."""
+        return [()] * len(self.transformer.h)
+
+    # compiled.py compiles the next three, and for_blocks(), each by itself
+
+    def start(self, idx, cache=None):
+        """The residual stream before the first block, (B, T) -> (B, T, C)."""
+        return self.enter(self.embed(idx, cache))
+
+    @staticmethod
+    def run_block(block, x, state, more):
+        return block(x, state, *more)
+
+    def head(self, x, targets=None):
+        """What forward() returns, of the residual stream after the last block."""
+        x = self.transformer.ln_f(x)
+        if targets is None:
+            return self.lm_head(x[:, -1:]), None
+        logits = self.lm_head(x)
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+
     def trunk(self, idx, cache=None):
         """Residual stream after the last block, (B, T) -> (B, T, C)."""
-        x = self.embed(idx, cache)
+        x = self.start(idx, cache)
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        for i, block in enumerate(self.transformer.h):
+        for i, (block, more) in enumerate(zip(self.transformer.h, self.for_blocks(x.dtype), strict=True)):
             if recompute:  # the backward pass computes the block again from x
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(self.run_block, block, x, None, more, use_reentrant=False)
             else:
-                x = block(x, cache.blocks[i] if cache else None)
+                x = self.run_block(block, x, cache.blocks[i] if cache else None, more)
         if cache:
             cache.length += idx.size(1)
         return x
@@ -250,11 +276,7 @@ class GPT(nn.Module):
         T = idx.size(1) + (cache.length if cache else 0)
         if T > self.config.block_size:
             raise ValueError(f"a sequence of {T} tokens does not fit block_size = {self.config.block_size}")
-        x = self.transformer.ln_f(self.trunk(idx, cache))
-        if targets is None:
-            return self.lm_head(x[:, -1:]), None
-        logits = self.lm_head(x)
-        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+        return self.head(self.trunk(idx, cache), targets)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):

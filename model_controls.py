@@ -32,9 +32,9 @@ class ControlsConfig(GPTConfig):
 
 class Block(model_baseline.Block):
 
-    def __init__(self, config, is_first):
+    def __init__(self, config):
         super().__init__(config)
-        self.n_head, self.is_first = config.n_head, is_first
+        self.n_head = config.n_head
         self.ingredients = set(config.control.split("+"))
         if "bound" in self.ingredients:
             self.control_radius = nn.Parameter(torch.empty(config.n_head))
@@ -72,8 +72,6 @@ class Block(model_baseline.Block):
         return norm((u * factor).flatten(-2))
 
     def forward(self, x, state=None):
-        if self.is_first:
-            x = self.bound(x)
         factor = self.factor(x)
         for name, norm, layer in self.sublayers():
             x = self.bound(x + layer(self.read(x, factor, norm, state, name), state))
@@ -83,10 +81,13 @@ class Block(model_baseline.Block):
 class GPT(model_baseline.GPT):
 
     def make_block(self, config, index):
-        return Block(config, is_first=index == 0)
+        return Block(config)
 
     def make_extras(self, config):
         self.smear = None
+
+    def enter(self, x):
+        return self.transformer.h[0].bound(x)
 
     def _init_special(self):
         with torch.no_grad():

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 import errors
+from compiled import compile_parts
 from errors import UserError
 from optimizer import group_of
 
@@ -73,7 +74,7 @@ class Parallel:
         self.whole = [p for name, p in model.named_parameters() if group_of(name, p) == "curvature"]
         if self.kind != "fsdp":
             model.to(self.device)
-            eval_model = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+            eval_model = compile_parts(model) if compiled else model
             if self.kind == "none":
                 return eval_model, eval_model
             ids = [torch.device(self.device)] if self.device.startswith("cuda") else None

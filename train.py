@@ -288,7 +288,7 @@ def train(config, model_config, parallel, argv):
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
     flops_per_token = model.flops_per_token()
     compiled, why = pick_compile(config.compile, device_type, flops_per_token * tokens_per_step * config.max_iters,
-                                 10 + model.compile_seconds_per_block * model_config.n_layer)
+                                 model.compile_seconds)
 
     # the run: what it goes on from is decided by the first process, and everything is checked before anything is written
     full = {**configurator.as_dict(config, model_config),

@@ -1,8 +1,10 @@
 """What must hold for every model in every configuration: causality, controls, gradients, caches, compilation."""
+import copy
 import itertools
 
 import pytest
 import torch
+import torch._dynamo.testing
 from conftest import TINY
 from test_model_baseline import randomised
 
@@ -10,6 +12,7 @@ import geometry
 import model
 import model_baseline
 import models
+from compiled import PARTS, compile_parts
 from errors import UserError
 from model_baseline import Cache
 
@@ -196,6 +199,7 @@ def test_learned_curvature_crosses_zero(tokens):
 def test_what_follows_from_a_fixed_curvature_is_computed_once(tokens, monkeypatch):
     net = build("mixed", {**DEFAULT, "curvature_mode": "fixed"})
     monkeypatch.setattr(geometry, "max_norm", lambda *args: pytest.fail("computed again"))
+    net(*tokens)
     for block in net.transformer.h:
         assert block.limit(block.curvature.c, torch.float32) == pytest.approx(0.7 ** -0.5, rel=1e-3)
     assert not [k for k in net.state_dict() if "limit" in k]
@@ -235,7 +239,7 @@ def test_points_stay_in_the_ball_in_every_configuration(tokens):
     idx, _ = tokens
     for name, options in GRID:
         net = randomised(build(name, {**options, "curvature": 2.0}), seed=3)  # rows of norm about 1: far outside at first
-        x = net.embed(idx)
+        x = net.start(idx)
         for block in net.transformer.h:
             c = block.curvature_of(x)
             x = block(x)
@@ -312,11 +316,11 @@ def test_every_kind_of_model_compiles_to_one_graph(tokens):
 
 
 def test_generated_code_trains_the_same(tokens):
-    """The default mixed model through Inductor: 3 steps give the eager parameters to rounding."""
+    """The default mixed model through Inductor, as train.py compiles it: 3 steps give the eager parameters to rounding."""
     torch._dynamo.reset()
     results = []
-    for wrap in (lambda m: m, lambda m: torch.compile(m, fullgraph=True)):
-        net = build("mixed", {}, n_layer=1)
+    for wrap in (lambda m: m, compile_parts):
+        net = build("mixed", {}, n_layer=2)
         step_net, optimizer = wrap(net), torch.optim.SGD(net.parameters(), lr=0.1)
         for _ in range(3):
             optimizer.zero_grad()
@@ -327,6 +331,24 @@ def test_generated_code_trains_the_same(tokens):
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
     for a, b in zip(results[0][1], results[1][1]):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, options", [("baseline", {}), ("baseline", dict(token_shift="difference")), ("mixed", {}),
+                                           ("mixed", dict(curvature_mode="tied", use_embedding_curvature=True)),
+                                           ("mixed", dict(curvature_mode="fixed", residual="reference")),
+                                           ("mixed", dict(dynamic_curvature=True, reference="mean")),
+                                           ("controls", dict(control="bound+gate+norm"))])
+def test_all_blocks_share_one_graph(name, options, tokens):
+    """So that compiling does not take longer for more blocks; in a copy that leaves the model as it was."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    net = randomised(build(name, options, n_layer=4))
+    fast = copy.copy(net)
+    fast.run_block = torch.compile(net.run_block, fullgraph=True, dynamic=False, backend=counter)
+    torch.testing.assert_close(fast(*tokens)[1], net(*tokens)[1])
+    assert counter.frame_count == 1
+    parts = compile_parts(net)
+    assert parts.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} <= {*vars(parts)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
