@@ -341,7 +341,7 @@ def test_generated_code_trains_the_same(tokens):
 def test_all_blocks_share_one_graph(name, options, tokens):
     """So that compiling does not take longer for more blocks; in a copy that leaves the model as it was."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     net = randomised(build(name, options, n_layer=4))
     fast = copy.copy(net)
     fast.run_block = torch.compile(net.run_block, fullgraph=True, dynamic=False, backend=counter)
