@@ -625,6 +625,7 @@ def test_what_depends_on_the_machine(monkeypatch):
         assert train.pick_dtype("auto", "cpu") == expected
     assert train.pick_dtype("auto", "mps") == "float32"
     assert train.pick_compile("auto", "cpu", 1e16, 60)[0] and not train.pick_compile("auto", "cpu", 1e12, 60)[0]
+    assert train.pick_compile("auto", "cpu", 5e13, 60, 0.15)[0] and not train.pick_compile("auto", "cpu", 5e13, 60)[0]
     assert not train.pick_compile("auto", "mps", 1e20, 1)[0] and train.pick_compile(True, "mps", 0, 1) == (True, "as asked")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert train.pick_compile("auto", "cpu", 1e20, 1) == (False, "there is no C++ compiler")
