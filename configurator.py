@@ -142,6 +142,10 @@ def _comments(schema):
     return found
 
 
+def _default(field):
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def help_text(script_doc, schema, variants):
     out = [script_doc.strip(), ""]
     shown = set()
@@ -153,7 +157,7 @@ def help_text(script_doc, schema, variants):
         out.append(f"{title}:")
         for key, field in rows:
             shown.add(key)
-            out.append(f"  --{key}={field.default!r}")
+            out.append(f"  --{key}={_default(field)!r}")
             help_line = comments.get(key) or _describe(field.type)
             out.extend(textwrap.wrap(help_line, 100, initial_indent=" " * 8, subsequent_indent=" " * 8))
         out.append("")

@@ -46,14 +46,14 @@ LIMITS = ("limit", "entry_limit")  # methods of a block whose results are kept w
 @dataclass
 class MixedConfig(GPTConfig):
     curvature_mode: Literal["fixed", "parametric", "tied", "random"] = "random"  # fixed: c = curvature; parametric: learned
-    # per block from curvature_initialization; tied: learned, one for all blocks; random: learned per block from U(0, curvature)
+        # per block from curvature_initialization; tied: learned, one for all blocks; random: learned per block from U(0, curvature)
     curvature: float = 1.0  # c = minus the sectional curvature: > 0 hyperbolic, 0 flat, < 0 spherical
     curvature_initialization: list[float] | None = None  # 'parametric' only: n_layer starting values (None: curvature)
     per_head_curvature: bool = True  # one c per head, rows split in n_head balls; False: one c for the whole row
     dynamic_curvature: bool = False  # c per token: c * 2 sigmoid(w.x_t), w learned from 0
     use_embedding_curvature: bool = False  # embeddings enter by exp_0 with a c of their own (of the same mode)
     reference: Literal["previous", "origin", "mean", "window", "ema"] = "previous"  # point whose tangent space a token is
-    # read in; the last three are gyro-midpoints of tokens before t
+        # read in; the last three are gyro-midpoints of tokens before t
     reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
     reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
     residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
@@ -250,7 +250,6 @@ class GPT(model_baseline.GPT):
         del self._curvature
         for block, following in zip(self.transformer.h, list(self.transformer.h)[1:]):
             block.next_curvature = (following.curvature,)
-        self.smear = None
 
     def _init_special(self):
         config = self.config

@@ -48,7 +48,7 @@ class GPTConfig:
 @dataclass
 class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "smear"] = "none"  # 'difference' is the flat control; 'smear' looks back
-    # one token at the embedding
+        # one token at the embedding
 
 
 class LayerNorm(nn.Module):
@@ -173,7 +173,8 @@ class Cache:
 
 
 class GPT(nn.Module):
-    """Token ids -> logits. A variant overrides make_block(), embed(), enter(), for_blocks() or _init_special()."""
+    """Token ids -> logits. A variant overrides make_block(), and what it needs of make_extras(), embed(), enter(), for_blocks()
+    and _init_special()."""
 
     compile_seconds, compile_saving = 15, 0.1  # what torch.compile costs, and saves of a step on a CPU: for compile = 'auto'
     activation_checkpointing = False  # train.py's key
@@ -191,6 +192,7 @@ class GPT(nn.Module):
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight  # Press and Wolf 2017
+        self.smear = None
         self.make_extras(config)
         torch.set_rng_state(rng)
         self._init_weights()
@@ -200,7 +202,8 @@ class GPT(nn.Module):
 
     def make_extras(self, config):
         """Modules beyond nanoGPT's."""
-        self.smear = Smear(config) if config.token_shift == "smear" else None
+        if getattr(config, "token_shift", None) == "smear":
+            self.smear = Smear(config)
 
     def _init_weights(self):
         """nanoGPT's: N(0, 0.02), output projections N(0, 0.02/sqrt(2 n_layer)) (GPT-2), biases 0. Weights that all models

@@ -27,7 +27,7 @@ from model_baseline import GPTConfig, previous_token
 @dataclass
 class ControlsConfig(GPTConfig):
     control: Literal["difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm"] = "gate"  # ingredients of the
-    # geometry without curvature, see model_controls.py
+        # geometry without curvature, see model_controls.py
 
 
 class Block(model_baseline.Block):
@@ -82,9 +82,6 @@ class GPT(model_baseline.GPT):
 
     def make_block(self, config, index):
         return Block(config)
-
-    def make_extras(self, config):
-        self.smear = None
 
     def enter(self, x):
         return self.transformer.h[0].bound(x)

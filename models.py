@@ -1,4 +1,7 @@
-"""The models by name: `model = '...'` in a config. A new model is one line here and one file."""
+"""
+The models by name: `model = '...'` in a config. A new model is one line here and one file: a dataclass that inherits from
+model_baseline.GPTConfig with its keys, and a class that inherits from model_baseline.GPT (or another model's).
+"""
 import configurator
 import model
 import model_baseline

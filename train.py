@@ -52,19 +52,18 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass
 class TrainConfig:
-    model: Literal["baseline", "mixed", "controls"] = "baseline"  # which file: model_baseline.py | model.py |
-    # model_controls.py
+    model: Literal[*models.MODELS] = "baseline"  # which file: model_baseline.py | model.py | model_controls.py
     out_dir: str = "out"  # the run's own directory
     overwrite: bool = False  # replace the run that out_dir holds
     init_from: Literal["scratch", "resume", "auto"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so
-    # if out_dir holds a run, and starts one if not
+        # if out_dir holds a run, and starts one if not
     seed: int = 1337  # of the weights, of dropout and of the order of the data
     # data
     dataset: str = "shakespeare_char"  # folder in data_dir, prepared by its prepare.py
     data_dir: str = os.path.join(HERE, "data")  # where the data sets are
     batch_size: int = 12  # sequences in a micro-batch
     gradient_accumulation_steps: int = 1  # micro-batches in a step, of all processes; tokens a step = this * batch_size *
-    # block_size
+        # block_size
     num_workers: int = 1  # threads that read batches ahead; 0: read them in the loop
     # length and evaluation
     max_iters: int = 5000  # optimizer steps

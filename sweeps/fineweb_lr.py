@@ -4,6 +4,7 @@
 (6 * 124e6 weights + 12 * 12 layers * 768 * 1,024 attention) * 2.5e9 = 2.1e18 flop a run, 3.2e19 for 15 of it: at an
 assumed 1.5e14 flop/s of one GPU, 4 hours a run and 60 GPU-hours in all, and more for the mixed arm. Not measured.
 
+    python data/fineweb/prepare.py --num_shards=26      # 2.5e9 tokens; the default is 0.9e9
     ./run_sweeps.sh sweeps/fineweb_lr.py --jobs 15 --launcher slurm
 """
 

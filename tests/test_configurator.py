@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+import bench_kernels
 import configurator
 import models
 from errors import UserError
@@ -109,9 +110,15 @@ def test_help_lists_every_key_with_default_and_comment(capsys):
     for schema in (TrainConfig, *models.CONFIGS.values()):
         comments = configurator._comments(schema)
         for key, field in configurator.keys_of(schema).items():
-            assert f"--{key}={field.default!r}" in text
+            assert f"--{key}={configurator._default(field)!r}" in text
             assert comments.get(key), f"{key} has no comment"
-            assert " ".join(comments[key].split()[:5]) in " ".join(text.split())
+            assert " ".join(comments[key].split()) in " ".join(text.split())
+    for end in ("gyro-midpoints of tokens before t", "from U(0, curvature)", "and starts one if not", "* block_size",
+                "one token at the embedding", "see model_controls.py"):  # of comments that go on on a second line
+        assert end in " ".join(text.split()), end
+    with pytest.raises(SystemExit):
+        bench_kernels.main(["--help"])
+    assert "--rows=[4096, 65536]" in capsys.readouterr().out
 
 
 def test_every_shipped_config_is_valid(monkeypatch):
