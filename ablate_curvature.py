@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 import checkpoint
-import geometry
 import models
 from configurator import Parser
 from dataloader import Loader, load_meta

@@ -7,8 +7,8 @@ Configuration: dataclass defaults, then config files, then --key=value, in the o
 A config file is Python with flat assignments (key = value; arithmetic is fine; names that begin with _ are its own).
 The keys, their types and their help texts are the fields, annotations and trailing comments of the dataclasses, so
 there is nothing to keep in step with them. An unknown key, a value of the wrong type or a key that the chosen model
-does not have is one line and exit status 2, from a file as from the command line. So is, on the command line, a key that the
-other values leave without effect (`without_effect()` of the dataclasses); a file may set it, for whoever changes the others.
+does not have is one line and exit status 2, from a file as from the command line. So is, on the command line, a key of
+which a dataclass's `without_effect()` says that the other values switch it off; a file may set it, for whoever changes the others.
 """
 import argparse
 import ast
@@ -166,8 +166,13 @@ def help_text(script_doc, schema, variants):
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def resolve(argv, schema, variants=None, selector="model", script_doc=""):
-    """Read a command line into dataclass instances.
+def without_effect(*configs):
+    """Keys of these dataclass instances that the others leave without effect -> by what."""
+    return {key: why for config in configs if hasattr(config, "without_effect") for key, why in config.without_effect().items()}
+
+
+def resolve(argv, schema, variants=None, selector="model", script_doc="", refuse_idle=True):
+    """Read a command line into dataclass instances. refuse_idle: are keys without effect refused?
 
     schema: the dataclass of the script. variants: name -> dataclass of a model; schema's field `selector` names the one
     in use, and only its keys may be set. Returns (schema instance, variant instance or None). Raises UserError.
@@ -205,7 +210,7 @@ def resolve(argv, schema, variants=None, selector="model", script_doc=""):
                 put(key, value, arg)
 
     def refuse_without_effect(config):
-        for key, why in config.without_effect().items() if hasattr(config, "without_effect") else ():
+        for key, why in without_effect(config).items() if refuse_idle else ():
             if origin.get(key) == "command line" and values[key] is not None:
                 raise UserError(f"command line: {key} has no effect with {why}")
 

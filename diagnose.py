@@ -47,9 +47,22 @@ class _Modules:
         for name, module in model.named_modules():
             self.handles.append(module.register_forward_pre_hook(self._enter(name)))
             self.handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self.wrapped = [(block, method) for block in model.transformer.h for method in block.called_by_model]
+        for block, method in self.wrapped:
+            setattr(block, method, self._within(f"transformer.h.{list(model.transformer.h).index(block)}", getattr(block, method)))
 
     def _enter(self, name):
         return lambda module, args: self.running.append((name, torch._C._autograd._get_sequence_nr()))
+
+    def _within(self, name, method):
+        """A block's method that runs outside of its forward()."""
+        def run(*args, **kwargs):
+            self._enter(name)(None, args)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._leave(None, args, None)
+        return run
 
     def _leave(self, module, args, out):
         name, first = self.running.pop()
@@ -58,6 +71,8 @@ class _Modules:
     def remove(self):
         for handle in self.handles:
             handle.remove()
+        for block, method in self.wrapped:
+            delattr(block, method)  # the class's own again
 
     @staticmethod
     def spoken(name):

@@ -1,7 +1,7 @@
 """
 What passes through a model: its hidden states by layer and, where its blocks are curved, what their maps do on the way.
 
-    embedding   what enters the first block: where blocks are curved, projected to its ball
+    embedding   the embeddings, before anything is done to them on their way into the first block
     block0 ...  the residual stream after each block
     ln_f        what the output head reads
 
@@ -12,7 +12,7 @@ curved is decided by what a block can do (CURVED), not by the model's name.
 A layer of a curved model is a point of a space with a chart of its own:
 
     block<i>    the product of balls of block i, one per head or one for the row, with that block's c
-    embedding   the same of block 0 (with dynamic_curvature after block 0 has projected it)
+    embedding   the same of block 0, after the projection to its ball: plain embeddings may lie outside
     ln_f        an ordinary vector, in no ball
 
 Two kinds of coordinates, never mixed:
@@ -52,8 +52,7 @@ def hidden_states(model, idx):
     """Every layer's rows: name -> (B, T, C), for idx (B, T), in the order of layer_names(). Raises UserError for a
     model whose blocks do not pass on one row a token, and for NaN or Inf."""
     blocks = model.transformer.h
-    seen = {}
-    hooks = [blocks[0].register_forward_pre_hook(lambda block, args: seen.update(embedding=args[0]))]
+    seen, hooks = {"embedding": model.embed(idx)}, []
     for i, block in enumerate(blocks):
         hooks.append(block.register_forward_hook(lambda block, args, out, i=i: seen.update({f"block{i}": out})))
     try:
@@ -107,7 +106,7 @@ def scalars(block, values, like):
 
 def points(chart, rows):
     """The rows as points of the layer's space, and their c. (B, T, C) -> (B, T, H, D), (B, T, H, 1). Changes nothing
-    but an embedding that a block of dynamic curvature projects on entry."""
+    but an embedding, as the model projects it on its way into the first block."""
     rows = by_head(chart.block, rows)
     c = scalars(chart.block, chart.c, rows)
     return geometry.project(rows, c), c

@@ -26,7 +26,8 @@ its row scalars again from the rows that it reads anyway; log_layernorm keeps me
     x + v                               x, v -> out          3       none (g is both gradients)
     LayerNorm                           x -> out             2       g, x -> dx               3
 
-So what the curvature of a sub-layer costs in memory traffic is the backward of the sum: 5 passes in place of none.
+So what the curvature of a sub-layer costs in memory traffic is the backward of the sum: 5 passes in place of none (residual
+'reference': 7, and one more forward).
 Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row in registers; the row before the chunk (in
 the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a row of partial sums for
 LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward. Padded rows of
@@ -641,14 +642,15 @@ def _largest(dtype):
 
 def tile(D, tensors):
     """(rows a program, columns, options of the launch): 2,048 numbers in each of the row tiles that a program holds, or one
-    row; 1,024 where there are five tiles, so that no register is spilled. For seven a thread may take all registers that there
-    are: ptxas, left to itself, trades a spill for occupancy."""
+    row; 1,024 where there are more than three tiles, so that no register is spilled. For seven a thread may take all registers
+    that there are: ptxas, left to itself, trades a spill for occupancy."""
     if D > MAX_D:
         raise ValueError(f"rows of {D} numbers: the kernels take at most {MAX_D}")
     block_d = triton.next_power_of_2(D)
     rows = max(1, (1024 if tensors > 3 else 2048) // block_d)
     warps = min(16, max(4, block_d // (256 if tensors > 3 else 512)))
-    return rows, block_d, dict(num_warps=warps, maxnreg=min(255, 65536 // (32 * warps)) if tensors > 5 else None)
+    registers = dict(maxnreg=min(255, 65536 // (32 * warps))) if tensors > 5 and torch.version.hip is None else {}
+    return rows, block_d, dict(num_warps=warps, **registers)
 
 
 def _z_low(dtype):

@@ -83,7 +83,10 @@ class MixedConfig(GPTConfig):
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        return {"curvature": "curvature_initialization"} if self.curvature_initialization is not None else {}
+        found = {"curvature": "curvature_initialization"} if self.curvature_initialization is not None else {}
+        if self.curvature_mode == "fixed" and not self.dynamic_curvature:
+            found["curvature_lr_mult"] = "a model that learns no curvature"
+        return found
 
 
 class Curvature(nn.Module):
@@ -124,6 +127,7 @@ def limit_name(name, dtype):
 
 class Block(model_baseline.Block):
 
+    called_by_model = ("limit", "project_entry")
     maps = geometry  # where residual() takes its maps from; model_triton.py: kernels
 
     def __init__(self, config, curvature):

@@ -50,6 +50,10 @@ class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "smear"] = "none"  # 'difference' is the flat control; 'smear' looks back
         # one token at the embedding
 
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        return {"curvature_lr_mult": "a model that learns no curvature"}
+
 
 class LayerNorm(nn.Module):
     """LayerNorm with an optional bias."""
@@ -125,6 +129,8 @@ def previous_token(x, state=None, name="previous"):
 # ----------------------------------------------------------------------------------------------------------------------
 
 class Block(nn.Module):
+
+    called_by_model = ()  # methods that run outside of forward(): for diagnose.py
 
     def __init__(self, config):
         super().__init__()

@@ -29,8 +29,14 @@ class ControlsConfig(GPTConfig):
     control: Literal["difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm"] = "gate"  # ingredients of the
         # geometry without curvature, see model_controls.py
 
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        return {"curvature_lr_mult": "control = 'difference'"} if self.control == "difference" else {}
+
 
 class Block(model_baseline.Block):
+
+    called_by_model = ("bound",)
 
     def __init__(self, config):
         super().__init__(config)

@@ -243,13 +243,18 @@ def flags(overrides):
     return [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in overrides.items()]
 
 
-def resolve(config, overrides, where):
+def resolve(config, overrides, where, refuse_idle=True):
     """(TrainConfig, the model's config) as train.py would have them."""
     path = config_path(config)
     try:
-        return configurator.resolve([path, *flags(overrides)], train.TrainConfig, models.CONFIGS, "model")
+        return configurator.resolve([path, *flags(overrides)], train.TrainConfig, models.CONFIGS, "model", refuse_idle=refuse_idle)
     except UserError as error:
         raise UserError(f"{where}: {str(error).removeprefix('command line: ').replace(path, config)}") from None
+
+
+def idle(config, overrides, where):
+    """The keys that the others leave without effect."""
+    return set(configurator.without_effect(*resolve(config, overrides, where, refuse_idle=False)))
 
 
 def config_hash(configs):
@@ -280,6 +285,8 @@ def make_run(sweep, where, folder, arm, point, seed):
         if key in arm["overrides"]:
             raise UserError(f"{where}: {key} is set by the arm and by the grid; give the arm a grid of its own")
     overrides = {**sweep["defaults"], **arm["overrides"], **point}
+    for key in idle(arm["config"], overrides, where) - {*arm["overrides"], *point}:
+        overrides.pop(key, None)  # a default for the other arms
     for key in OWN_KEYS:
         if key in overrides:
             raise UserError(f"{where}: {key} is set by the sweep itself" + ("; use seeds" if key == "seed" else ""))

@@ -107,7 +107,7 @@ def test_hidden_states_are_those_of_the_model_and_watching_changes_nothing(name,
         states = hidden_states.hidden_states(model, idx)
     again = hidden_states.hidden_states(model, idx)
     assert list(states) == hidden_states.layer_names(model) == ["embedding", "block0", "block1", "ln_f"]
-    assert torch.equal(states["embedding"], model.start(idx)) and torch.equal(states["block1"], model.trunk(idx))
+    assert torch.equal(states["embedding"], model.embed(idx)) and torch.equal(states["block1"], model.trunk(idx))
     assert torch.equal(model.lm_head(states["ln_f"]), logits)
     assert all(torch.equal(states[k], again[k]) for k in states)
     assert bool(seen) == (name == "mixed") and all("tangent" not in vars(block) for block in model.transformer.h)

@@ -55,6 +55,8 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
     (["config/demo_flat.py", "--decay_lr=False", "--min_lr=1e-4"], "min_lr has no effect with decay_lr = False"),
     (["--model=mixed", "--n_layer=2", "--curvature_mode=parametric", "--curvature_initialization=[0.5,0.5]", "--curvature=2"],
      "curvature has no effect with curvature_initialization"),
+    (["--curvature_lr_mult=0"], "curvature_lr_mult has no effect with a model that learns no curvature"),
+    (["--model=mixed", "--curvature_mode=fixed", "--curvature_lr_mult=3"], "curvature_lr_mult has no effect"),
     (["config/train_shakespeare_mixd.py"], "did you mean config/train_shakespeare_mixed.py?"),
 ])
 def test_what_is_refused_is_named(argv, message, monkeypatch):

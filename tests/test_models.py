@@ -1,5 +1,4 @@
 """What must hold for every model in every configuration: causality, controls, gradients, caches, compilation."""
-import copy
 import itertools
 
 import pytest
@@ -294,10 +293,15 @@ def test_generation_past_block_size_equals_reading_the_last_window_each_time(n):
         assert torch.equal(fast, slow), options
 
 
-def check_one_graph(name, options, tokens):
+def check_one_graph(name, options, tokens, checkpointing=False):
     torch._dynamo.reset()
-    net, other = (randomised(build(name, options, n_layer=1)) for _ in range(2))
-    loss = torch.compile(net, fullgraph=True, backend="aot_eager")(*tokens)[1]
+    net, other = (randomised(build(name, options, n_layer=2)) for _ in range(2))
+    net.activation_checkpointing = checkpointing
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    fast = compile_parts(net, backend=counter)
+    assert fast.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} <= {*vars(fast)}
+    loss = fast(*tokens)[1]
+    assert counter.frame_count <= len(PARTS)  # one graph for all blocks, so that compiling does not take longer for more
     expected = other(*tokens)[1]
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -307,12 +311,19 @@ def check_one_graph(name, options, tokens):
 
 
 def test_every_kind_of_model_compiles_to_one_graph(tokens):
-    """Traced forward and backward without a graph break. (Generated code: test_generated_code_trains_the_same.)"""
-    cases = BASELINES + CONTROLS[-1:] + [("mixed", {**DEFAULT, **c}) for c in (
-        dict(reference="mean", per_head_curvature=True), dict(residual="transport", dynamic_curvature=True),
-        dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"))]
-    for name, options in cases:
+    """Traced forward and backward without a graph break, a graph for all blocks. (Generated code:
+    test_generated_code_trains_the_same.)"""
+    for name, options in BASELINES + CONTROLS[-1:]:
         check_one_graph(name, options, tokens)
+
+
+@pytest.mark.parametrize("options", [
+    dict(reference="mean", per_head_curvature=True, curvature_mode="fixed"), dict(residual="transport", dynamic_curvature=True),
+    dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"),
+    dict(per_head_curvature=True, checkpointing=True)])
+def test_mixed_models_compile_to_one_graph(options, tokens):
+    options = {**DEFAULT, **options}
+    check_one_graph("mixed", {k: v for k, v in options.items() if k != "checkpointing"}, tokens, options.get("checkpointing", False))
 
 
 def test_generated_code_trains_the_same(tokens):
@@ -331,24 +342,6 @@ def test_generated_code_trains_the_same(tokens):
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
     for a, b in zip(results[0][1], results[1][1]):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name, options", [("baseline", {}), ("baseline", dict(token_shift="difference")), ("mixed", {}),
-                                           ("mixed", dict(curvature_mode="tied", use_embedding_curvature=True)),
-                                           ("mixed", dict(curvature_mode="fixed", residual="reference")),
-                                           ("mixed", dict(dynamic_curvature=True, reference="mean")),
-                                           ("controls", dict(control="bound+gate+norm"))])
-def test_all_blocks_share_one_graph(name, options, tokens):
-    """So that compiling does not take longer for more blocks; in a copy that leaves the model as it was."""
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    net = randomised(build(name, options, n_layer=4))
-    fast = copy.copy(net)
-    fast.run_block = torch.compile(net.run_block, fullgraph=True, dynamic=False, backend=counter)
-    torch.testing.assert_close(fast(*tokens)[1], net(*tokens)[1])
-    assert counter.frame_count == 1
-    parts = compile_parts(net)
-    assert parts.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} <= {*vars(parts)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -81,7 +81,7 @@ def test_many_processes_train_as_one(processes, names, small_run, tmp_path, caps
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_compiled(kind, small_run, tmp_path, capsys):
-    args = [*small_run, *SHORT, "--n_layer=1", "--token_shift=difference", "--eval_interval=100"]
+    args = [*small_run, *SHORT, "--n_layer=2", "--model=mixed", "--eval_interval=100"]
     assert run(train.main, args + [f"--out_dir={tmp_path / 'one'}"], capsys)[0] == 0
     done = torchrun(2, "train.py", *args, f"--parallel={kind}", "--compile=True", f"--out_dir={tmp_path / 'two'}")
     assert done.returncode == 0 and "compile: on" in done.stdout, done.stderr[-3000:]

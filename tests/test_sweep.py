@@ -22,6 +22,7 @@ import configurator
 import models
 import sweep
 import train
+from errors import UserError
 from test_train import one_line, records, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -167,6 +168,18 @@ runs = [dict(arms=['flat'], grid=dict(learning_rate=[1e-2], weight_decay=[0.5]),
     assert sorted(about["seeds"]) == [0, 3, 4, 7, 8] and about["name"] == "small"
     assert about["arms"][2] == {"name": "few", "config": "config/demo_mixed.py", "role": "other",
                                 "overrides": {"optimizer": "muon"}}
+
+
+def test_a_default_that_means_nothing_to_an_arm_is_left_out_of_its_runs(sweep_file):
+    """So that train.py does not refuse it; what the arm itself sets is refused."""
+    text = "defaults = dict(optimizer='muon', muon_lr=0.01, curvature_lr_mult=2.0)"
+    path = sweep_file(text, arms="""arms = [dict(name='adam', config='config/demo_flat.py', optimizer='adamw'),
+        dict(name='muon', config='config/demo_mixed.py')]""")
+    given = {r.arm: {"muon_lr", "curvature_lr_mult"} & r.overrides.keys() for r in runs_of(path)}
+    assert given == {"adam": set(), "muon": {"muon_lr", "curvature_lr_mult"}}
+    path = sweep_file(text, arms="arms = [dict(name='adam', config='config/demo_flat.py', optimizer='adamw', muon_momentum=0.9)]")
+    with pytest.raises(UserError, match="arm 'adam'.*muon_momentum has no effect"):
+        runs_of(path)
 
 
 @pytest.mark.parametrize("budget, key, value", [

@@ -370,6 +370,22 @@ def test_a_nan_of_the_backward_pass_is_located(tokens):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("name, method", [("mixed", "project_entry"), ("mixed", "limit"), ("controls", "bound")])
+def test_what_a_block_does_outside_of_its_forward_pass_is_its(name, method, tokens, monkeypatch):
+    options = dict(control="bound") if name == "controls" else {}
+    model = models.build(name, models.CONFIGS[name](vocab_size=37, block_size=12, n_layer=2, n_head=2, n_embd=8, **options))
+    block = model.transformer.h[0]
+    good = getattr(type(block), method)
+
+    def bad(self, *args):
+        out = good(self, *args)
+        return out + torch.log(out - out) if self is block else out
+    monkeypatch.setattr(type(block), method, bad)
+    where = diagnose.first_non_finite(model, [tokens], lambda: torch.autocast("cpu", enabled=False))
+    assert where.startswith("block 0: log"), where
+    assert method not in vars(block)
+
+
 def test_a_finite_step_is_reported_as_such_and_a_bad_parameter_by_name(tokens):
     model = models.build("mixed", models.CONFIGS["mixed"](vocab_size=37, block_size=12, n_layer=1, n_head=2, n_embd=8))
     plain = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
