@@ -47,9 +47,11 @@ class _Modules:
         for name, module in model.named_modules():
             self.handles.append(module.register_forward_pre_hook(self._enter(name)))
             self.handles.append(module.register_forward_hook(self._leave, always_call=True))
-        self.wrapped = [(block, method) for block in model.transformer.h for method in block.called_by_model]
-        for block, method in self.wrapped:
-            setattr(block, method, self._within(f"transformer.h.{list(model.transformer.h).index(block)}", getattr(block, method)))
+        self.wrapped = []
+        for i, block in enumerate(model.transformer.h):
+            for method in getattr(block, "called_by_model", ()):
+                setattr(block, method, self._within(f"transformer.h.{i}", getattr(block, method)))
+                self.wrapped.append((block, method))
 
     def _enter(self, name):
         return lambda module, args: self.running.append((name, torch._C._autograd._get_sequence_nr()))
