@@ -11,6 +11,7 @@ that whatever else the machine does hits all alike; the ratio is the median over
 in the same round, after warm-up. Memory: the peak above what the process held before the model was made, each model in a
 process of its own (on a GPU: max_memory_allocated; on a CPU: resident memory, in which what a compiler keeps counts too,
 so that there the eager figure is the one to compare). Before timing, each model's compiled loss is compared with its eager one.
+On a CUDA GPU the mixed model runs on its Triton kernels, too.
 """
 import contextlib
 import gc
@@ -44,6 +45,7 @@ ARMS = {
     "mixed, c per head": ("mixed", {}),
     "mixed, one c a block": ("mixed", dict(per_head_curvature=False)),
 }
+ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
 
 
 @dataclass
@@ -53,6 +55,7 @@ class BenchConfig:
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda'
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products (autocast), as train.py's
     memory: bool = True  # measure peak memory too
     profile: bool = False  # instead: a table of where a mixed step's time goes (torch.profiler)
     nanogpt: str | None = None  # folder of a nanoGPT clone: compare our default step with its default on this device
@@ -61,14 +64,22 @@ class BenchConfig:
     def __post_init__(self):
         if self.rounds < 1 or self.threads < 1:
             raise UserError("rounds and threads must be at least 1")
-        if self.arm is not None and self.arm not in ARMS:
-            raise UserError(f"arm = {self.arm!r}: there are {', '.join(ARMS)}")
+        if self.arm is not None and self.arm not in {**ARMS, **ON_KERNELS}:
+            raise UserError(f"arm = {self.arm!r}: there are {' | '.join([*ARMS, *ON_KERNELS])}")
 
 
-def make_step(arm, shape, compiled, device, autocast=contextlib.nullcontext):
-    """A function that makes one training step, and the model."""
+def autocast_in(dtype, device):
+    """As train.py makes it"""
+    if dtype == "float32":
+        return contextlib.nullcontext
+    return lambda: torch.autocast(torch.device(device).type, dtype=getattr(torch, dtype))
+
+
+def make_step(arm, shape, compiled, device, dtype):
+    """A function that makes one training step (without float16's GradScaler), and the model."""
+    autocast = autocast_in(dtype, device)
     n_layer, n_head, n_embd, block_size, batch_size = SHAPES[shape]
-    name, options = ARMS[arm]
+    name, options = {**ARMS, **ON_KERNELS}[arm]
     torch.manual_seed(0)
     model = models.build(name, models.CONFIGS[name](vocab_size=65, block_size=block_size, n_layer=n_layer, n_head=n_head,
                                                     n_embd=n_embd, **options)).to(device).train()
@@ -103,16 +114,16 @@ def interleaved(steps, rounds):
     return times
 
 
-def peak_memory(arm, shape, compiled, device):
+def peak_memory(arm, shape, compiled, device, dtype):
     """Peak MiB that training takes above an empty process with torch loaded."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step, _ = make_step(arm, shape, compiled, device)
+        step, _ = make_step(arm, shape, compiled, device, dtype)
         step(), step()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
     before = _status_kib("VmRSS")
-    step, _ = make_step(arm, shape, compiled, device)
+    step, _ = make_step(arm, shape, compiled, device, dtype)
     step()
     gc.collect()
     with open("/proc/self/clear_refs", "w") as f:
@@ -131,38 +142,38 @@ def memory_in_own_process(arm, shape, compiled, config):
         return None
     done = subprocess.run([sys.executable, os.path.abspath(__file__), f"--arm={arm}", f"--shape={shape}",
                            f"--mode={'compiled' if compiled else 'eager'}", f"--threads={config.threads}",
-                           f"--device={config.device}"], capture_output=True, text=True)
+                           f"--device={config.device}", f"--dtype={config.dtype}"], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {arm!r} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])["mib"]
 
 
-def report(shape, compiled, config, device):
+def report(shape, compiled, config, device, dtype):
     steps, compile_seconds = {}, {}
-    for arm in ARMS:
+    for arm in [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]:
         began = time.perf_counter()
-        step, _ = make_step(arm, shape, compiled, device)
+        step, _ = make_step(arm, shape, compiled, device, dtype)
         step(), step()
         compile_seconds[arm] = time.perf_counter() - began
         steps[arm] = step
     times = interleaved(steps, config.rounds)
-    memory = {arm: memory_in_own_process(arm, shape, compiled, config) if config.memory else None for arm in ARMS}
+    memory = {arm: memory_in_own_process(arm, shape, compiled, config) if config.memory else None for arm in steps}
     n_layer, _, n_embd, block_size, batch_size = SHAPES[shape]
     print(f"\n{n_layer} x {n_embd}, T = {block_size}, batch {batch_size}, {'compiled' if compiled else 'eager'}, "
-          f"{config.threads} threads, {device}, {config.rounds} rounds")
-    print(f"  {'':22}{'ms a step':>10}{'ratio':>8}{'MiB':>8}{'ratio':>8}{'first 2 steps, s':>18}")
-    for arm in ARMS:
+          f"{config.threads} threads, {device}, {dtype}, {config.rounds} rounds")
+    print(f"  {'':29}{'ms a step':>10}{'ratio':>8}{'MiB':>8}{'ratio':>8}{'first 2 steps, s':>18}")
+    for arm in steps:
         ratio = statistics.median(a / b for a, b in zip(times[arm], times["baseline"]))
         mib = memory[arm]
-        print(f"  {arm:22}{1000 * statistics.median(times[arm]):10.1f}{ratio:8.3f}"
+        print(f"  {arm:29}{1000 * statistics.median(times[arm]):10.1f}{ratio:8.3f}"
               + (f"{mib:8.0f}{mib / memory['baseline']:8.3f}" if mib is not None else f"{'-':>8}{'-':>8}")
               + f"{compile_seconds[arm]:18.1f}")
 
 
-def profile(shape, compiled, device):
+def profile(shape, compiled, device, dtype):
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
-    step, _ = make_step("mixed, c per head", shape, compiled, device)
+    step, _ = make_step("mixed, c per head", shape, compiled, device, dtype)
     step(), step()
     with profiler(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(3):
@@ -170,7 +181,7 @@ def profile(shape, compiled, device):
     print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
 
 
-def against_nanogpt(folder, rounds, device):
+def against_nanogpt(folder, rounds, device, dtype):
     """Our baseline as train.py runs it by default against nanoGPT's model as its train.py runs it by default on this
     device: 6 x 384, T = 256, batch 12, dropout 0.0; nanoGPT: float32 on the CPU (its autocast is for GPUs), AdamW."""
     if not os.path.isfile(os.path.join(folder, "model.py")):
@@ -185,21 +196,23 @@ def against_nanogpt(folder, rounds, device):
     kind = torch.device(device).type
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), kind)
     x, y = (torch.randint(65, (batch_size, block_size), device=device) for _ in range(2))
+    autocast = autocast_in(dtype if kind == "cuda" else "float32", device)
 
     def their_step(step_model):
         def step():
-            step_model(x, y)[1].backward()
+            with autocast():
+                loss = step_model(x, y)[1]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if kind == "cuda":
+                torch.cuda.synchronize()
         return step
-    dtype = pick_dtype("auto", kind)
-    autocast = contextlib.nullcontext if dtype == "float32" else \
-        (lambda: torch.autocast(kind, dtype=getattr(torch, dtype)))
     steps = {"nanoGPT, compile=False (as its README says for a CPU)": their_step(model),
              "nanoGPT, compile=True (its default)": their_step(torch.compile(model)),
-             f"ours, dtype=auto ({dtype}), compile=False": make_step("baseline", "large", False, device, autocast)[0],
-             f"ours, dtype=auto ({dtype}), compile=True": make_step("baseline", "large", True, device, autocast)[0]}
+             f"ours, {dtype}, compile=False": make_step("baseline", "large", False, device, dtype)[0],
+             f"ours, {dtype}, compile=True": make_step("baseline", "large", True, device, dtype)[0]}
     for step in steps.values():
         step(), step()
     times = interleaved(steps, rounds)
@@ -214,18 +227,19 @@ def main(argv):
     config, _ = configurator.resolve(argv, BenchConfig, script_doc=__doc__)
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, torch.device(device).type)
     compiled = {"eager": [False], "compiled": [True], "both": [False, True]}[config.mode]
     shapes = ["small", "large"] if config.shape == "both" else [config.shape]
     if config.arm:
-        print(json.dumps({"mib": peak_memory(config.arm, shapes[0], compiled[0], device)}))
+        print(json.dumps({"mib": peak_memory(config.arm, shapes[0], compiled[0], device, dtype)}))
         return 0
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores")
     if config.nanogpt:
-        against_nanogpt(config.nanogpt, config.rounds, device)
+        against_nanogpt(config.nanogpt, config.rounds, device, dtype)
         return 0
     for shape in shapes:
         for flag in compiled:
-            profile(shape, flag, device) if config.profile else report(shape, flag, config, device)
+            profile(shape, flag, device, dtype) if config.profile else report(shape, flag, config, device, dtype)
     return 0
 
 

@@ -45,7 +45,8 @@ def spread(cases, n):
 def test_every_configuration_is_causal_exactly(part, tokens):
     """Other tokens after t: the logits at and before t are the same bits."""
     idx, targets = tokens
-    for name, options in BY_REFERENCE[part]:
+    spherical = [(name, {**options, "curvature": -0.5}) for name, options in BY_REFERENCE[part] if options.get("curvature_mode") == "fixed"]
+    for name, options in BY_REFERENCE[part] + spherical:
         net = randomised(build(name, options)).eval()
         before = net(idx, targets)[0]
         for t in (0, 5):
