@@ -53,6 +53,7 @@ class Metric:
 METRICS = {"final": Metric("val_loss", "validation loss", "nats a token", 4, "diverged"),
            "best": Metric("best_val_loss", "best validation loss", "nats a token", 4, "diverged"),
            "target": Metric("target_step", "steps to the target", "steps", 0, "diverged or did not reach the target")}
+CONTROLS = ("flat", "control")  # roles of arms without curvature, but for the baseline
 BUDGETS = {"step": "steps", "tokens": "tokens", "train_seconds": "training seconds"}  # keys of an evaluation's line
 
 
@@ -94,7 +95,7 @@ class Arm:
     edge: str = ""  # sweep_statistics.place_in_grid
     curves: dict = field(default_factory=dict)  # {seed: Curve}, chosen learning rate, the seeds that measure
     against: dict = field(default_factory=dict)  # {role of the reference: (Difference, p after Holm)}
-    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: (won, of, Estimate)}}
+    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: as sweep_statistics.wins}}
     at_budget: dict = field(default_factory=dict)  # {key of BUDGETS: {seed: loss}}
     to_target: dict = field(default_factory=dict)  # {key of BUDGETS: [value, or None if not reached]}
     ablations: dict = field(default_factory=dict)  # {seed: ablate_curvature.Ablation}
@@ -154,6 +155,9 @@ class Summary:
         return [a for a in self.arms if a.role in roles]
 
     def reference(self, role):
+        """The arm that others are compared with, or None"""
+        if role == "best_control":
+            return best_of(self, *CONTROLS)[0]
         return next(iter(self.of_role(role)), None)
 
 
@@ -318,7 +322,7 @@ def tune(summary):
                              "and no comparison at equal budgets.")
             else:
                 arm.curves[seed] = curve
-    compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.losses]
+    compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.all_losses]
     steps = {r.step for r in compared if r.step}
     if len(steps) > 1 and summary.metric != "target":
         summary.note(f"The compared runs ended at different steps ({min(steps):,.0f} to {max(steps):,.0f}): their",
@@ -331,37 +335,54 @@ def tune(summary):
 
 
 def note_surroundings(summary, runs):
-    """Notes where the compared runs are not of one machine, one state of the code, ...: env.json of each, if there."""
+    """Notes where the compared runs are not of one machine, one state of the code, one precision, ...: from env.json and
+    config.json of each, if there."""
     hosts = sorted({r.host for r in runs})
     if len(hosts) > 1:
         summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
                      "these, too.")
-    found = []
-    for run in runs:
-        path = os.path.join(run.folder, "env.json")
-        if os.path.exists(path):
-            found.append(read_json(path))
-    for key, what in (("threads", "threads"), ("processes", "processes"), ("device", "device"), ("torch", "version of torch"),
-                      ("git_commit", "commit of the code"), ("git_dirty", "whether the code was as committed")):
-        values = sorted({str(env.get(key))[:12] for env in found if isinstance(env, dict)})
-        if len(values) > 1:
-            summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
-    if any(isinstance(env, dict) and env.get("git_dirty") for env in found):
-        summary.note("Some of the compared runs were made with changes that were not committed.")
+    for file, told in (("env.json", {"threads": "threads", "processes": "processes", "device": "device", "torch": "version of torch",
+                                     "git_commit": "commit of the code", "git_dirty": "whether the code was as committed"}),
+                       ("config.json", {"resolved_dtype": "dtype", "resolved_compile": "whether they were compiled"})):
+        paths = [os.path.join(run.folder, file) for run in runs]
+        found = [content for content in map(read_json, filter(os.path.exists, paths)) if isinstance(content, dict)]
+        for key, what in told.items():
+            values = sorted({str(content.get(key))[:12] for content in found})
+            if len(values) > 1:
+                summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
+        if any(content.get("git_dirty") for content in found):
+            summary.note("Some of the compared runs were made with changes that were not committed.")
+
+
+def best_of(summary, *roles):
+    """(the arm of these roles with the lowest loss by which rates were chosen, the others of them that were tuned). (None, [])
+    if none could be. An arm with the selection seed alone was not measured, and one without that seed was not chosen as the
+    others were; they are taken only if there is no other of their kind."""
+    tuned = [a for a in summary.of_role(*roles) if a.choice]
+    if not tuned:
+        return None, []
+    measured = [a for a in tuned if a.choice.selection_seed is not None] or tuned
+    best = min(measured, key=lambda a: (a.choice.selection_loss, a.name))
+    return best, [a for a in tuned if a is not best]
 
 
 def compare(summary):
     """Paired differences, corrected by Holm over the arms compared with one reference; wins by learning rate."""
     for role in REFERENCES:
         reference = summary.reference(role)
-        if reference is None:
+        if role == "best_control":
+            if reference is None or reference is summary.reference("flat"):
+                continue  # the column of the flat control says it
+        elif reference is None:
             summary.note(f"No arm has the role {role!r}: no comparison with the {REFERENCES[role]}.")
             continue
-        if len(summary.of_role(role)) > 1:
+        elif len(summary.of_role(role)) > 1:
             summary.note(f"Several arms have the role {role!r}; the {REFERENCES[role]} of the comparisons is the",
                          f"first, {reference.name}.")
-        # the flat control is compared with the baseline; the same number with the other sign is not another test
-        others = [a for a in summary.arms if a is not reference and not (role == "flat" and a.role == "baseline")]
+        # the flat control is compared with the baseline; the same number with the other sign is not another test. The best
+        # control is for the question of the sweep: what do mixed arms add to it?
+        others = [a for a in summary.arms if a is not reference and not (role == "flat" and a.role == "baseline")
+                  and (role != "best_control" or a.role == "mixed")]
         if reference.choice:
             tuned = [a for a in others if a.choice]
             found = [paired_difference(*measuring_pair(a.choice, reference.choice)) for a in tuned]
@@ -438,6 +459,8 @@ def difference_text(difference, digits, unit):
 def verdict(estimate, mixed, control):
     if estimate.n == 1:
         return "One seed decides nothing."
+    if estimate.low == estimate.high != 0:
+        return "All seeds differ by the same: the resolution of the measure hides their spread, and nothing is tested."
     if estimate.low <= 0 <= estimate.high:
         return "The interval contains 0: these seeds do not tell the two arms apart."
     better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
@@ -446,20 +469,17 @@ def verdict(estimate, mixed, control):
 
 def write_headline(summary):
     """Sets summary.headline: the best control against the best mixed arm, in words."""
-    best, passed_over, selection = {}, [], summary.selection_seed
+    best, passed_over, selection, chosen = {}, [], summary.selection_seed, False
     of = summary.measure.digits, summary.measure.unit
-    for kind, roles in (("mixed", ("mixed",)), ("control", ("flat", "control"))):
-        tuned = [a for a in summary.of_role(*roles) if a.choice]
-        if not tuned:
+    for kind, roles in (("mixed", ("mixed",)), ("control", CONTROLS)):
+        best[kind], others = best_of(summary, *roles)
+        if best[kind] is None:
             summary.headline = (f"Best mixed arm against best control: not possible, no "
                                 f"{'mixed arm' if kind == 'mixed' else 'flat or other control'} could be tuned.")
             return
-        # an arm with the selection seed alone was not measured, and one without that seed was not chosen as the others
-        # were; they are taken only if there is no other of their kind
-        measured = [a for a in tuned if a.choice.selection_seed is not None] or tuned
-        best[kind] = min(measured, key=lambda a: (a.choice.selection_loss, a.name))
-        for arm in tuned:
-            if arm in measured:
+        chosen |= bool(others) or len(best[kind].losses()) > 1
+        for arm in others:
+            if selection is None or arm.choice.selection_seed is not None:
                 continue
             if selection not in arm.choice.losses:
                 difference = paired_difference(arm.choice.losses, best[kind].choice.losses)
@@ -467,6 +487,13 @@ def write_headline(summary):
                 passed_over.append(f"{arm.name} could not be chosen, for no run of seed {selection} ended there{compared}.")
             elif arm.choice.selection_loss < best[kind].choice.selection_loss:
                 passed_over.append(f"{arm.name} was lower than {best[kind].name} with that seed, but has no other.")
+        for arm in (best[kind], *others):  # where seeds that should only measure took part in choosing
+            blocked = {lr: seeds[selection] for lr, seeds in arm.losses().items() if lr not in candidates(arm.losses())
+                       and seeds.get(selection, math.inf) < min(arm.choice.selection_loss, best[kind].choice.selection_loss)}
+            if blocked:
+                lr = min(blocked, key=blocked.get)
+                passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} with seed {selection} and is left out, "
+                                   f"for another seed {summary.measure.failed} there.")
     mixed, control = best["mixed"], best["control"]
     title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
              f"{control.choice.lr:g})")
@@ -476,7 +503,7 @@ def write_headline(summary):
         return
     held_out = mixed.choice.selection_seed is not None and control.choice.selection_seed is not None
     how = (f"Arms and learning rates were chosen with seed {mixed.choice.selection_seed} alone, which does not measure."
-           if held_out else "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, "
+           if held_out else "There was one arm of each and one rate: nothing was chosen." if not chosen else "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, "
            "more so for the side with more of both.")
     what = "" if summary.metric != "target" else f", steps to a validation loss of {summary.target:g}"
     summary.headline = (f"{title}{what}: mixed minus control = {difference_text(difference, *of)}. "
@@ -503,12 +530,16 @@ def share_text(share):
     return "-" if share is None else f"{share:.0%}"
 
 
+def star(seeds, summary):
+    """Marks what the seed that chose the rates is in: that is too low."""
+    return "*" if summary.selection_seed in seeds else ""
+
+
 def difference_cell(difference, summary):
-    """With n, and a star where the seed that chose the rates is in it."""
     if difference is None or not difference.seeds:
         return "-"
-    star = "*" if summary.selection_seed in difference.seeds else ""
-    return f"{interval_text(difference.estimate, summary.measure.digits)}, n = {difference.estimate.n}{star}"
+    return (f"{interval_text(difference.estimate, summary.measure.digits)}, n = {difference.estimate.n}"
+            f"{star(difference.seeds, summary)}")
 
 
 def results_table(summary):
@@ -523,7 +554,7 @@ def results_table(summary):
         seed = arm.choice.selection_seed
         row = [arm.name, arm.role, f"{arm.choice.lr:g}{places[arm.edge]}",
                "the same seeds" if seed is None else f"seed {seed}", str(arm.estimate.n),
-               interval_text(arm.estimate, summary.measure.digits, sign=False)]
+               interval_text(arm.estimate, summary.measure.digits, sign=False) + star(arm.choice.losses, summary)]
         for role in roles:
             difference, p = arm.against.get(role, (None, None))
             row += [difference_cell(difference, summary), p_text(p),
@@ -538,8 +569,8 @@ def budgets_table(summary):
                        else f"loss at equal {name}" for key, name in BUDGETS.items()]
             + ["parameters", "FLOPs a token"] + [f"{name} to target" for name in BUDGETS.values()] + ["reached"]]
     for arm in summary.arms:
-        means = [mean_interval(arm.at_budget.get(key, {}).values()).mean for key in BUDGETS]
-        rows.append([arm.name] + ["-" if mean is None else f"{mean:.4f}" for mean in means]
+        at = [arm.at_budget.get(key, {}) for key in BUDGETS]
+        rows.append([arm.name] + [f"{mean_interval(by_seed.values()).mean:.4f}{star(by_seed, summary)}" if by_seed else "-" for by_seed in at]
                     + [count_text(arm.constant("parameters")), count_text(arm.constant("flops_per_token"))]
                     + [count_text(censored_median(arm.to_target.get(key, [])), digits[key]) for key in BUDGETS]
                     + [share_text(arm.reached_share())])
@@ -564,12 +595,11 @@ def wins_table(summary, role):
     for arm in arms:
         found, row = arm.wins[role], [arm.name]
         for lr in lrs:
-            won, of, estimate = found.get(lr, (0, 0, Estimate(0)))
+            won, of, _, estimate = found.get(lr, (0, 0, False, Estimate(0)))
             mean = f" ({estimate.mean:+.{summary.measure.digits}f})" if estimate.n else ""
             row.append(f"{won}/{of}{mean}" if of else "-")
-        means = [e.mean for _, _, e in found.values() if e.n]
-        rows.append(row + [f"{sum(w for w, _, _ in found.values())}/{sum(n for _, n, _ in found.values())}",
-                           f"{sum(m < 0 for m in means)}/{len(means)}"])
+        won, of, lower, _ = zip(*found.values())
+        rows.append(row + [f"{sum(won)}/{sum(of)}", f"{sum(lower)}/{len(lower)}"])
     return rows
 
 
@@ -609,7 +639,7 @@ def slopes_table(arm):
 def method(summary):
     target = "" if summary.target is None else (
         f"The target is a validation loss of {summary.target:.4f}; a run reaches it at the first evaluation at or "
-        "below it. Medians over seeds, where a run that did not reach it counts as later than any; '-': half of the "
+        "below it, so these times come in steps of eval_interval. Medians over seeds, where a run that did not reach it counts as later than any; '-': half of the "
         "runs or more did not.")
     return [
         ("Losses are validation losses in nats a token" + {
@@ -617,12 +647,12 @@ def method(summary):
             "steps to the target, which is where their runs stop"}[summary.metric])
         + ". Intervals are 95% t-intervals over seeds (n - 1 degrees of freedom); one seed has none.",
         f"Best learning rate: where a seed is named, the lowest {summary.measure.name} of that seed alone, which is then "
-        "left out of what is measured, but for differences with *, where an arm of the pair has no other seed: these are "
-        "optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that measure, or "
+        "left out of what is measured, but for numbers with *, where an arm has no other seed: these are too low, and "
+        "differences optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that measure, or "
         f"the one seed that there is, which is optimistic. A rate at which a seed {summary.measure.failed} cannot be the "
         "best. 'lowest' or 'highest tried': the optimum may lie outside the grid.",
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
-        "paired t-test, corrected by Holm's method over all arms compared with that reference. Sign flips: exact "
+        "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign flips: exact "
         "paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
         "Equal budgets: the largest step and token count that all compared runs have, and the training seconds of the "
         "shortest of them"
@@ -633,8 +663,8 @@ def method(summary):
         "Seconds are comparable only where nothing else ran on the machine. FLOPs a token: 6 N + 12 L C T, the matrix "
         "products; the geometry's own are not in it.",
         *([target] if target else []),
-        "Wins: runs at the same learning rate and seed, all seeds; a diverged run loses against a finished one. In "
-        "brackets the mean difference of the pairs where both finished.",
+        "Wins: runs at the same learning rate and seed, all seeds; a diverged run loses against a finished one, and a mean "
+        "with one in it against any other. In brackets the mean difference of the pairs where both finished.",
     ]
 
 
@@ -663,8 +693,8 @@ def document(summary, figures):
         parts += [("heading", "Is the curvature doing anything?"), ("text",
                   "The trained models with c changed afterwards, each on its own evaluation batches, at the best "
                   "learning rate. A change that hurts says that a model relies on its c, not that one trained "
-                  "without it would be worse; that is the flat control's comparison above, and curvature_lr_mult = 0 "
-                  "trains with c frozen at its start. Gradients by block, head by head; intervals over batches are "
+                  "without it would be worse; that is the comparison with the controls above, and curvature_lr_mult = 0 "
+                  "trains with c frozen at its start. c = 0 takes away the ball, too, and what keeps rows inside of it. Gradients by block, head by head; intervals over batches are "
                   "in summary.json.")]
     for arm in mixed:
         parts += [("text", f"{arm.name}:"), ("table", effects_table(arm)), ("table", slopes_table(arm))]
@@ -739,8 +769,8 @@ def as_dict(summary):
             "runs": [{"lr": lr, "seed": seed, "status": r.status, "dir": r.folder, "loss": r.loss}
                      for (lr, seed), r in sorted(arm.runs.items())],
             "against": {role: {**dataclasses.asdict(d), "p_holm": p} for role, (d, p) in arm.against.items()},
-            "wins": {role: [{"lr": lr, "won": won, "of": of, "difference": dataclasses.asdict(e)}
-                            for lr, (won, of, e) in found.items()] for role, found in arm.wins.items()},
+            "wins": {role: [{"lr": lr, "won": won, "of": of, "lower_mean": lower, "difference": dataclasses.asdict(e)}
+                            for lr, (won, of, lower, e) in found.items()] for role, found in arm.wins.items()},
             "at_budget": {key: {"by_seed": by_seed, **dataclasses.asdict(mean_interval(by_seed.values()))}
                           for key, by_seed in arm.at_budget.items()},
             "to_target": {**{key: censored_median(values) for key, values in arm.to_target.items()},
@@ -767,17 +797,19 @@ def as_csv(summary):
         value = summary.measure.column
         row = {"arm": arm.name, "role": arm.role, "best_lr": arm.choice.lr if arm.choice else None,
                "lr_place_in_grid": arm.edge, "selection_seed": arm.choice.selection_seed if arm.choice else None,
-               "seeds": arm.estimate.n, value: arm.estimate.mean, f"{value}_low": arm.estimate.low,
+               "seeds": arm.estimate.n,
+               f"{value}_on_selection_seed": bool(star(arm.choice.losses, summary)) if arm.choice else None, value: arm.estimate.mean, f"{value}_low": arm.estimate.low,
                f"{value}_high": arm.estimate.high}
         for role in REFERENCES:
             d, p = arm.against.get(role, (None, None))
             e = d.estimate if d else Estimate(0)
             row.update({f"minus_{role}": e.mean, f"minus_{role}_low": e.low, f"minus_{role}_high": e.high,
                         f"minus_{role}_seeds": e.n, f"minus_{role}_p": d.p if d else None, f"minus_{role}_p_holm": p,
-                        f"minus_{role}_p_sign_flip": d.p_sign_flip if d else None})
+                        f"minus_{role}_p_sign_flip": d.p_sign_flip if d else None,
+                        f"minus_{role}_on_selection_seed": bool(star(d.seeds, summary)) if d else None})
             found = arm.wins.get(role, {})
-            row.update({f"wins_{role}": sum(won for won, _, _ in found.values()),
-                        f"pairs_{role}": sum(of for _, of, _ in found.values())})
+            row.update({f"wins_{role}": sum(won for won, *_ in found.values()),
+                        f"pairs_{role}": sum(of for _, of, *_ in found.values())})
         for key in BUDGETS:
             row[f"loss_at_equal_{key}"] = mean_interval(arm.at_budget.get(key, {}).values()).mean
         row.update(parameters=arm.constant("parameters"), flops_per_token=arm.constant("flops_per_token"))
@@ -804,6 +836,8 @@ def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8
         ran = [seed for arm in summary.arms for _, seed in arm.runs]
         planned = [seed for arm in summary.arms for _, seed in arm.planned]
         selection_seed = min(summary.seeds, key=lambda seed: (-ran.count(seed), -planned.count(seed), seed))
+        if all(len(arm.grid()) < 2 for arm in summary.arms):
+            selection_seed = None  # there is no rate to choose
     elif selection_seed is not None and selection_seed not in summary.seeds:
         raise UserError(f"--selection_seed={selection_seed}: the seeds of this sweep are "
                         f"{', '.join(map(str, summary.seeds))}")

@@ -1,8 +1,8 @@
 """
 The plots of a sweep, from summarize_sweep.py's Summary. Each is a Figure: SVG and PNG as bytes; the caller writes them.
 
-Colours are Okabe and Ito's (plot_runs.STYLES), which the colour-blind tell apart; every arm also has a line style and
-a marker of its own, so that the plots can be read in print. What has no finite number is left out; a plot with nothing
+Colours are Okabe and Ito's (plot_runs.STYLES), which the colour-blind tell apart; with the line's dashes and the marker 24 arms
+look different, so that the plots can be read in print, too. What has no finite number is left out; a plot with nothing
 in it is not drawn.
 """
 import io
@@ -17,8 +17,10 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 from plot_runs import STYLES  # also chooses a backend that needs no display
 from sweep_statistics import mean_interval
 
-MARKERS = "osD^vPX"  # 7, which shares no factor with the 6 styles: 42 arms before one repeats
-REFERENCES = {"baseline": "baseline", "flat": "flat control"}  # roles that every arm is compared with
+MARKERS = "osD^vPX"
+# what arms are compared with: the arms of two roles, and (for mixed arms) the best of those without curvature
+REFERENCES = {"baseline": "baseline", "flat": "flat control", "best_control": "best control"}
+DASHES = ("-", "--", ":", "-.")
 # same input, same bytes; arm names are text and not formulas
 SETTINGS = {"svg.hashsalt": "sweep", "text.parse_math": False, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
             "axes.spines.top": False, "axes.spines.right": False}
@@ -45,9 +47,9 @@ def finish(figure, name, title, caption):
 
 
 def style(place):
-    """Of the arm at this place of the sweep, the same in all plots."""
-    colour, line = STYLES[place % len(STYLES)]
-    return dict(color=colour, linestyle=line, marker=MARKERS[place % len(MARKERS)])
+    """Of the arm at this place of the sweep, the same in all plots. The dashes change where the colours begin again."""
+    return dict(color=STYLES[place % len(STYLES)][0], linestyle=DASHES[place // len(STYLES) % len(DASHES)],
+                marker=MARKERS[place % len(MARKERS)])
 
 
 def spread(heights, gap):
@@ -98,8 +100,10 @@ def loss_plot(summary):
     seen = []
     for place, arm in enumerate(summary.arms):
         for axis, key in zip(axes, ("tokens", "train_seconds")):
-            line = over_seeds({s: c.evaluations for s, c in arm.curves.items()}, key, lambda r: r["val_loss"])
-            if line:
+            records = {s: c.evaluations for s, c in arm.curves.items()}
+            line, when = (over_seeds(records, "step", lambda r, k=k: r[k]) for k in ("val_loss", key))
+            if line and when:  # both at equal steps: seconds differ from run to run, and the slowest is not to cut the others off
+                line = (np.interp(line[0], *when[:2]), *line[1:])
                 draw_line(axis, line, place, arm.name)
                 seen.append(line)
     if not seen:
@@ -112,10 +116,10 @@ def loss_plot(summary):
     axes[0].set(xlabel="tokens", ylabel="validation loss (nats a token)",
                 ylim=(late.min() - margin, late.max() + margin))
     axes[1].set(xlabel="seconds of training")
-    axes[1].legend()
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return finish(figure, "loss", "Validation loss, each arm at its own best learning rate",
-                  "Mean over the seeds that measure; bands: 95% t-intervals over them. The first tenth is cut off "
-                  "above.")
+                  "Mean over the seeds that measure, at equal steps (right: at the mean of their seconds there); bands: 95% "
+                  "t-intervals over them. The first tenth is cut off above.")
 
 
 def lr_plot(summary):
@@ -125,19 +129,21 @@ def lr_plot(summary):
         points = []
         for lr, seeds in arm.losses().items():
             x = lr * 1.02 ** (place - (len(summary.arms) - 1) / 2)  # beside each other, not on top
-            values = [v for v in seeds.values() if math.isfinite(v)]
+            values = {s: v for s, v in seeds.items() if math.isfinite(v)}
             if len(values) < len(seeds):
                 failed.setdefault(lr, []).append(f"{arm.name} {len(seeds) - len(values)}/{len(seeds)}")
-            if values:
-                e = mean_interval(values)
-                points.append((x, e.mean, 0 if e.low is None else e.mean - e.low))
-                if arm.choice and lr == arm.choice.lr:
-                    axis.plot(x, e.mean, "o", markersize=12, markerfacecolor="none", color=style(place)["color"])
-                heights += values
+            if not values:
+                points.append((x, math.nan))  # the line is broken here
+                continue
+            points.append((x, values.get(summary.selection_seed, np.mean(list(values.values())))))
+            heights += values.values()
+            if arm.choice and lr == arm.choice.lr:
+                axis.plot(*points[-1], "o", markersize=12, markerfacecolor="none", color=style(place)["color"])
+                if arm.estimate.low is not None:
+                    axis.errorbar(x, arm.estimate.mean, arm.estimate.mean - arm.estimate.low, elinewidth=1, capsize=3, markersize=6,
+                                  markerfacecolor="white", marker=style(place)["marker"], color=style(place)["color"])
         if points:
-            x, mean, half = zip(*points)
-            axis.errorbar(x, mean, half, label=arm.name, markersize=5, linewidth=1.3, elinewidth=1, capsize=2,
-                          **style(place))
+            axis.plot(*zip(*points), label=arm.name, markersize=5, linewidth=1.3, **style(place))
     if not heights:
         plt.close(figure)
         return None
@@ -152,8 +158,10 @@ def lr_plot(summary):
                   va="top", fontsize=7, bbox=dict(facecolor="white", edgecolor="0.6", pad=2))
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return finish(figure, "lr", "Sensitivity to the learning rate",
-                  "Mean over all seeds that finished, 95% t-intervals (cut off at the frame where they are wider than "
-                  "the losses lie); rings: each arm's best rate. Points are moved sideways a little.")
+                  ("Lines: " + ("mean over the seeds that finished" if summary.selection_seed is None else
+                                f"seed {summary.selection_seed}, which chooses (the mean of others where it did not run)")
+                   + "; rings: each arm's best rate; hollow, with 95% t-intervals: the seeds that measure it (cut off at the frame "
+                   "where they are wider than the losses lie). Points are moved sideways a little."))
 
 
 def differences_plot(summary):
@@ -168,7 +176,7 @@ def differences_plot(summary):
         for row, (place, arm) in enumerate(arms):
             difference, p = arm.against.get(role, (None, None))
             if difference is None or not difference.seeds:
-                why = "the reference" if arm is summary.reference(role) else "no pairs"
+                why = "the reference" if arm is summary.reference(role) else "" if role == "best_control" else "no pairs"
                 axis.text(1.02, row, why, fontsize=8, va="center", transform=axis.get_yaxis_transform(), color="0.4")
                 continue
             e, colour, marker = difference.estimate, style(place)["color"], style(place)["marker"]
@@ -177,15 +185,16 @@ def differences_plot(summary):
                 axis.plot([e.low, e.high], [row, row], color=colour, linewidth=2)
             axis.plot(e.mean, row, marker, color=colour, markersize=7,
                       markerfacecolor="white" if e.low is None else colour)
-            axis.text(1.02, row, f"{e.mean:+.{summary.measure.digits}f}, n = {e.n}" + (f"\np = {p:.2g}" if p is not None else ""), fontsize=8,
-                      transform=axis.get_yaxis_transform(), va="center")
+            star = "*" if summary.selection_seed in difference.seeds else ""
+            axis.text(1.02, row, f"{e.mean:+.{summary.measure.digits}f}, n = {e.n}{star}" + (f"\np = {p:.2g}" if p is not None else ""),
+                      fontsize=8, transform=axis.get_yaxis_transform(), va="center")
         axis.set(xlabel=f"{summary.measure.name} minus that of the {REFERENCES[role]} ({summary.measure.unit}); left is better",
                  ylim=(len(arms) - 0.4, -0.7))
         axis.margins(x=0.12)
     axes[0][0].set_yticks(range(len(arms)), [a.name for _, a in arms])
     return finish(figure, "differences", "Differences at each arm's own best learning rate",
                   "Paired over seeds (grey ticks); bars: 95% intervals of the mean difference; p: paired t-test after "
-                  "Holm. Hollow: one seed, no interval.")
+                  "Holm. Hollow: one seed, no interval. *: with the seed that chose the rates, which is too low.")
 
 
 def curvature_of(records):
@@ -208,7 +217,8 @@ def curvature_plot(summary):
     for arm in summary.arms:
         for seed in sorted(arm.curves)[:1]:
             lines, bands = curvature_of(arm.curves[seed].evaluations)
-            if lines:
+            every = {c for by_head in (*lines.values(), bands) for points in by_head.values() for _, *values in points for c in values}
+            if len(every) > 1:  # a fixed c is no plot
                 panels.append((arm.name, seed, lines, bands))
     if not panels:
         return None
@@ -237,7 +247,7 @@ def curvature_plot(summary):
         axis.xaxis.set_major_formatter(EngFormatter())
         axis.set(title=f"{name}, seed {seed}", xlabel="tokens", ylabel="c (minus the sectional curvature)")
     return finish(figure, "curvature", "Curvature during training, by block and head",
-                  "One seed at the best learning rate. Thick: mean of the block; thin: its heads, or a band from the "
+                  "One seed at the best learning rate, arms whose c is not fixed. Thick: mean of the block; thin: its heads, or a band from the "
                   "least to the largest c where heads are not logged. c > 0 is hyperbolic, c < 0 spherical.")
 
 
@@ -268,10 +278,10 @@ def stability_plot(summary):
             low, high = axis.get_ylim()
             axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
             axis.yaxis.set_minor_formatter((lambda v, _: f"{v:.2g}") if high < 10 * low else NullFormatter())
-        axis.legend()
+    axes[0][-1].legend(*axes[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return finish(figure, "stability", "Gradient norm, and rows at the ball's edge",
                   "Best learning rate. Left: geometric mean over seeds at the logged steps. Right, curved models "
-                  "only: mean over blocks and seeds with 95% intervals over seeds.")
+                  "only (c < 0: the cap before the antipode): mean over blocks and seeds with 95% intervals over seeds.")
 
 
 def draw(summary):

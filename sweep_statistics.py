@@ -82,8 +82,8 @@ def choose_lr(losses, selection_seed):
     """The best learning rate of an arm, of those where no seed diverged.
 
     With a selection_seed, the one where that seed alone has the lowest loss; that seed then takes no part in measuring,
-    unless the chosen rate has no other. Where it is None or finished at no rate, the one with the lowest mean over its
-    seeds, and the same seeds measure. Ties go to the lower rate.
+    unless the chosen rate has no other. Where it is None or finished at no rate, the one with the lowest mean over the
+    seeds that all rates have (over each one's own, if there is none), and the same seeds measure. Ties go to the lower rate.
     losses: {lr: {seed: loss}}. Returns a Choice, or None when no learning rate is left.
     """
     possible = candidates(losses)
@@ -92,7 +92,8 @@ def choose_lr(losses, selection_seed):
     ranked = {lr: seeds[selection_seed] for lr, seeds in possible.items() if selection_seed in seeds}
     held_out = bool(ranked)
     if not held_out:
-        ranked = {lr: float(np.mean(list(seeds.values()))) for lr, seeds in possible.items()}
+        shared = set.intersection(*(set(seeds) for seeds in possible.values()))
+        ranked = {lr: float(np.mean([v for s, v in seeds.items() if s in shared or not shared])) for lr, seeds in possible.items()}
     lr = min(ranked, key=lambda k: (ranked[k], k))
     others = {s: v for s, v in possible[lr].items() if s != selection_seed}
     if held_out and others:
@@ -119,13 +120,13 @@ def place_in_grid(lr, grid):
 # two arms
 
 def t_test(differences):
-    """Two-sided p-value of the paired t-test. None for fewer than two pairs; where all differences are equal, the
-    limit: 1 if they are zero, else 0."""
+    """Two-sided p-value of the paired t-test. None for fewer than two pairs, and where all differences are equal but not
+    zero: no spread at all is the resolution of what was measured (steps between evaluations), not certainty."""
     d = np.asarray(differences, dtype=float)
     if len(d) < 2:
         return None
     if np.ptp(d) == 0:
-        return 1.0 if d[0] == 0 else 0.0
+        return 1.0 if d[0] == 0 else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's remark that the values are nearly equal
         return float(stats.ttest_rel(d, np.zeros_like(d)).pvalue)
@@ -162,10 +163,12 @@ def holm(p_values):
 
 
 def wins(arm, reference):
-    """At one learning rate: (seeds where the arm's loss is lower, seeds both have, Estimate of the difference where
-    both finished). A diverged run loses against one that finished; two diverged ones are no win."""
+    """At one learning rate: (seeds where the arm's loss is lower, seeds both have, whether its mean over them is lower,
+    Estimate of the difference where both finished). A diverged run loses against one that finished, a mean with one in it
+    is infinite, and where both diverged nobody wins."""
     seeds = arm.keys() & reference.keys()
-    return sum(arm[s] < reference[s] for s in seeds), len(seeds), paired_difference(arm, reference).estimate
+    lower = sum(arm[s] for s in seeds) < sum(reference[s] for s in seeds)
+    return sum(arm[s] < reference[s] for s in seeds), len(seeds), lower, paired_difference(arm, reference).estimate
 
 
 # ----------------------------------------------------------------------------------------------------------------------

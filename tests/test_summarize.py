@@ -56,12 +56,12 @@ def test_paired_differences_are_scipys_over_the_shared_seeds():
     assert ss.paired_difference({1: 1.0}, {2: 1.0}).estimate.n == 0
 
 
-@pytest.mark.parametrize("a, b, p", [([1.5, 2.5, 3.5], [1, 2, 3], 0.0), ([1, 2, 3], [1, 2, 3], 1.0),
+@pytest.mark.parametrize("a, b, p", [([1.5, 2.5, 3.5], [1, 2, 3], None), ([1, 2, 3], [1, 2, 3], 1.0),
                                      ([1.5], [1], None)])
 def test_equal_differences_have_no_spread_and_do_not_fail(a, b, p):
     d = ss.paired_difference(dict(enumerate(a)), dict(enumerate(b)))
     assert d.p == p and d.estimate.mean == a[0] - b[0]
-    assert (d.estimate.low, d.estimate.high) == ((None, None) if p is None else (d.estimate.mean, d.estimate.mean))
+    assert (d.estimate.low, d.estimate.high) == ((None, None) if len(a) == 1 else (d.estimate.mean, d.estimate.mean))
 
 
 @settings(deadline=None, max_examples=25)
@@ -110,6 +110,8 @@ def test_the_learning_rate_is_chosen_by_one_seed_and_measured_by_the_others():
     assert ss.choose_lr(losses, 7).lr == 0.003  # that seed did not run
     alone = ss.choose_lr({0.001: {1: 0.8}, 0.003: {1: 0.9, 2: 0.7}}, 1)
     assert (alone.lr, alone.selection_seed, alone.losses) == (0.001, None, {1: 0.8})
+    # a seed that is high at every rate ran at one of them only: rates are ranked by the seed that both have
+    assert ss.choose_lr({0.001: {1: 1.0, 2: 9.0}, 0.003: {1: 1.1}}, None).lr == 0.001
     assert ss.choose_lr({0.001: {1: math.inf}}, 1) is None and ss.choose_lr({}, None) is None
     assert ss.measuring_pair(held, alone) == (held.all_losses, {1: 0.8})
     assert ss.measuring_pair(held, held) == (held.losses, held.losses)
@@ -136,7 +138,8 @@ def test_small_ones():
     assert ss.censored_median([]) is None and ss.censored_median([1, 2]) == 1.5
     arm = {1: 1.0, 2: 2.0, 3: math.inf, 4: math.inf, 5: 1.0}
     reference = {1: 1.1, 2: 1.9, 3: 2.0, 4: math.inf, 5: math.inf}
-    assert ss.wins(arm, reference) == (2, 5, ss.mean_interval([1.0 - 1.1, 2.0 - 1.9]))
+    assert ss.wins(arm, reference) == (2, 5, False, ss.mean_interval([1.0 - 1.1, 2.0 - 1.9]))
+    assert ss.wins({1: 1.0}, {1: math.inf})[2] and not ss.wins({1: math.inf}, {1: math.inf})[2]
     moved = sweep_plots.spread([1.0, 0.0, 1.01], 0.5)
     assert sorted(range(3), key=moved.__getitem__) == [1, 0, 2] and min(np.diff(sorted(moved))) >= 0.5 - 1e-12
 
@@ -223,7 +226,11 @@ def test_the_numbers_of_a_whole_sweep(tmp_path):
             assert [arm.wins["baseline"][lr][:2] for lr in LRS] == [(4, 4)] * 3
     least = sorted(raw for raw, _ in p.values())
     assert sorted(a for _, a in p.values())[0] == pytest.approx(min(1, 3 * least[0]))
-    assert set(arms["mixed"].against) == {"baseline", "flat"} and "flat" not in arms["baseline"].against
+    assert set(arms["mixed"].against) == {"baseline", "flat", "best_control"} and "flat" not in arms["baseline"].against
+    # the best control is 'gate', and the mixed arm the only one that is compared with it: no correction
+    assert not any("best_control" in arms[name].against for name in ("baseline", "flat", "gate"))
+    difference, adjusted = arms["mixed"].against["best_control"]
+    assert adjusted == difference.p == pytest.approx(stats.ttest_rel(at["mixed"], at["gate"]).pvalue)
 
     # all end at step 40; the shortest run takes 10 s, when the mixed one is at step 20 of 40 and 2 above its end
     assert found.budgets == {"step": 40, "tokens": 4000, "train_seconds": 10.0}
@@ -268,6 +275,39 @@ def test_the_headline_says_what_the_numbers_say(tmp_path):
     assert "one seed: no interval, no test" in one and "decides nothing" in one
     alone = Written(tmp_path / "e", {"baseline": "baseline", "mixed": "mixed"}, known)
     assert "not possible" in alone.summary()[0].headline
+
+
+def test_with_one_rate_every_seed_measures(tmp_path):
+    found, arms = Written(tmp_path / "s", {k: ARMS[k] for k in ("baseline", "flat", "mixed")}, known, lrs=[3e-3]).summary()
+    assert found.selection_seed is None and arms["mixed"].estimate.n == 4
+    assert "one arm of each and one rate: nothing was chosen" in found.headline
+    assert "which is optimistic" in Written(tmp_path / "t", ARMS, known, lrs=[3e-3]).summary()[0].headline  # two controls
+
+
+def test_a_measuring_seed_that_diverges_at_the_best_rate_is_told(tmp_path):
+    """It takes part in the choice: without that rate another control, or rate, is the best."""
+    def loss(arm, lr, seed):
+        return "diverged" if (arm, lr, seed) == ("gate", 3e-3, 3) else known(arm, lr, seed)
+    headline = Written(tmp_path / "s", ARMS, loss).summary()[0].headline
+    assert "best control (flat" in headline
+    assert "gate at lr 0.003 was lower than flat with seed 1 and is left out, for another seed diverged there" in headline
+
+
+def test_a_rate_at_which_an_arm_diverged_is_not_won(tmp_path):
+    def loss(arm, lr, seed):
+        return "diverged" if arm == "mixed" and (lr == 1e-2 or (lr == 1e-3 and seed > 2)) else known(arm, lr, seed)
+    found, _ = Written(tmp_path / "s", ARMS, loss).summary()
+    row = next(r for r in summarize_sweep.wins_table(found, "baseline") if r[0] == "mixed")
+    assert row[-2:] == ["6/12", "1/3"]  # at 1e-3 two of four seeds are lower, and the mean is infinite
+
+
+def test_what_the_selection_seed_measured_is_marked(tmp_path):
+    found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) if s == 1 or a != "gate" else None).summary()
+    rows = {r[0]: r for r in summarize_sweep.results_table(found)}
+    assert rows["gate"][5].endswith("*") and not rows["mixed"][5].endswith("*")
+    table = {r["arm"]: r for r in csv.DictReader(summarize_sweep.as_csv(found).splitlines())}
+    assert table["gate"]["val_loss_on_selection_seed"] == table["gate"]["minus_flat_on_selection_seed"] == "True"
+    assert table["mixed"]["val_loss_on_selection_seed"] == table["mixed"]["minus_flat_on_selection_seed"] == "False"
 
 
 def test_arms_with_the_selection_seed_alone_are_compared_but_not_preferred(tmp_path):
@@ -354,6 +394,7 @@ def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
     assert arms["mixed"].estimate.mean == 23 and arms["mixed"].against["baseline"][0].estimate.mean == -20
     assert "flat: 1 of 4 seeds diverged or did not reach the target at lr 0.01" in " ".join(found.notes)
     assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (95% interval [-6, -6], 3 seeds" in found.headline
+    assert "p = -). All seeds differ by the same: the resolution of the measure hides their spread" in found.headline
     assert "In training seconds to the target: -12.0 s" in found.headline and "equal training seconds" not in found.headline
     assert "steps to the target [95%]" in summarize_sweep.results_table(found)[0]
     assert "target_step," in summarize_sweep.as_csv(found).splitlines()[0]
@@ -494,7 +535,7 @@ def test_the_command_writes_table_plots_and_report(tmp_path, capsys):
     report = (tmp_path / "out" / "report.html").read_text()
     page.feed(report)
     assert page.open == [] and len(page.sources) == 5 and all(s.startswith("data:image/svg+xml") for s in page.sources)
-    assert report.count("<table>") == 5
+    assert report.count("<table>") == 6
     with plt.rc_context(sweep_plots.SETTINGS):  # the same numbers give the same bytes
         assert sweep_plots.lr_plot(written.summary()[0]).files["svg"] == (tmp_path / "out" / "lr.svg").read_bytes()
 
@@ -719,7 +760,7 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
     target = written.folder / "runs" / f"mixed-{3e-3}-2"
     for name in ("config.json", "ckpt"):
         os.symlink(os.path.join(trained, name), target / name)
-    found, arms = written.summary(batches=2)
+    found, arms = written.summary(batches=2, selection_seed=1)
     assert set(arms["mixed"].ablations) == {2} and arms["mixed"].ablations[2].batches == 2
     text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
     direct = effects(ablate_curvature.ablate(trained, "last", 2, "cpu"))
@@ -727,5 +768,5 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
     content = json.loads(json.dumps(summarize_sweep.finite(summarize_sweep.as_dict(found))))
     assert content["arms"][3]["curvature"]["2"]["slopes"][0]["place"] == "block 0"
     os.remove(target / "ckpt")
-    found, _ = written.summary(batches=2)
+    found, _ = written.summary(batches=2, selection_seed=1)
     assert "mixed: the curvature of seed 2 could not be looked at: no checkpoint 'last'" in " ".join(found.notes)
