@@ -1,7 +1,7 @@
 """shakespeare_lr.py's question under Muon: does the order of the arms depend on the optimizer?
 
 muon_lr is the rate of the blocks' matrices; AdamW takes embeddings, norms and curvatures at the demo's rate.
-6 arms x 4 rates x 4 seeds = 96 runs of 1,500 steps: one seed chooses, three measure.
+7 arms x 4 rates x 4 seeds = 112 runs of 1,500 steps: one seed chooses, three measure.
 """
 
 defaults = dict(
@@ -21,6 +21,7 @@ arms = {
     'smear': dict(config='config/demo_smear.py', role='control'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
+    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
     'learned': dict(config='config/demo_mixed.py', role='mixed'),
     'dynamic': dict(config='config/demo_mixed.py', role='mixed', dynamic_curvature=True),
 }

@@ -1,6 +1,6 @@
 """How soon is a validation loss reached: steps, tokens and seconds of training to target_val_loss (all in runs.csv).
 
-Tiny Shakespeare by characters, at a size for a CPU. 5 arms x 3 learning rates x 4 seeds = 60 runs of up to 3,000 steps, each at
+Tiny Shakespeare by characters, at a size for a CPU. 6 arms x 3 learning rates x 4 seeds = 72 runs of up to 3,000 steps, each at
 most about 25 minutes of one thread and its evaluations. One seed chooses each arm's rate, by its steps to the target; three measure.
 The rate is constant after the warm-up: under a decay the step at which a loss is reached depends on the planned length.
 Seconds are comparable only between runs of one machine with the same --jobs and --threads, and nothing else on it.
@@ -26,5 +26,6 @@ arms = {
     'smear': dict(config='config/demo_smear.py', role='control'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
+    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
     'learned': dict(config='config/demo_mixed.py', role='mixed'),
 }
