@@ -188,7 +188,7 @@ def _prepare(c, *rows, per_row=True):
     if not isinstance(c, torch.Tensor):
         c = torch.full((), c, dtype=compute, device=rows[0].device)
     c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
-    if per_row and c.dim() and torch.compiler.is_compiling():
+    if per_row and c.dim() and _for_cpu_code(rows[0]):
         shape = torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))
         c = _EveryRow.apply(c, shape)
     return c, stored, *(_cast(row, compute) for row in rows)
@@ -211,18 +211,22 @@ def _sum_to(grad, shape):
     return grad if grad.shape == shape else grad.sum_to_size(shape)
 
 
-# The next three change nothing but the code that Inductor makes for a CPU, where they were found by reading it.
+# The next four change nothing but the code that Inductor makes for a CPU, where they were found by reading it.
+
+def _for_cpu_code(tensor):
+    return torch.compiler.is_compiling() and tensor.device.type == "cpu"
+
 
 def _stored(k):
     """k, written to memory where the compiler would fuse its formula into the loops that read it, once for every element
     of a row instead of once a row: a strided view can only be taken of memory."""
-    return k.as_strided(k.shape, k.stride()) if torch.compiler.is_compiling() else k
+    return k.as_strided(k.shape, k.stride()) if _for_cpu_code(k) else k
 
 
 def _row_sum(products):
     """Sum over the last dimension, (..., D) -> (..., 1). What takes the time in compiled float64 code is the end of each
     row, across the lanes of a vector register; so 8 sums of D/8 numbers are made first."""
-    if not torch.compiler.is_compiling() or products.dtype != torch.float64 or products.size(-1) % 8:
+    if not _for_cpu_code(products) or products.dtype != torch.float64 or products.size(-1) % 8:
         return products.sum(-1, keepdim=True)
     lanes = _stored(products.unflatten(-1, (-1, 8)).sum(-2))
     return _stored(lanes.unflatten(-1, (2, 4)).sum(-2).sum(-1, keepdim=True))
@@ -422,7 +426,7 @@ def _wide_c(c, *rows):
     of the lanes of a register."""
     wide = _wide(rows[0])
     c = c if c.dtype == wide else _saturate(c, wide)
-    if c.dim() and torch.compiler.is_compiling():
+    if c.dim() and _for_cpu_code(rows[0]):
         c = _stored(c.expand(torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))).contiguous())
     return c
 

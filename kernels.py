@@ -593,6 +593,21 @@ def check_device(device_type):
             "in Triton's interpreter (slow, for tests), or use --ops=torch")
 
 
+def check_launcher():
+    """Why Triton cannot launch kernels on this machine's GPU, or None. It compiles a part of itself the first time."""
+    try:
+        triton.runtime.driver.active.utils  # noqa: B018
+    except Exception as error:
+        return (f"ops = 'triton': Triton cannot build its launcher ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+                "it needs a C compiler and Python's headers (gcc, python3-dev); install them, or use --ops=torch")
+
+
+def _launch(kernel, programs, *arguments, **options):
+    """On the device of the first argument: Triton launches on the current one."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **options)
+
+
 def _strided(x):
     """(x, number of rows, their stride): x itself where its rows are evenly spaced and dense, else a copy."""
     rows, stride = x.numel() // max(1, x.size(-1)), None
@@ -694,7 +709,8 @@ def _sum(x: torch.Tensor, r: torch.Tensor | None, v: torch.Tensor, c: torch.Tens
     bound, limit_div, limit_mod = _row_index(c if limit is None else limit, lead)
     rows, block_d, options = tile(D, 4 if kind == "exp_r" else 3)
     if R:
-        _sum_forward[(triton.cdiv(R, rows),)](
+        _launch(
+            _sum_forward, triton.cdiv(R, rows),
             x, r, v, c, bound, out, R, D, x_stride, r_stride, v_stride, c_div, c_mod, limit_div, limit_mod,
             geometry.ROUNDING[dtype], _z_low(dtype), KIND=KINDS[kind], LIMITED=limit is not None, LARGEST=_largest(dtype),
             ROWS=rows, BLOCK_D=block_d, **options)
@@ -719,10 +735,12 @@ def _sum_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None, v: torch
     wide_bound, limit_div, limit_mod = _row_index(bound, lead)
     rows, block_d, options = tile(D, 7 if kind == "exp_r" else 5)
     programs = triton.cdiv(R, rows)
-    dc = torch.zeros(programs if c.numel() == 1 else R, device=x.device)
-    dlimit = torch.zeros((programs if bound.numel() == 1 else R) if limit is not None else 1, device=x.device)
+    # every program, or row, writes its own; without any there are none, and sums over nothing are 0
+    dc = torch.empty(programs if c.numel() == 1 else R, device=x.device)
+    dlimit = torch.empty((programs if bound.numel() == 1 else R) if limit is not None else 1, device=x.device)
     if R:
-        _sum_backward[(programs,)](
+        _launch(
+            _sum_backward, programs,
             g, x, r, v, wide_c, wide_bound, dx, dr, dv, dc, dlimit, R, D, g_stride, x_stride, r_stride, v_stride, c_div, c_mod,
             limit_div, limit_mod, geometry.ROUNDING[stored], _z_low(stored), KIND=KINDS[kind], LIMITED=limit is not None,
             ONE_C=c.numel() == 1, ONE_LIMIT=bound.numel() == 1, X_LARGEST=_largest(dx.dtype), R_LARGEST=_largest(dr.dtype),
@@ -761,8 +779,8 @@ def _logmap(x: torch.Tensor, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     c, c_div, c_mod = _row_index(c, lead)
     rows, block_d, options = tile(D, 3)
     if R:
-        _log_forward[(triton.cdiv(R, rows),)](x, y, c, out, R, D, x_stride, y_stride, c_div, c_mod, LARGEST=_largest(dtype),
-                                              ROWS=rows, BLOCK_D=block_d, **options)
+        _launch(_log_forward, triton.cdiv(R, rows), x, y, c, out, R, D, x_stride, y_stride, c_div, c_mod, LARGEST=_largest(dtype),
+                ROWS=rows, BLOCK_D=block_d, **options)
     return out
 
 
@@ -780,11 +798,12 @@ def _logmap_grad(g: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
     wide_c, c_div, c_mod = _row_index(c, lead)
     rows, block_d, options = tile(D, 5)
     programs = triton.cdiv(R, rows)
-    dc = torch.zeros(programs if c.numel() == 1 else R, device=x.device)
+    # every program, or row, writes its own; without any there are none, and sums over nothing are 0
+    dc = torch.empty(programs if c.numel() == 1 else R, device=x.device)
     if R:
-        _log_backward[(programs,)](g, x, y, wide_c, dx, dy, dc, R, D, g_stride, x_stride, y_stride, c_div, c_mod,
-                                   ONE_C=c.numel() == 1, X_LARGEST=_largest(dx.dtype), Y_LARGEST=_largest(dy.dtype),
-                                   ROWS=rows, BLOCK_D=block_d, **options)
+        _launch(_log_backward, programs, g, x, y, wide_c, dx, dy, dc, R, D, g_stride, x_stride, y_stride, c_div, c_mod,
+                ONE_C=c.numel() == 1, X_LARGEST=_largest(dx.dtype), Y_LARGEST=_largest(dy.dtype), ROWS=rows, BLOCK_D=block_d,
+                **options)
     return dx, dy, _to_shape(dc, lead, c)
 
 
@@ -814,7 +833,7 @@ def _walk(x):
                                     else None)
     if problem:
         raise ValueError(problem)
-    return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, min(16, max(4, block_h * block_d // 256))
+    return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, min(16, max(2, block_h * block_d // 256))
 
 
 @torch.library.custom_op("curvature::log_layernorm", mutates_args=())
@@ -827,9 +846,10 @@ def _log_layernorm(x: torch.Tensor, r: torch.Tensor | None, c: torch.Tensor, wei
     x = x.contiguous()
     r = x if r is None else r.contiguous()
     if N:
-        _log_layernorm_forward[(chunks,)](
-            x, r, c, weight, weight if bias is None else bias, out, mean, rstd, N, x.size(1), NH, HS, NH * HS, NH * HS, c_div,
-            c_mod, REFERENCE=REFERENCES[reference], BIAS=bias is not None, LARGEST=_largest(dtype), STEPS=CHUNK,
+        _launch(
+            _log_layernorm_forward, chunks,
+            x, r, c, weight, weight if bias is None else bias, out, mean, rstd, N, x.size(1), NH, HS, NH * HS, NH * HS, c_div, c_mod,
+            REFERENCE=REFERENCES[reference], BIAS=bias is not None, LARGEST=_largest(dtype), STEPS=CHUNK,
             BLOCK_H=block_h, BLOCK_D=block_d, num_warps=warps)
     return out, mean, rstd
 
@@ -850,7 +870,6 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
     dx, dr = _like(x), _like_or_none(r, x)
     wide_c, c_div, c_mod = _row_index(c, x.shape[:-1])
     per_token = c.numel() > 1 and (c_div >= NH or c_mod > NH)
-    # every program writes its own: with no token there is none, and sums over nothing are 0
     dc = torch.empty((N if per_token else chunks, NH), device=x.device)
     dw = torch.empty((chunks, NH * HS), device=x.device)
     # its sum takes registers that long rows need: they would spill
@@ -858,7 +877,8 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
     db = torch.empty((chunks, NH * HS) if bias_inside else (0, NH * HS), device=x.device)
     r = x if r is None else r.contiguous()
     if N:
-        _log_layernorm_backward[(chunks,)](
+        _launch(
+            _log_layernorm_backward, chunks,
             g, x, r, wide_c, weight, mean, rstd, dx, dr, dc, dw, db, N, x.size(1), NH, HS, NH * HS, NH * HS, NH * HS, c_div,
             c_mod, REFERENCE=REFERENCES[reference], BIAS=bias_inside, C_PER_TOKEN=per_token, LARGEST=_largest(dx.dtype),
             R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, num_warps=warps)
@@ -877,10 +897,13 @@ def _(g, x, r, c, weight, mean, rstd, with_bias, reference):
 def _log_layernorm_setup(ctx, inputs, output):
     x, r, c, weight, bias, ctx.reference, _ = inputs
     ctx.given, ctx.with_bias = r is not None, bias is not None
+    ctx.set_materialize_grads(False)  # mean and rstd have none
     ctx.save_for_backward(x, c, weight, *output[1:], *([r] if ctx.given else []))
 
 
 def _log_layernorm_autograd(ctx, g, _mean, _rstd):
+    if g is None:
+        return (None,) * 7
     x, c, weight, mean, rstd, *r = ctx.saved_tensors
     dx, dr, dc, dw, db = _log_layernorm_grad(g, x, r[0] if ctx.given else None, c, weight, mean, rstd, ctx.with_bias,
                                              ctx.reference)
@@ -894,7 +917,9 @@ _log_layernorm.register_autograd(_log_layernorm_autograd, setup_context=_log_lay
 # the operations
 
 def _tensor(c, x):
-    return c if c is None or isinstance(c, torch.Tensor) else torch.full((), c, device=x.device)
+    if c is None:
+        return None
+    return c.to(x.device) if isinstance(c, torch.Tensor) else torch.full((), c, device=x.device)
 
 
 def mobius_add(x, y, c, limit=None):
@@ -939,4 +964,5 @@ def log_layernorm(x, c, weight, bias=None, reference="previous", r=None, dtype=N
     dtype = stored if dtype is None else dtype
     if isinstance(c, torch.Tensor) and not geometry.fits(c, x):
         raise ValueError(f"c broadcasts against {(*x.shape[:-1], 1)}, one number a head, and is {tuple(c.shape)}")
-    return _log_layernorm(x, r, _tensor(c, x), weight, bias, reference, dtype)[0]
+    bias = None if bias is None else bias.contiguous()
+    return _log_layernorm(x, r, _tensor(c, x), weight.contiguous(), bias, reference, dtype)[0]

@@ -176,15 +176,19 @@ class Block(model_baseline.Block):
         kept = getattr(self, limit_name("entry_limit", dtype), None)
         return geometry.max_norm(c, dtype) if kept is None else kept
 
-    def limit(self, c, dtype):
-        """How long a row may be that this block leaves: in its own ball and, unless that is dynamic, the next one's."""
-        kept = getattr(self, limit_name("limit", dtype), None)
+    def limit_kept(self, dtype):
+        return getattr(self, limit_name("limit", dtype), None)
+
+    def limit(self, c, dtype, radii=None):
+        """How long a row may be that this block leaves: in its own ball and, unless that is dynamic, the next one's. radii:
+        max_norm of these, for whoever has them."""
+        kept = self.limit_kept(dtype)
         if kept is not None:
             return kept
-        limit = geometry.max_norm(c, dtype)
-        for following in () if self.config.dynamic_curvature else self.next_curvature:
-            limit = torch.minimum(limit, geometry.max_norm(following.c, dtype))
-        return limit
+        if radii is None:
+            following = () if self.config.dynamic_curvature else self.next_curvature
+            radii = [geometry.max_norm(each, dtype) for each in (c, *(curvature.c for curvature in following))]
+        return radii[0] if len(radii) == 1 else torch.minimum(*radii)
 
     def precompute(self):
         """Where c is a number of the config, what follows from it alone is computed once, not each step."""
@@ -282,7 +286,9 @@ class GPT(model_baseline.GPT):
     def for_blocks(self, dtype):
         if self.config.dynamic_curvature:
             return super().for_blocks(dtype)
-        return [(block.limit(block.curvature.c, dtype),) for block in self.transformer.h]
+        blocks = self.transformer.h
+        own = [geometry.max_norm(block.curvature.c, dtype) for block in blocks] if blocks[0].limit_kept(dtype) is None else None
+        return [(block.limit(block.curvature.c, dtype, own and own[i:i + 2]),) for i, block in enumerate(blocks)]
 
     @torch.no_grad()
     def geometry_stats(self, idx):

@@ -26,6 +26,8 @@ def build(name, config, device_type=None):
     except ImportError as e:
         raise UserError(f"ops = 'triton' needs Triton ({e}): pip install triton==3.7.1, or use --ops=torch") from None
     problem = kernels.check_device(device_type) if device_type else None
+    if device_type == "cuda" and not problem and not kernels.INTERPRETED:
+        problem = kernels.check_launcher()
     if problem:
         raise UserError(problem)
     return model_triton.GPT(config)

@@ -147,10 +147,9 @@ class TrainConfig:
 # choices that depend on the machine: each is made once and printed
 
 def pick_device(wanted):
+    """'cpu', 'mps' or 'cuda:N'"""
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         kind = torch.device(wanted).type
     except RuntimeError:
@@ -159,7 +158,7 @@ def pick_device(wanted):
     index = torch.device(wanted).index or 0
     if not present.get(kind, False) or (kind == "cuda" and index >= torch.cuda.device_count()):
         raise UserError(f"device = {wanted!r} is not available on this machine; use --device=auto")
-    return wanted
+    return f"cuda:{index}" if kind == "cuda" else kind
 
 
 def pick_dtype(wanted, device_type):
@@ -177,16 +176,18 @@ def pick_compile(wanted, device_type, flops, cost, saving=0.1):
     """(compile?, why). flops: of all planned steps; cost: seconds that compiling the model takes; saving: the share of an eager
     step's time that it saves on a CPU. Assumed for 'auto': eager steps run at 1e11 flop/s on a CPU and 5e13 on a GPU, where
     compiling saves 30%."""
-    compiler = device_type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    # on a GPU Triton compiles a part of itself the first time
+    language, name, *tried = ("C++", "CXX", "g++", "clang++") if device_type == "cpu" else ("C", "CC", "gcc", "clang")
+    compiler = any(map(shutil.which, [os.environ.get(name, tried[0]), *tried]))
     if wanted != "auto":
         if wanted and not compiler:
-            raise UserError("compile = True needs a C++ compiler on a CPU, and there is neither g++ nor clang++ (nor what CXX "
-                            "names); install one, or use --compile=False")
+            raise UserError(f"compile = True needs a {language} compiler, and there is neither {tried[0]} nor {tried[1]} (nor what "
+                            f"{name} names); install one, or use --compile=False")
         return wanted, "as asked"
     if device_type == "mps":
         return False, "not on mps"
     if not compiler:
-        return False, "there is no C++ compiler"
+        return False, f"there is no {language} compiler"
     seconds = flops / (5e13 if device_type == "cuda" else 1e11)
     saved = seconds * (0.3 if device_type == "cuda" else saving)
     return saved > cost, f"about {seconds:,.0f} s of eager steps planned, of which it may save {saved:,.0f} and cost {cost:,.0f}"
@@ -284,7 +285,9 @@ def train(config, model_config, parallel, argv):
         autocast = lambda: torch.autocast(device_type, dtype=getattr(torch, dtype))  # noqa: E731
     if device_type == "cuda":
         torch.cuda.set_device(device)  # kernels are launched on the current one
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+        # TF32 for what stays float32; but not in gyro-midpoints, which are such products and need their digits
+        midpoints = getattr(model_config, "reference", "previous") in ("mean", "window", "ema")
+        torch.set_float32_matmul_precision("highest" if midpoints else "high")
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
     flops_per_token = model.flops_per_token()
     compiled, why = pick_compile(config.compile, device_type, flops_per_token * tokens_per_step * config.max_iters,

@@ -11,9 +11,10 @@ that whatever else the machine does hits all alike; the ratio is the median over
 in the same round, after warm-up. Memory: the peak above what the process held before the model was made, each model in a
 process of its own (on a GPU: max_memory_allocated; on a CPU: resident memory, in which what a compiler keeps counts too,
 so that there the eager figure is the one to compare). Before timing, each model's compiled loss is compared with its eager one.
-On a CUDA GPU the mixed model runs on its Triton kernels, too.
+On a CUDA GPU the mixed model runs on its Triton kernels, too, once their loss is found to be PyTorch's.
 """
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -86,9 +87,13 @@ def make_step(arm, shape, compiled, device, dtype):
     x, y = (torch.randint(65, (batch_size, block_size), device=device) for _ in range(2))
     optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
     step_model = compile_parts(model) if compiled else model
-    if compiled:
+    if compiled or "ops" in options:
+        plain = model
+        if "ops" in options:  # the kernels against PyTorch
+            plain = models.build(name, dataclasses.replace(model.config, ops="torch")).to(device)
+            plain.load_state_dict(model.state_dict())
         with torch.no_grad():
-            torch.testing.assert_close(step_model(x, y)[1], model(x, y)[1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(step_model(x, y)[1], plain(x, y)[1], rtol=1e-4, atol=1e-4)
 
     def step():
         with autocast():

@@ -359,6 +359,10 @@ def test_which_devices_are_accepted(monkeypatch):
     assert K.check_device("mps") is None and K.check_device("cuda") is None  # in the interpreter
     monkeypatch.setattr(K, "INTERPRETED", False)
     assert "TRITON_INTERPRET=1" in K.check_device("mps") and K.check_device("cuda") is None
+    if not torch.cuda.is_available():  # "0 active drivers": what a driver that cannot be built looks like
+        assert "Triton cannot build its launcher" in K.check_launcher()
+        with pytest.raises(UserError, match="gcc, python3-dev"):
+            models.build("mixed", models.CONFIGS["mixed"](**TINY, ops="triton"), "cuda")
 
 
 def test_training_with_the_kernels_from_the_command_line(small_run):

@@ -134,6 +134,13 @@ def test_every_option_changes_the_output(tokens):
         assert not torch.allclose(outputs[i], outputs[j], rtol=1e-6, atol=0), (([{}] + CHANGES)[i], ([{}] + CHANGES)[j])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_limits_made_for_all_blocks_at_once_are_each_blocks_own(mode):
+    net = randomised(build("mixed", dict(curvature_mode=mode), n_layer=3))
+    for block, (limit,) in zip(net.transformer.h, net.for_blocks(torch.float32)):
+        assert torch.equal(limit, block.limit(block.curvature.c, torch.float32))
+
+
 def test_dynamic_curvature_depends_on_the_token(tokens):
     net = randomised(build("mixed", {**DEFAULT, "dynamic_curvature": True}))
     plain = randomised(build("mixed", DEFAULT))

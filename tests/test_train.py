@@ -631,10 +631,15 @@ def test_weights_and_biases_gets_the_numbers_or_nothing_is_touched(small_run, tm
 
 def test_what_depends_on_the_machine(monkeypatch):
     assert train.pick_device("cpu") == "cpu" and train.pick_dtype("float16", "cpu") == "float16"
-    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for cuda, mps, expected in ((True, True, "cuda:0"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert train.pick_device("auto") == expected
+        if cuda:  # set_device() takes no device without a number
+            assert [torch.cuda._utils._get_device_index(train.pick_device(d)) for d in ("auto", "cuda", "cuda:1")] == [0, 0, 1]
+            with pytest.raises(UserError, match="cuda:2"):
+                train.pick_device("cuda:2")
     for amx, avx, expected in ((True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
