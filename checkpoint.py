@@ -36,20 +36,31 @@ def _sync(path):
         os.close(handle)
 
 
-def weights_of(model):
-    """name -> whole tensor, each storage once: named_parameters leaves out the second name of a tied weight. Where the
-    model is in shards every process has to call this."""
+def gather_weights(model):
+    """Yields (name, whole tensor), each storage once: named_parameters leaves out the second name of a tied weight. Where the
+    model is in shards every process has to go through all of it; one weight at a time is whole, unless it is kept."""
     named = named_parameters(model)
     named.update((k, b) for k, b in model.named_buffers() if k in model.state_dict())
-    return {k: full(v.detach()).contiguous() for k, v in named.items()}
+    for name, tensor in named.items():
+        yield name, full(tensor.detach()).contiguous()
 
 
-def optimizer_state(model, optimizers):
-    """parameter name -> what its optimizer keeps of it, as whole tensors. By name, so that it fits any number of
-    processes, sharded or not; every process has to call this. Learning rates and the like come from the configuration."""
+def weights_of(model):
+    return dict(gather_weights(model))
+
+
+def optimizer_state(model, optimizers, keep=True):
+    """parameter name -> what its optimizer keeps of it, as whole tensors on the CPU. By name, so that it fits any number of
+    processes, sharded or not. Every process has to call this, those that do not need it with keep=False. Learning rates and the
+    like come from the configuration."""
     kept = {p: values for optimizer in optimizers for p, values in optimizer.state.items()}
-    return {name: {key: full(value).cpu() for key, value in kept[p].items()}
-            for name, p in named_parameters(model).items() if p in kept}
+    found = {}
+    for name, p in named_parameters(model).items():
+        for key, value in kept.get(p, {}).items():
+            whole = full(value)
+            if keep:
+                found.setdefault(name, {})[key] = whole.cpu()
+    return found
 
 
 def load_optimizer_state(model, optimizers, saved):

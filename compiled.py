@@ -6,6 +6,7 @@ run between the blocks, parallel.py compiles the blocks alone.)
 import copy
 
 import torch
+from torch._functorch import config as functorch
 
 PARTS = ("start", "for_blocks", "run_block", "head")  # the functions that model_baseline.GPT.forward is made of
 
@@ -13,7 +14,14 @@ PARTS = ("start", "for_blocks", "run_block", "head")  # the functions that model
 def compile_parts(model, **options):
     """A model that shares everything with this one and runs compiled code. The model itself stays as it is: what looks into a
     forward pass (telemetry, diagnose.py) finds plain modules. No part may break the graph. options: torch.compile's."""
+    like_eager()
     fast = copy.copy(model)
-    for name in PARTS:
-        setattr(fast, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False, **options))
+    for name in PARTS:  # isolated: several models in a process (a benchmark) would share one limit of recompilations
+        setattr(fast, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False, isolate_recompiles=True, **options))
     return fast
+
+
+def like_eager():
+    """backward() is called outside of autocast; compiled code takes the forward pass's for it by default, also for products that
+    the forward pass keeps out of 16 bits (gyro-midpoints)."""
+    functorch.backward_pass_autocast = "off"

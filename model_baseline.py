@@ -182,7 +182,8 @@ class GPT(nn.Module):
     """Token ids -> logits. A variant overrides make_block(), and what it needs of make_extras(), embed(), enter(), for_blocks()
     and _init_special()."""
 
-    compile_seconds, compile_saving = 15, 0.1  # what torch.compile costs, and saves of a step on a CPU: for compile = 'auto'
+    # for compile = 'auto': what torch.compile costs, and saves of the time that a step's matrix products take (train.pick_compile)
+    compile_seconds, compile_saving = 15, dict(cpu=0.1, cuda=0.3)
     activation_checkpointing = False  # train.py's key
 
     def __init__(self, config):
@@ -264,7 +265,8 @@ class GPT(nn.Module):
         if targets is None:
             return self.lm_head(x[:, -1:]), None
         logits = self.lm_head(x)
-        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+        # without a gradient: compiled code would take one of the logits, zeros, as a further input of their size
+        return logits.detach(), F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
 
     def trunk(self, idx, cache=None):
         """Residual stream after the last block, (B, T) -> (B, T, C)."""
@@ -280,7 +282,7 @@ class GPT(nn.Module):
         return x
 
     def forward(self, idx, targets=None, cache=None):
-        """idx, targets: (B, T) int64. With targets: logits (B, T, V) and the mean cross-entropy in nats (targets of -1 are
+        """idx, targets: (B, T) int64. With targets: logits (B, T, V), detached, and the mean cross-entropy in nats (targets of -1 are
         left out). Without: logits of the last position (B, 1, V) and None. cache: tokens read so far (generation)."""
         T = idx.size(1) + (cache.length if cache else 0)
         if T > self.config.block_size:
@@ -288,8 +290,9 @@ class GPT(nn.Module):
         return self.head(self.trunk(idx, cache), targets)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None, vocab_size=None):
         """Yields one sampled token (B, 1) at a time. idx: (B, T) prompt, T >= 1. temperature 0 takes the likeliest.
+        vocab_size: of the tokenizer, where the model has more (train.padded_vocabulary).
 
         Within block_size each token is read once, through the cache. Beyond it the model sees the last block_size tokens,
         as in training; positions are absolute, so all of them move by one and the window is read anew for each token.
@@ -297,7 +300,7 @@ class GPT(nn.Module):
         window = self.config.block_size
         cache, unread = Cache(self.config.n_layer), idx[:, -window:]
         for _ in range(max_new_tokens):
-            logits = self(unread, cache=cache)[0][:, -1]
+            logits = self(unread, cache=cache)[0][:, -1, :vocab_size]
             token = sample_token(logits, temperature, top_k, generator)
             yield token
             idx = torch.cat((idx, token), dim=1)

@@ -49,9 +49,9 @@ def make_optimizers(model, config, device_type):
             curvature.append(dict(params=params, weight_decay=decay, lr_ratio=config.curvature_lr_mult))
         else:
             adamw.append(dict(params=params, weight_decay=decay, lr_ratio=1.0))
-    # fused: one kernel for all parameters (mps has none)
+    # fused: one kernel for all parameters
     optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
-                                    fused=device_type in ("cuda", "cpu")) for groups in (adamw, curvature) if groups]
+                                    fused=device_type in ("cuda", "cpu", "mps")) for groups in (adamw, curvature) if groups]
     if muon:
         optimizers.append(torch.optim.Muon(muon, lr=config.muon_lr, momentum=config.muon_momentum, nesterov=True,
                                            ns_steps=config.muon_ns_steps))

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 import errors
-from compiled import compile_parts
+from compiled import compile_parts, like_eager
 from errors import UserError
 from optimizer import group_of
 
@@ -77,6 +77,8 @@ class Parallel:
             eval_model = compile_parts(model) if compiled else model
             if self.kind == "none":
                 return eval_model, eval_model
+            if compiled:  # DDP's buckets are sent between the parts as they are; Dynamo would cut these at the buckets' bounds
+                torch._dynamo.config.optimize_ddp = False
             ids = [torch.device(self.device)] if self.device.startswith("cuda") else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers
@@ -89,6 +91,7 @@ class Parallel:
         mesh = init_device_mesh(torch.device(self.device).type, (self.world,))
         for block in model.transformer.h:
             if compiled:  # FSDP's hooks between the blocks are not for the compiler
+                like_eager()
                 block.compile(fullgraph=True, dynamic=False)
             fully_shard(block, mesh=mesh, ignored_params=set(self.whole))
         fully_shard(model, mesh=mesh, ignored_params=set(self.whole))

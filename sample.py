@@ -73,7 +73,8 @@ def main(argv):
             print("\n" + "-" * 40)
         sys.stdout.write(text)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may be part of a character
-        for token in model.generate(prompt, config.max_new_tokens, config.temperature, config.top_k, generator):
+        for token in model.generate(prompt, config.max_new_tokens, config.temperature, config.top_k, generator,
+                                    tokenizer.vocab_size):
             sys.stdout.write(decoder.decode(tokenizer.decode_bytes([token.item()])))
             sys.stdout.flush()
         sys.stdout.write(decoder.decode(b"", final=True) + "\n")

@@ -20,6 +20,7 @@ Micro-batch k of a run is a function of the data, the seed and k, and so are the
 resumed run is the run that was never stopped, bit for bit on the CPU, and W processes train as one.
 """
 import contextlib
+import importlib.util
 import math
 import os
 import shlex
@@ -172,24 +173,33 @@ def pick_dtype(wanted, device_type):
     return "float32"
 
 
+def no_compiler(device_type):
+    """What torch.compile needs on this device and does not find, or None."""
+    def found(variable, *names):
+        return any(map(shutil.which, (os.environ.get(variable, names[0]), *names)))
+    if device_type == "cpu" and not found("CXX", "g++", "clang++"):
+        return "a C++ compiler: neither g++ nor clang++, nor what CXX names, is there"
+    if device_type == "cuda" and not found("CC", "gcc", "clang"):  # Triton compiles a part of itself the first time
+        return "a C compiler: neither gcc nor clang, nor what CC names, is there"
+    if device_type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton, and it is not installed"
+    return None
+
+
 def pick_compile(wanted, device_type, flops, cost, saving=0.1):
-    """(compile?, why). flops: of all planned steps; cost: seconds that compiling the model takes; saving: the share of an eager
-    step's time that it saves on a CPU. Assumed for 'auto': eager steps run at 1e11 flop/s on a CPU and 5e13 on a GPU, where
-    compiling saves 30%."""
-    # on a GPU Triton compiles a part of itself the first time
-    language, name, *tried = ("C++", "CXX", "g++", "clang++") if device_type == "cpu" else ("C", "CC", "gcc", "clang")
-    compiler = any(map(shutil.which, [os.environ.get(name, tried[0]), *tried]))
+    """(compile?, why). flops: of all planned steps; cost: seconds that compiling the model takes; saving: what it saves on this
+    device, as a share of what the flops take. Assumed for 'auto': 1e11 flop/s on a CPU and 5e13 on a GPU."""
+    lacking = no_compiler(device_type)
     if wanted != "auto":
-        if wanted and not compiler:
-            raise UserError(f"compile = True needs a {language} compiler, and there is neither {tried[0]} nor {tried[1]} (nor what "
-                            f"{name} names); install one, or use --compile=False")
+        if wanted and lacking:
+            raise UserError(f"compile = True needs {lacking}; install it, or use --compile=False")
         return wanted, "as asked"
     if device_type == "mps":
         return False, "not on mps"
-    if not compiler:
-        return False, f"there is no {language} compiler"
+    if lacking:
+        return False, f"it needs {lacking}"
     seconds = flops / (5e13 if device_type == "cuda" else 1e11)
-    saved = seconds * (0.3 if device_type == "cuda" else saving)
+    saved = seconds * saving
     return saved > cost, f"about {seconds:,.0f} s of eager steps planned, of which it may save {saved:,.0f} and cost {cost:,.0f}"
 
 
@@ -230,6 +240,11 @@ def evaluate(model, loaders, eval_iters, autocast, parallel):
     return losses
 
 
+def padded_vocabulary(size):
+    """A GPU's matrix units want whole tiles: GPT-2's 50,257 become nanoGPT's 50,304. The added tokens never occur."""
+    return size if size < 1024 else -(-size // 64) * 64
+
+
 def seed_micro_batch(seed, k):
     """The random numbers of micro-batch k, whatever was drawn before and whichever process runs it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0]))
@@ -241,11 +256,10 @@ def seed_micro_batch(seed, k):
 def main(argv):
     config, model_config = configurator.resolve(argv, TrainConfig, models.CONFIGS, "model", __doc__)
     parallel = Parallel(config.parallel, pick_device(config.device))
-    try:
-        with parallel.watching():
-            return train(config, model_config, parallel, argv)
-    finally:
-        parallel.close()
+    with parallel.watching():
+        status = train(config, model_config, parallel, argv)
+    parallel.close()  # not after an error: nccl would wait for processes that wait for this one
+    return status
 
 
 def train(config, model_config, parallel, argv):
@@ -261,7 +275,7 @@ def train(config, model_config, parallel, argv):
     # data
     data_folder = os.path.join(config.data_dir, config.dataset)
     meta = load_meta(data_folder)
-    model_config.vocab_size = meta["vocab_size"]
+    model_config.vocab_size = padded_vocabulary(meta["vocab_size"])
     T = model_config.block_size
     loaders = {split: Loader(data_folder, split, meta, config.batch_size, T, config.seed, device, config.num_workers)
                for split in ("train", "val")}
@@ -285,13 +299,13 @@ def train(config, model_config, parallel, argv):
         autocast = lambda: torch.autocast(device_type, dtype=getattr(torch, dtype))  # noqa: E731
     if device_type == "cuda":
         torch.cuda.set_device(device)  # kernels are launched on the current one
-        # TF32 for what stays float32; but not in gyro-midpoints, which are such products and need their digits
-        midpoints = getattr(model_config, "reference", "previous") in ("mean", "window", "ema")
-        torch.set_float32_matmul_precision("highest" if midpoints else "high")
+        # TF32; not for gyro-midpoints, float32 products that need their digits (and all that there is beside autocast's)
+        if dtype == "float32" and getattr(model_config, "reference", None) not in ("mean", "window", "ema"):
+            torch.set_float32_matmul_precision("high")
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
     flops_per_token = model.flops_per_token()
     compiled, why = pick_compile(config.compile, device_type, flops_per_token * tokens_per_step * config.max_iters,
-                                 model.compile_seconds, model.compile_saving)
+                                 model.compile_seconds, model.compile_saving.get(device_type, 0.0))
 
     # the run: what it goes on from is decided by the first process, and everything is checked before anything is written
     full = {**configurator.as_dict(config, model_config),
@@ -341,12 +355,21 @@ def train(config, model_config, parallel, argv):
     if resume:
         say(f"resumed from step {start}" if state else "no checkpoint yet: starting from step 0")
 
+    def whole_weights():
+        """What the first process needs of them: on the CPU where every GPU has a shard, which has no room for the whole.
+        Every process has to call this. -> (name -> tensor, {} elsewhere; the first name with a NaN or Inf)"""
+        found, bad = {}, None
+        for name, tensor in checkpoint.gather_weights(model):
+            bad = bad or (None if torch.isfinite(tensor).all() else name)
+            if parallel.main:
+                found[name] = tensor.cpu() if parallel.kind == "fsdp" else tensor
+        return found, bad
+
     def save(names, step):
-        weights = checkpoint.weights_of(model)  # every process: the weights may be in shards
-        bad = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        weights, bad = whole_weights()
         if bad:  # the checkpoint before it is better
             diverged(step, ": the optimizer's last step made a NaN or Inf in", losses, lambda: bad)
-        state = {"optimizers": checkpoint.optimizer_state(model, optimizers), "scaler": scaler.state_dict(), "step": step,
+        state = {"optimizers": checkpoint.optimizer_state(model, optimizers, parallel.main), "scaler": scaler.state_dict(), "step": step,
                  "next_sequence": step * sequences_per_step, "best": best, "best_step": best_step, "seconds": seconds}
 
         def write():
@@ -365,7 +388,10 @@ def train(config, model_config, parallel, argv):
     def diverged(step, what, losses, where):
         """Ends the run; `where` is found by the first process alone."""
         def report():
-            place = where()
+            try:
+                place = where()
+            except torch.OutOfMemoryError:  # it repeats the step without torch.compile, on a model of its own under FSDP2
+                place = "an unknown place: there is no device memory left to look for it"
             summarize("diverged", step, losses, where=place)
             raise Diverged(f"diverged at step {step}{what} {place}")
         bar.close()
@@ -374,7 +400,7 @@ def train(config, model_config, parallel, argv):
 
     def finder(batches, in_training):
         """`where` of diverged(): repeats the work on batches() and watches. Every process has to call this."""
-        weights = checkpoint.weights_of(model)
+        weights, _ = whole_weights()
 
         def where():
             import diagnose
@@ -407,7 +433,10 @@ def train(config, model_config, parallel, argv):
                              finder(lambda: loaders[split].eval_batches(config.eval_iters), in_training=False))  # noqa: B023
             record = {"step": step, "tokens": step * tokens_per_step, "train_seconds": round(seconds, 3),
                       "train_loss": losses["train"], "val_loss": losses["val"]}
-            for block, values in model.geometry_stats(next(loaders["val"].eval_batches(1))[0][:8]).items():
+            # (not worth compiling FSDP2's blocks once more)
+            with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+                stats = model.geometry_stats(next(loaders["val"].eval_batches(1))[0][:8])
+            for block, values in stats.items():
                 record.update({f"geometry/{block}/{k}": v for k, v in values.items()})
             metrics.log(record)
             if parallel.main:
@@ -457,7 +486,8 @@ def train(config, model_config, parallel, argv):
         usable = math.isfinite(norm.item())
         if config.grad_clip and usable:
             clip_gradients(all_params, config.grad_clip, norm)
-        late = config.max_seconds is not None and parallel.main and \
+        counts = not (compiled and step == start)  # a first step that is compiled is the compiler's time
+        late = config.max_seconds is not None and parallel.main and counts and \
             seconds + time.perf_counter() - began >= config.max_seconds
         value, stopping, out_of_time = parallel.sum(own_loss.item() / parallel.world, bool(stop.signal), late)
         # float16 expects an Inf gradient now and then: the step is skipped, and the scaler lowers its scale
@@ -474,11 +504,11 @@ def train(config, model_config, parallel, argv):
                 scaler.step(optimizer)
         scaler.update()
         for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=parallel.kind != "ddp")  # DDP's are its buckets: without them there would be two of each
         if device_type == "cuda":
             torch.cuda.synchronize()
         took = time.perf_counter() - began
-        seconds += took
+        seconds += took if counts else 0.0
         since = dict(seconds=since["seconds"] + took, tokens=since["tokens"] + tokens_per_step, waited=since["waited"] + waited)
         smooth = value if smooth is None else 0.9 * smooth + 0.1 * value
 

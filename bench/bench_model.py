@@ -103,9 +103,13 @@ def make_step(arm, shape, compiled, device, dtype):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
     return step, model
+
+
+def synchronize(device):
+    if device != "cpu":
+        (torch.cuda if device.startswith("cuda") else torch.mps).synchronize()
 
 
 def interleaved(steps, rounds):
@@ -122,9 +126,10 @@ def interleaved(steps, rounds):
 def peak_memory(arm, shape, compiled, device, dtype):
     """Peak MiB that training takes above an empty process with torch loaded."""
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step, _ = make_step(arm, shape, compiled, device, dtype)
+        step()
+        torch.cuda.reset_peak_memory_stats()  # building, the check and the compiler do not count
         step(), step()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
     before = _status_kib("VmRSS")
@@ -180,10 +185,11 @@ def profile(shape, compiled, device, dtype):
     from torch.profiler import profile as profiler
     step, _ = make_step("mixed, c per head", shape, compiled, device, dtype)
     step(), step()
-    with profiler(activities=[ProfilerActivity.CPU]) as recorded:
+    on_cuda = device.startswith("cuda")
+    with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as recorded:
         for _ in range(3):
             step()
-    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    print(recorded.key_averages().table(sort_by="self_device_time_total" if on_cuda else "self_cpu_time_total", row_limit=25, max_name_column_width=60))
 
 
 def against_nanogpt(folder, rounds, device, dtype):
@@ -211,8 +217,7 @@ def against_nanogpt(folder, rounds, device, dtype):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if kind == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
         return step
     steps = {"nanoGPT, compile=False (as its README says for a CPU)": their_step(model),
              "nanoGPT, compile=True (its default)": their_step(torch.compile(model)),
@@ -232,6 +237,8 @@ def main(argv):
     config, _ = configurator.resolve(argv, BenchConfig, script_doc=__doc__)
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     dtype = pick_dtype(config.dtype, torch.device(device).type)
     compiled = {"eager": [False], "compiled": [True], "both": [False, True]}[config.mode]
     shapes = ["small", "large"] if config.shape == "both" else [config.shape]

@@ -301,6 +301,38 @@ def test_generation_past_block_size_equals_reading_the_last_window_each_time(n):
         assert torch.equal(fast, slow), options
 
 
+def test_generation_keeps_to_the_tokenizers_vocabulary():
+    net = randomised(build("baseline", {})).eval()
+    drawn = torch.cat(list(net.generate(torch.tensor([[1]]), 100, temperature=5.0, vocab_size=3)))
+    assert set(drawn.flatten().tolist()) == {0, 1, 2}
+
+
+def test_compiled_models_in_one_process_have_a_limit_each(tokens):
+    """Dynamo recompiles a function 8 times at most; bench_model.py compiles more models than that, twice each."""
+    torch._dynamo.reset()
+    for width in (8, 16, 24, 32, 40):
+        fast = compile_parts(build("baseline", {}, n_embd=width, n_head=2, n_layer=1), backend="eager")
+        with torch.no_grad():
+            fast(*tokens)
+        fast(*tokens)
+
+
+@pytest.mark.parametrize("options", [{}, dict(reference="mean"), dict(reference="ema", dynamic_curvature=True)])
+def test_compiled_code_takes_gradients_outside_of_autocast_as_eager_mode_does(options, tokens):
+    """By default it would not: products of midpoints in 16 bits, and a gradient of c that is wrong by a factor."""
+    torch._dynamo.reset()
+    net = randomised(build("mixed", options, n_layer=2))
+    found = []
+    for f in (net, compile_parts(net, backend="aot_eager")):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = f(*tokens)[1]
+        loss.backward()
+        found.append({key: p.grad.clone() for key, p in net.named_parameters()})
+    for key in found[0]:
+        assert torch.equal(found[0][key], found[1][key]), key
+
+
 def check_one_graph(name, options, tokens, checkpointing=False):
     torch._dynamo.reset()
     net, other = (randomised(build(name, options, n_layer=2)) for _ in range(2))

@@ -3,6 +3,7 @@
 Most call main() in this process, which exits through SystemExit as the script does; signals, limits and resume use real
 processes.
 """
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import checkpoint
 import diagnose
+import model
+import model_baseline
 import models
 import sample
 import train
@@ -645,11 +648,17 @@ def test_what_depends_on_the_machine(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         assert train.pick_dtype("auto", "cpu") == expected
     assert train.pick_dtype("auto", "mps") == "float32"
+    assert [train.padded_vocabulary(n) for n in (65, 1024, 1025, 50257)] == [65, 1024, 1088, 50304]
     assert train.pick_compile("auto", "cpu", 1e16, 60)[0] and not train.pick_compile("auto", "cpu", 1e12, 60)[0]
     assert train.pick_compile("auto", "cpu", 5e13, 60, 0.15)[0] and not train.pick_compile("auto", "cpu", 5e13, 60)[0]
     assert not train.pick_compile("auto", "mps", 1e20, 1)[0] and train.pick_compile(True, "mps", 0, 1) == (True, "as asked")
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    if importlib.util.find_spec("triton"):  # the Shakespeare configs on a GPU: all arms in the same mode
+        for kind in (model.GPT, model_baseline.GPT):
+            assert train.pick_compile("auto", "cuda", 5.8e15, kind.compile_seconds, kind.compile_saving["cuda"])[0]
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert train.pick_compile("auto", "cpu", 1e20, 1) == (False, "there is no C++ compiler")
+    assert train.pick_compile("auto", "cuda", 1e20, 1)[1].startswith("it needs a C compiler")
+    assert train.pick_compile("auto", "cpu", 1e20, 1) == (False, "it needs a C++ compiler: neither g++ nor clang++, nor what CXX names, is there")
     with pytest.raises(UserError, match="C.. compiler"):
         train.pick_compile(True, "cpu", 1e20, 1)
 
