@@ -111,6 +111,23 @@ def test_at_c_0_residual_reference_adds_the_reference(tokens):
     torch.testing.assert_close(net(idx, targets)[0], net.lm_head(net.transformer.ln_f(x)), rtol=1e-5, atol=1e-6)
 
 
+def test_tensors_are_made_on_the_device_of_the_weights(monkeypatch):
+    """On 'meta', which stands for a GPU here: it takes no tensor of the CPU beside its own."""
+    with pytest.raises(RuntimeError):
+        torch.zeros(3) + torch.zeros(3, device="meta")
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, **how: autocast("cpu", **how))  # meta has none
+    idx = torch.zeros(2, 6, dtype=torch.int64, device="meta")
+    for name, options in BASELINES + CONTROLS + spread(GRID, 8):
+        net = build(name, options).to("meta")
+        net(idx, idx)[1].backward()
+        assert all(p.grad.shape == p.shape and p.grad.is_meta for p in net.parameters()), options
+        cache = Cache(net.config.n_layer)
+        with torch.no_grad():
+            for part in (idx[:, :4], idx[:, 4:5]):
+                assert net.eval()(part, cache=cache)[0].is_meta
+
+
 def test_models_of_one_seed_share_their_weights():
     plain = build("baseline", {}).state_dict()
     for name, options in spread(EVERY, 60):
