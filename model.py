@@ -127,7 +127,7 @@ def limit_name(name, dtype):
 
 class Block(model_baseline.Block):
 
-    called_by_model = ("limit", "project_entry")
+    called_by_model = ("radius", "limit", "project_entry")
     maps = geometry  # where residual() takes its maps from; model_triton.py: kernels
 
     def __init__(self, config, curvature):
@@ -175,6 +175,10 @@ class Block(model_baseline.Block):
         """How long a row may be that this block reads."""
         kept = getattr(self, limit_name("entry_limit", dtype), None)
         return geometry.max_norm(c, dtype) if kept is None else kept
+
+    def radius(self, dtype):
+        """How long a row may be in this block's own ball."""
+        return geometry.max_norm(self.curvature.c, dtype)
 
     def limit_kept(self, dtype):
         return getattr(self, limit_name("limit", dtype), None)
@@ -244,7 +248,8 @@ class Block(model_baseline.Block):
 class GPT(model_baseline.GPT):
 
     block = Block
-    # measured on 2 cores (README, Speed), 0.26 at 4 x 128; on a GPU predicted: 1.77 - 0.7 * 1.16 (bench/roofline.md, A100)
+    # measured on 2 cores (README, Speed), 0.26 at 4 x 128; on a GPU: eager steps take 1.77 of the baseline's and compiled ones 1.16,
+    # as bench/roofline.md predicts for an A100, and 0.7 of that if they save as much as the baseline's
     compile_seconds, compile_saving = 60, dict(cpu=0.15, cuda=0.9)
 
     def make_block(self, config, index):
@@ -288,7 +293,7 @@ class GPT(model_baseline.GPT):
         if self.config.dynamic_curvature:
             return super().for_blocks(dtype)
         blocks = self.transformer.h
-        own = [geometry.max_norm(block.curvature.c, dtype) for block in blocks] if blocks[0].limit_kept(dtype) is None else None
+        own = [block.radius(dtype) for block in blocks] if blocks[0].limit_kept(dtype) is None else None
         return [(block.limit(block.curvature.c, dtype, own and own[i:i + 2]),) for i, block in enumerate(blocks)]
 
     @torch.no_grad()

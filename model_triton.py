@@ -33,6 +33,7 @@ class Block(model.Block):
 
 class GPT(model.GPT):
     block = Block
+    compile_saving = dict(model.GPT.compile_saving, cuda=0.3)  # the geometry is one kernel already
 
     def __init__(self, config):
         heads = config.n_head if config.per_head_curvature else 1

@@ -5,7 +5,7 @@ What a sweep says: tables, plots and a report, from the files that sweep.py leav
     python summarize_sweep.py out/sweeps/shakespeare_lr --metric=best --selection_seed=none --target=1.7 --batches=0
 
 Per arm: the validation loss at its own best learning rate with a 95% interval over seeds; paired differences to the
-baseline and to the flat control; wins at every learning rate; the loss at equal steps, tokens and training seconds;
+baseline, to the flat control and, of mixed arms, to the best control; wins at every learning rate; the loss at equal steps, tokens and training seconds;
 parameters, FLOPs a token; steps, tokens and seconds to a target loss; the share of diverged runs; for mixed arms what
 their curvature does. The statistics and why they are these: sweep_statistics.py; the plots: sweep_plots.py; the
 curvature: ablate_curvature.py.
@@ -347,7 +347,7 @@ def note_surroundings(summary, runs):
         paths = [os.path.join(run.folder, file) for run in runs]
         found = [content for content in map(read_json, filter(os.path.exists, paths)) if isinstance(content, dict)]
         for key, what in told.items():
-            values = sorted({str(content.get(key))[:12] for content in found})
+            values = sorted({str(content.get(key))[:12 if key == "git_commit" else None] for content in found})
             if len(values) > 1:
                 summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
         if any(content.get("git_dirty") for content in found):
@@ -362,7 +362,14 @@ def best_of(summary, *roles):
     if not tuned:
         return None, []
     measured = [a for a in tuned if a.choice.selection_seed is not None] or tuned
-    best = min(measured, key=lambda a: (a.choice.selection_loss, a.name))
+    held_out = all(a.choice.selection_seed is not None for a in measured)
+    shared = set.intersection(*(set(a.choice.all_losses) for a in measured))
+
+    def loss(arm):  # of the seed that chooses, else over the seeds that all of them have
+        if held_out or not shared:
+            return arm.choice.selection_loss
+        return float(np.mean([arm.choice.all_losses[seed] for seed in shared]))
+    best = min(measured, key=lambda a: (loss(a), a.name))
     return best, [a for a in tuned if a is not best]
 
 
@@ -371,8 +378,14 @@ def compare(summary):
     for role in REFERENCES:
         reference = summary.reference(role)
         if role == "best_control":
-            if reference is None or reference is summary.reference("flat"):
-                continue  # the column of the flat control says it
+            if reference is None:
+                continue
+            if reference is summary.reference("flat"):
+                summary.note(f"The best control is the flat control, {reference.name}: see the comparisons with that.")
+                continue
+            how = (", chosen on the seeds that measure it" if reference.choice.selection_seed is None
+                   and len(summary.of_role(*CONTROLS)) > 1 else "")
+            summary.note(f"The best control, with which the mixed arms are compared, is {reference.name}{how}.")
         elif reference is None:
             summary.note(f"No arm has the role {role!r}: no comparison with the {REFERENCES[role]}.")
             continue
@@ -386,8 +399,9 @@ def compare(summary):
         if reference.choice:
             tuned = [a for a in others if a.choice]
             found = [paired_difference(*measuring_pair(a.choice, reference.choice)) for a in tuned]
-            for arm, difference, p in zip(tuned, found, holm([d.p for d in found])):
-                arm.against[role] = difference, p
+            # a pair without spread has no p of its own, but is one of the comparisons
+            for arm, difference, p in zip(tuned, found, holm([1.0 if d.p is None and d.estimate.n > 1 else d.p for d in found])):
+                arm.against[role] = difference, None if difference.p is None else p
         theirs = reference.losses()
         for arm in others:
             arm.wins[role] = {lr: wins(seeds, theirs[lr]) for lr, seeds in arm.losses().items()
@@ -456,10 +470,11 @@ def difference_text(difference, digits, unit):
             f"t-test p = {p_text(difference.p)}{flips})")
 
 
-def verdict(estimate, mixed, control):
+def verdict(difference, mixed, control):
+    estimate = difference.estimate
     if estimate.n == 1:
         return "One seed decides nothing."
-    if estimate.low == estimate.high != 0:
+    if difference.p is None:
         return "All seeds differ by the same: the resolution of the measure hides their spread, and nothing is tested."
     if estimate.low <= 0 <= estimate.high:
         return "The interval contains 0: these seeds do not tell the two arms apart."
@@ -477,7 +492,7 @@ def write_headline(summary):
             summary.headline = (f"Best mixed arm against best control: not possible, no "
                                 f"{'mixed arm' if kind == 'mixed' else 'flat or other control'} could be tuned.")
             return
-        chosen |= bool(others) or len(best[kind].losses()) > 1
+        chosen |= len(summary.of_role(*roles)) > 1 or len(best[kind].losses()) > 1
         for arm in others:
             if selection is None or arm.choice.selection_seed is not None:
                 continue
@@ -487,13 +502,14 @@ def write_headline(summary):
                 passed_over.append(f"{arm.name} could not be chosen, for no run of seed {selection} ended there{compared}.")
             elif arm.choice.selection_loss < best[kind].choice.selection_loss:
                 passed_over.append(f"{arm.name} was lower than {best[kind].name} with that seed, but has no other.")
-        for arm in (best[kind], *others):  # where seeds that should only measure took part in choosing
-            blocked = {lr: seeds[selection] for lr, seeds in arm.losses().items() if lr not in candidates(arm.losses())
-                       and seeds.get(selection, math.inf) < min(arm.choice.selection_loss, best[kind].choice.selection_loss)}
+        for arm in summary.of_role(*roles):  # where seeds that should only measure took part in choosing
+            losses, least = arm.losses(), best[kind].choice
+            blocked = {lr: seeds[selection] for lr, seeds in losses.items() if lr not in candidates(losses)
+                       and seeds.get(selection, math.inf) < least.selection_loss}
             if blocked:
                 lr = min(blocked, key=blocked.get)
-                passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} with seed {selection} and is left out, "
-                                   f"for another seed {summary.measure.failed} there.")
+                passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} at lr {least.lr:g} with seed {selection} "
+                                   f"and is left out, for another seed {summary.measure.failed} there.")
     mixed, control = best["mixed"], best["control"]
     title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
              f"{control.choice.lr:g})")
@@ -507,7 +523,7 @@ def write_headline(summary):
            "more so for the side with more of both.")
     what = "" if summary.metric != "target" else f", steps to a validation loss of {summary.target:g}"
     summary.headline = (f"{title}{what}: mixed minus control = {difference_text(difference, *of)}. "
-                        f"{' '.join([verdict(difference.estimate, mixed.name, control.name), how, *passed_over])}")
+                        f"{' '.join([verdict(difference, mixed.name, control.name), how, *passed_over])}")
     if summary.metric == "target":
         at = paired_difference(*({seed: a.runs[a.choice.lr, seed].target_seconds for seed in difference.seeds
                                   if a.runs[a.choice.lr, seed].target_seconds is not None} for a in (mixed, control)))
@@ -516,7 +532,7 @@ def write_headline(summary):
         at = paired_difference(*(a.at_budget.get("train_seconds", {}) for a in (mixed, control)))
         title = f"At equal training seconds ({summary.budgets.get('train_seconds', 0):,.1f} s)"
     if at.seeds:
-        summary.headline += f" {title}: {difference_text(at, *of)}. {verdict(at.estimate, mixed.name, control.name)}"
+        summary.headline += f" {title}: {difference_text(at, *of)}. {verdict(at, mixed.name, control.name)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -572,8 +588,9 @@ def budgets_table(summary):
         at = [arm.at_budget.get(key, {}) for key in BUDGETS]
         rows.append([arm.name] + [f"{mean_interval(by_seed.values()).mean:.4f}{star(by_seed, summary)}" if by_seed else "-" for by_seed in at]
                     + [count_text(arm.constant("parameters")), count_text(arm.constant("flops_per_token"))]
-                    + [count_text(censored_median(arm.to_target.get(key, [])), digits[key]) for key in BUDGETS]
-                    + [share_text(arm.reached_share())])
+                    + [text + star(arm.curves, summary) if text != "-" else text for text in (
+                        *(count_text(censored_median(arm.to_target.get(key, [])), digits[key]) for key in BUDGETS),
+                        share_text(arm.reached_share()))])
     return rows
 
 
@@ -648,7 +665,7 @@ def method(summary):
         + ". Intervals are 95% t-intervals over seeds (n - 1 degrees of freedom); one seed has none.",
         f"Best learning rate: where a seed is named, the lowest {summary.measure.name} of that seed alone, which is then "
         "left out of what is measured, but for numbers with *, where an arm has no other seed: these are too low, and "
-        "differences optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that measure, or "
+        "differences optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that all its rates have, or "
         f"the one seed that there is, which is optimistic. A rate at which a seed {summary.measure.failed} cannot be the "
         "best. 'lowest' or 'highest tried': the optimum may lie outside the grid.",
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
@@ -778,7 +795,8 @@ def as_dict(summary):
             "curvature": {seed: dataclasses.asdict(a) for seed, a in arm.ablations.items()},
         })
     plain = {f.name: getattr(summary, f.name) for f in dataclasses.fields(summary) if f.name != "arms"}
-    return {**plain, "arms": arms}
+    best = summary.reference("best_control")
+    return {**plain, "best_control": best.name if best else None, "arms": arms}
 
 
 def finite(value):
@@ -880,8 +898,8 @@ def main(argv):
                         "(default: target where the sweep has one, else final)")
     parser.add_argument("--selection_seed", type=seed_option, default="auto",
                         help="the seed that chooses learning rates and is left out of what is measured, where an arm "
-                        "has others (default: the lowest of those that ran at the most learning rates); none: all "
-                        "seeds do both")
+                        "has others (default: the lowest of those that ran at the most learning rates, and none where no "
+                        "arm has two rates); none: all seeds do both")
     parser.add_argument("--target", type=finite_number,
                         help="loss for the times to a target (default: the sweep's target_val_loss, or the highest of "
                         "the losses that measure the baseline)")

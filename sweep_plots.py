@@ -135,12 +135,14 @@ def lr_plot(summary):
             if not values:
                 points.append((x, math.nan))  # the line is broken here
                 continue
-            points.append((x, values.get(summary.selection_seed, np.mean(list(values.values())))))
+            chooser = seeds.get(summary.selection_seed, np.mean(list(values.values())))
+            points.append((x, chooser if math.isfinite(chooser) else math.nan))
             heights += values.values()
             if arm.choice and lr == arm.choice.lr:
                 axis.plot(*points[-1], "o", markersize=12, markerfacecolor="none", color=style(place)["color"])
-                if arm.estimate.low is not None:
-                    axis.errorbar(x, arm.estimate.mean, arm.estimate.mean - arm.estimate.low, elinewidth=1, capsize=3, markersize=6,
+                half = None if arm.estimate.low is None else arm.estimate.mean - arm.estimate.low
+                if half is not None or arm.choice.selection_seed is not None:
+                    axis.errorbar(x, arm.estimate.mean, half, elinewidth=1, capsize=3, markersize=6,
                                   markerfacecolor="white", marker=style(place)["marker"], color=style(place)["color"])
         if points:
             axis.plot(*zip(*points), label=arm.name, markersize=5, linewidth=1.3, **style(place))
@@ -176,7 +178,7 @@ def differences_plot(summary):
         for row, (place, arm) in enumerate(arms):
             difference, p = arm.against.get(role, (None, None))
             if difference is None or not difference.seeds:
-                why = "the reference" if arm is summary.reference(role) else "" if role == "best_control" else "no pairs"
+                why = "the reference" if arm is summary.reference(role) else "no pairs" if role in arm.against else ""
                 axis.text(1.02, row, why, fontsize=8, va="center", transform=axis.get_yaxis_transform(), color="0.4")
                 continue
             e, colour, marker = difference.estimate, style(place)["color"], style(place)["marker"]
@@ -218,7 +220,7 @@ def curvature_plot(summary):
         for seed in sorted(arm.curves)[:1]:
             lines, bands = curvature_of(arm.curves[seed].evaluations)
             every = {c for by_head in (*lines.values(), bands) for points in by_head.values() for _, *values in points for c in values}
-            if len(every) > 1:  # a fixed c is no plot
+            if every and max(every) - min(every) > 1e-5 * max(map(abs, every)):  # a fixed c, rounded, is no plot
                 panels.append((arm.name, seed, lines, bands))
     if not panels:
         return None

@@ -176,11 +176,12 @@ def pick_dtype(wanted, device_type):
 def no_compiler(device_type):
     """What torch.compile needs on this device and does not find, or None."""
     def found(variable, *names):
-        return any(map(shutil.which, (os.environ.get(variable, names[0]), *names)))
-    if device_type == "cpu" and not found("CXX", "g++", "clang++"):
-        return "a C++ compiler: neither g++ nor clang++, nor what CXX names, is there"
+        return any(map(shutil.which, [os.environ[variable]] if variable in os.environ else names))
+    name = "clang++" if sys.platform == "darwin" else "g++"
+    if device_type == "cpu" and not found("CXX", name):
+        return f"a C++ compiler: there is no {os.environ.get('CXX', name)}"
     if device_type == "cuda" and not found("CC", "gcc", "clang"):  # Triton compiles a part of itself the first time
-        return "a C compiler: neither gcc nor clang, nor what CC names, is there"
+        return f"a C compiler: there is no {os.environ.get('CC', 'gcc or clang')}"
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton, and it is not installed"
     return None
@@ -200,7 +201,7 @@ def pick_compile(wanted, device_type, flops, cost, saving=0.1):
         return False, f"it needs {lacking}"
     seconds = flops / (5e13 if device_type == "cuda" else 1e11)
     saved = seconds * saving
-    return saved > cost, f"about {seconds:,.0f} s of eager steps planned, of which it may save {saved:,.0f} and cost {cost:,.0f}"
+    return saved > cost, f"some {seconds:,.0f} s of matrix products planned; it may save {saved:,.0f} s and cost {cost:,.0f}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

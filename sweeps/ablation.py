@@ -3,7 +3,8 @@ U(0, 1), reference 'previous', residual 'origin'), beside the flat arms. Tiny Sh
 a CPU.
 
 31 arms x 4 learning rates with one seed = 124 runs, then 50 runs with more seeds. 15 of the arms are those of
-shakespeare_lr.py; with --out out/sweeps/shakespeare_lr their runs are not made again. The flat control is that of reference 'previous' with residual 'origin' or 'transport'; the other references and residuals have flat controls of
+shakespeare_lr.py: with --out out/sweeps/shakespeare_lr their runs are not made again (the folder is this sweep's then, its
+sweep.json and summary too, until shakespeare_lr.py is started there again). The flat control is that of reference 'previous' with residual 'origin' or 'transport'; the other references and residuals have flat controls of
 their own (flat-..., the same arm at c = 0), and it is these that an effect of their curvature is to be measured against.
 """
 
@@ -58,7 +59,8 @@ arms = {
     'added-at-reference': dict(_mixed, residual='reference'),
     'flat-added': dict(_flat, residual='reference'),
 }
-# seeds for the arms that the question is about, at the rates that seed 1337 chose in shakespeare_lr.py; add others' own
+# seeds for the arms that the question is about, at the rates that seed 1337 chose in shakespeare_lr.py (frozen: learned's;
+# at-origin: both middle ones); add others' own
 runs = [
     dict(arms=['baseline'], grid=dict(learning_rate=[1.2e-2]), seeds=[1338, 1339, 1340, 1341, 1342]),
     dict(arms=['flat', 'gate', 'gate+norm'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),

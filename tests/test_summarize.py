@@ -209,7 +209,7 @@ def known(arm, lr, seed):
 
 def test_the_numbers_of_a_whole_sweep(tmp_path):
     found, arms = Written(tmp_path / "s", ARMS, known, seconds={"baseline": 10.0, "mixed": 20.0}).summary()
-    assert found.selection_seed == 1 and not found.notes[1:]  # the first: that the sweep file is not there
+    assert found.selection_seed == 1 and found.notes[1:] == ["The best control, with which the mixed arms are compared, is gate."]
     at = {name: [known(name, 3e-3, s) for s in (2, 3, 4)] for name in ARMS}
     p = {}
     for name, arm in arms.items():
@@ -290,7 +290,7 @@ def test_a_measuring_seed_that_diverges_at_the_best_rate_is_told(tmp_path):
         return "diverged" if (arm, lr, seed) == ("gate", 3e-3, 3) else known(arm, lr, seed)
     headline = Written(tmp_path / "s", ARMS, loss).summary()[0].headline
     assert "best control (flat" in headline
-    assert "gate at lr 0.003 was lower than flat with seed 1 and is left out, for another seed diverged there" in headline
+    assert "gate at lr 0.003 was lower than flat at lr 0.003 with seed 1 and is left out, for another seed diverged there" in headline
 
 
 def test_a_rate_at_which_an_arm_diverged_is_not_won(tmp_path):

@@ -656,9 +656,11 @@ def test_what_depends_on_the_machine(monkeypatch):
     if importlib.util.find_spec("triton"):  # the Shakespeare configs on a GPU: all arms in the same mode
         for kind in (model.GPT, model_baseline.GPT):
             assert train.pick_compile("auto", "cuda", 5.8e15, kind.compile_seconds, kind.compile_saving["cuda"])[0]
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert train.pick_compile("auto", "cuda", 1e20, 1)[1].startswith("it needs a C compiler")
-    assert train.pick_compile("auto", "cpu", 1e20, 1) == (False, "it needs a C++ compiler: neither g++ nor clang++, nor what CXX names, is there")
+    monkeypatch.setattr(shutil, "which", lambda name: None if name.startswith("nix") else name)
+    monkeypatch.setenv("CC", "nix")  # the one that is named, or none
+    monkeypatch.setenv("CXX", "nix++")
+    assert train.pick_compile("auto", "cuda", 1e20, 1)[1] == "it needs a C compiler: there is no nix"
+    assert train.pick_compile("auto", "cpu", 1e20, 1) == (False, "it needs a C++ compiler: there is no nix++")
     with pytest.raises(UserError, match="C.. compiler"):
         train.pick_compile(True, "cpu", 1e20, 1)
 
