@@ -2,7 +2,7 @@
 
 15 arms x 4 learning rates with one seed = 60 runs of 1,500 steps choose each arm's rate (and the best mixed arm and the
 best control); that seed then measures nothing. Then seeds (`runs`): five for those that the question is about, two for
-others at their own rates, 23 runs so far. What has been run of all this, and what it says: results/README.md.
+others at their own rates, 23 runs. What they say: results/README.md.
 
 A run takes 6 to 14 minutes of one thread here (2 cores, float32, two at a time), the controls less than the mixed arms.
 """
@@ -41,7 +41,7 @@ arms = {
     'dynamic': dict(config='config/demo_mixed.py', role='mixed', dynamic_curvature=True),
 }
 
-# seeds at the rates that seed 1337 chose; add each arm's own when its four rates are there
+# seeds at the rates that seed 1337 chose
 runs = [
     dict(arms=['gate+norm'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best control
     dict(arms=['c0.1-head'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best mixed arm
