@@ -46,6 +46,7 @@ def gather_weights(model):
 
 
 def weights_of(model):
+    """name -> whole tensor, all of them: gather_weights()."""
     return dict(gather_weights(model))
 
 
