@@ -13,8 +13,9 @@ a scalar, one per head ((n_head, 1) for rows (..., n_head, head_size)) or one pe
 
 Dtypes. float32, bfloat16, float16, float64. Rows of the first three are computed in float32 and cast back at the end.
 Dot products and the differences of nearly equal numbers that are made of them (A, M, N below) are float64, which costs
-little beside reading the rows; they and the coefficients that follow from them are one number a row. (Apple's mps has
-no float64: there they are float32, and results within 1e-3 of the boundary lose digits.)
+little beside reading the rows; they and the coefficients that follow from them are one number a row; a c that is given as
+a Python number is not rounded to float32 first. (Apple's mps has no float64: there they are float32, and results within
+1e-3 of the boundary lose digits.)
 
 Form. Textbooks write these operations with the Gram entries x.x, x.y, y.y, which cancel catastrophically for points
 near each other or near the boundary. Here w = y + x or w = y - x is formed first, and every result is
@@ -186,7 +187,7 @@ def _prepare(c, *rows, per_row=True):
         raise TypeError(f"rows must be float32, bfloat16, float16 or float64, not {stored}")
     wide, compute = _wide(rows[0]), torch.promote_types(stored, torch.float32)
     if not isinstance(c, torch.Tensor):
-        c = torch.full((), c, dtype=compute, device=rows[0].device)
+        c = torch.full((), c, dtype=wide, device=rows[0].device)
     c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
     if per_row and c.dim() and _for_cpu_code(rows[0]):
         shape = torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))
@@ -385,7 +386,7 @@ def _squarable(v):
 
 def _tensors(x, c, limit=None):
     """Numbers as tensors beside the rows x."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = _wide(x)
     c = c if isinstance(c, torch.Tensor) else torch.full((), c, dtype=dtype, device=x.device)
     if limit is None or isinstance(limit, torch.Tensor):
         return c, limit
@@ -607,10 +608,14 @@ def _sum(x, v, c, limit, kind):
     shrink = 1.0
     if limit is not None:
         outside, shrink = _shrink(_wide_c(limit, x, v), ww, n, stored)
+    if kind != "exp_0":
+        # Where the terms nearly cancel, what float32 rounds in them is magnified, up to 1e4 times for rows at 0.999 of the
+        # radius. The sum that models take in their default residual does without: it is the time of a step.
+        x, v = x.to(_wide(x)), v.to(_wide(x))
     if kind == "add":
-        out = _coefficient(shrink * a / n, x) * torch.addcmul(x + v, _coefficient(t / a, x), x)
+        out = (x + v).addcmul_(_coefficient(t / a, x), x).mul_(_coefficient(shrink * a / n, x))
     else:
-        out = torch.addcmul(_coefficient(shrink * (a + t) / n, x) * x, _coefficient(shrink * a * j / n, x), v)
+        out = (_coefficient(shrink * (a + t) / n, x) * x).addcmul_(_coefficient(shrink * a * j / n, x), v)
     return _narrow(out, stored), (xx, vv, third) if kind == "add" else (xx, vv, third, k, rest)
 
 

@@ -146,19 +146,12 @@ def half_angle(c, x, v):
 
 
 def test_float32_expmap_is_accurate_for_steps_to_neighbours():
-    # v = log_x(y) for the neighbours y. The condition of the problem: a rounding error of x
-    # grows by lambda_x/lambda_y, and one of the direction of v as geodesics part, by sinh(distance)/lambda_y
     cases = []
     for c, x, y in neighbours(1):
         v = G.logmap(x.double(), y.double(), exactly(c)[0]).float()
         if c >= 0 or half_angle(c, x, v) < 1.5:
-            error, bound, description = expmap_case(c, x, v)
-            apart = math.sinh(2 * half_angle(c, x, v)) * radius(c) if c > 0 else 0.0
-            growth = max(float(G.conformal_factor(x, c) * x.norm()), apart) / (G.conformal_factor(y, c) * y.norm())
-            cases.append((error, min(0.05, bound * max(1.0, float(growth))), description))
+            cases.append(expmap_case(c, x, v))
     assert len(cases) > 300
-    # where nothing is magnified the bound is 2e-6 itself
-    assert sum(bound <= 2e-6 for _, bound, _ in cases) > 100
     within_bound(cases)
 
 
@@ -174,14 +167,12 @@ def test_float32_expmap_is_accurate_for_long_steps():
 
 
 def test_float32_expmap_is_accurate_for_steps_through_the_ball_to_the_other_side():
-    # v points at the antipode, where the boundary seen from x is stretched by (1 + r)/(1 - r): that multiplies the
-    # rounding of the direction of v
+    # v points at the antipode, where the boundary seen from x is stretched by (1 + r)/(1 - r)
     cases = []
     for c in (c for c in CURVATURES if c > 0):
         for fraction in (0.5, 0.9, 0.99, 0.999):
             x = (unit(generator(33), 2) * fraction * radius(c)).float()
-            error, bound, description = expmap_case(c, x, -x)
-            cases.append((error, 0.25 * bound * (1 + fraction) / (1 - fraction), description))
+            cases.append(expmap_case(c, x, -x))
     within_bound(cases)
 
 
@@ -190,10 +181,22 @@ def test_float32_mobius_add_is_accurate_to_its_condition_number():
     for near_inverse in (False, True):
         for c, x, y in neighbours(3, near_inverse):
             ct, cm = exactly(c)
-            condition = 1 / (1 - abs(c) * float(x.double().square().sum()))
+            condition = 1 / (1 - c * float(x.double().square().sum()))
             error = O.relative_error(G.mobius_add(x, y, ct), O.mobius_add(O.row(x), O.row(y), cm))
             cases.append((error, 1e-6 * condition, (c, x.norm(), (x + y).norm(), len(x))))
     within_bound(cases)
+
+
+def test_c_given_as_a_number_is_not_rounded_to_float32():
+    # near the boundary that rounding would be magnified: 2e-5 in logmap
+    rng = generator(34)
+    for c in (1e-3, 0.1, -0.1):
+        x = (unit(rng, 16) * 0.999 * radius(c)).float()
+        y = (-0.5 * x + 0.1 * unit(rng, 16) * radius(c)).float()
+        v = G.logmap(x.double(), y.double(), c).float()
+        for name, rows in (("logmap", (x, y)), ("expmap", (x, v)), ("mobius_add", (x, -y))):
+            error = O.relative_error(FUNCTIONS[name][0](*rows, c), ORACLES[name](*(O.row(row) for row in rows), mp.mpf(c)))
+            assert error < 5e-7, (name, c, error)
 
 
 def test_float32_logmap_of_antipodal_pairs():
@@ -859,8 +862,7 @@ def test_a_python_number_equals_a_tensor(name):
     for dtype in DTYPES:
         for c in (1.0, 0.1, 0.0, -0.1, -1.0):
             rows = [row.to(dtype) for row in random_rows(kinds, (3, 5), c, generator(84))]
-            tensor = torch.tensor(c, dtype=torch.promote_types(dtype, torch.float32))
-            assert torch.equal(f(*rows, c), f(*rows, tensor))
+            assert torch.equal(f(*rows, c), f(*rows, torch.tensor(c, dtype=torch.float64)))
 
 
 @laws
