@@ -294,7 +294,9 @@ class GPT(model_baseline.GPT):
             return super().for_blocks(dtype)
         blocks = self.transformer.h
         own = [block.radius(dtype) for block in blocks] if blocks[0].limit_kept(dtype) is None else None
-        return [(block.limit(block.curvature.c, dtype, own and own[i:i + 2]),) for i, block in enumerate(blocks)]
+        limits = [block.limit(block.curvature.c, dtype, own and own[i:i + 2]) for i, block in enumerate(blocks)]
+        # of one number: torch.compile traces twice what gets a float64 of no dimension, in case it is read as a Python number
+        return [(limit.view(1) if limit.dim() == 0 else limit,) for limit in limits]
 
     @torch.no_grad()
     def geometry_stats(self, idx):

@@ -377,7 +377,7 @@ def test_every_kind_of_model_compiles_to_one_graph(tokens):
 @pytest.mark.parametrize("options", [
     dict(reference="mean", per_head_curvature=True, curvature_mode="fixed"), dict(residual="transport", dynamic_curvature=True),
     dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"),
-    dict(per_head_curvature=True, checkpointing=True)])
+    dict(per_head_curvature=False), dict(per_head_curvature=True, checkpointing=True)])
 def test_mixed_models_compile_to_one_graph(options, tokens):
     options = {**DEFAULT, **options}
     check_one_graph("mixed", {k: v for k, v in options.items() if k != "checkpointing"}, tokens, options.get("checkpointing", False))
