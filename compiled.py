@@ -14,14 +14,18 @@ PARTS = ("start", "for_blocks", "run_block", "head")  # the functions that model
 def compile_parts(model, **options):
     """A model that shares everything with this one and runs compiled code. The model itself stays as it is: what looks into a
     forward pass (telemetry, diagnose.py) finds plain modules. No part may break the graph. options: torch.compile's."""
-    like_eager()
+    set_options()
     fast = copy.copy(model)
     for name in PARTS:  # isolated: several models in a process (a benchmark) would share one limit of recompilations
         setattr(fast, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False, isolate_recompiles=True, **options))
     return fast
 
 
-def like_eager():
-    """backward() is called outside of autocast; compiled code takes the forward pass's for it by default, also for products that
-    the forward pass keeps out of 16 bits (gyro-midpoints)."""
+def set_options():
+    """Those of torch that all compiled code here is made with."""
+    # backward() is called outside of autocast; compiled code would take the forward pass's for it, also for products that the
+    # forward pass keeps out of 16 bits (gyro-midpoints)
     functorch.backward_pass_autocast = "off"
+    # the geometry's row scalars are found again from rows that the backward pass reads anyway; they would be kept for it, as what
+    # was made long before it is (4 x 128: 35 MiB a block, not 29; the baseline's 28 do not change)
+    functorch.ban_recompute_used_far_apart = False

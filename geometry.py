@@ -559,7 +559,13 @@ class _Log(torch.autograd.Function):
 
 def _shifted(x, steps=1):
     """x_{t-steps} in place of x_t, zeros where there is none; t is dimension 1."""
-    return F.pad(x, (0, 0) * (x.dim() - 2) + (steps, -steps))
+    if not torch.compiler.is_compiling():
+        return F.pad(x, (0, 0) * (x.dim() - 2) + (steps, -steps))
+    # torch.compile keeps a padded copy for the backward pass; rows that are picked are picked again
+    T = x.size(1)
+    t = torch.arange(T, device=x.device) - steps
+    exists = ((t >= 0) & (t < T)).view(-1, *[1] * (x.dim() - 2))
+    return torch.where(exists, x.index_select(1, t.clamp(0, T - 1)), 0.0)
 
 
 def _log_previous(x, c):

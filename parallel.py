@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 import errors
-from compiled import compile_parts, like_eager
+from compiled import compile_parts, set_options
 from errors import UserError
 from optimizer import group_of
 
@@ -91,7 +91,7 @@ class Parallel:
         mesh = init_device_mesh(torch.device(self.device).type, (self.world,))
         for block in model.transformer.h:
             if compiled:  # FSDP's hooks between the blocks are not for the compiler
-                like_eager()
+                set_options()
                 block.compile(fullgraph=True, dynamic=False)
             fully_shard(block, mesh=mesh, ignored_params=set(self.whole))
         fully_shard(model, mesh=mesh, ignored_params=set(self.whole))
