@@ -11,7 +11,8 @@ Nothing is special about c = 0: every function is analytic in c there, so a lear
 Shapes. Points and tangent vectors are rows (..., D). `c` is a float or a tensor that broadcasts against (..., 1):
 a scalar, one per head ((n_head, 1) for rows (..., n_head, head_size)) or one per token ((B, T, 1)).
 
-Dtypes. float32, bfloat16, float16, float64. Rows of the first three are computed in float32 and cast back at the end.
+Dtypes. float32, bfloat16, float16, float64. Rows of the first three are computed in float32 (the last step of expmap and
+mobius_add in float64, so that a float32 result is rounded once) and cast back at the end.
 Dot products and the differences of nearly equal numbers that are made of them (A, M, N below) are float64, which costs
 little beside reading the rows; they and the coefficients that follow from them are one number a row; a c that is given as
 a Python number is not rounded to float32 first. (Apple's mps has no float64: there they are float32, and results within
