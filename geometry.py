@@ -225,13 +225,17 @@ def _stored(k):
     return k.as_strided(k.shape, k.stride()) if _for_cpu_code(k) else k
 
 
+LANES = 16 if torch.cpu.get_capabilities().get("avx512_f") else 8  # float32 numbers in a vector register
+
+
 def _row_sum(products):
     """Sum over the last dimension, (..., D) -> (..., 1). What takes the time in compiled float64 code is the end of each
-    row, across the lanes of a vector register; so 8 sums of D/8 numbers are made first."""
-    if not _for_cpu_code(products) or products.dtype != torch.float64 or products.size(-1) % 8:
+    row, across the lanes of a vector register; so LANES sums of D/LANES numbers are made first. (With fewer than a register
+    has, Inductor counts the loop over them as none and starts the threads anew for every row.)"""
+    if not _for_cpu_code(products) or products.dtype != torch.float64 or products.size(-1) % LANES:
         return products.sum(-1, keepdim=True)
-    lanes = _stored(products.unflatten(-1, (-1, 8)).sum(-2))
-    return _stored(lanes.unflatten(-1, (2, 4)).sum(-2).sum(-1, keepdim=True))
+    lanes = _stored(products.unflatten(-1, (-1, LANES)).sum(-2))
+    return _stored(lanes.unflatten(-1, (2, -1)).sum(-2).sum(-1, keepdim=True))
 
 
 class _EveryRow(torch.autograd.Function):

@@ -7,6 +7,7 @@ muon_lr is the rate of the blocks' matrices; AdamW takes embeddings, norms and c
 defaults = dict(
     optimizer='muon', learning_rate=3e-3,
     n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',  # the same on every CPU; 'auto' is bfloat16 on those that multiply it faster
     batch_size=24, block_size=128,  # 24 * 128 = 3,072 tokens a step
     min_lr=None, lr_decay_iters=None,  # cosine to a tenth at the last step, of both rates
     warmup_iters=100,

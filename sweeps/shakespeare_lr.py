@@ -9,6 +9,7 @@ A run takes 6 to 14 minutes of one thread here (2 cores, float32, two at a time)
 
 defaults = dict(
     n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',  # the same on every CPU; 'auto' is bfloat16 on those that multiply it faster
     batch_size=24, block_size=128,  # 24 * 128 = 3,072 tokens a step
     min_lr=None, lr_decay_iters=None,  # cosine to a tenth of the learning rate at the last step
     warmup_iters=100,

@@ -11,6 +11,7 @@ defaults = dict(
     target_val_loss=1.70,
     decay_lr=False,
     n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',  # the same on every CPU; 'auto' is bfloat16 on those that multiply it faster
     batch_size=24, block_size=128,  # 24 * 128 = 3,072 tokens a step
     min_lr=None, lr_decay_iters=None,
     warmup_iters=100,

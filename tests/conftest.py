@@ -46,4 +46,5 @@ def small_run(data_dir, tmp_path):
     """Arguments of a run of a few seconds at most."""
     return [f"--data_dir={data_dir}", "--dataset=words", f"--out_dir={tmp_path / 'run'}", "--n_layer=2", "--n_head=2",
             "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12", "--eval_interval=6", "--eval_iters=2",
-            "--log_interval=1", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu"]
+            "--log_interval=1", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu",
+            "--dtype=float32"]  # numbers are compared: bfloat16 where a CPU has its instructions would be less exact

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -907,6 +908,17 @@ def test_generated_code_agrees_with_eager():
     rows = [row.float() for row in random_rows("pp", (3, 2, 7), 1.0, generator(91))]
     errors = compiled_errors(G.logmap, rows, torch.tensor([[0.9], [-0.9]]))
     assert max(errors) < 1e-5, errors
+
+
+@pytest.mark.parametrize("shape, dtype", [((4096, 128), torch.float32), ((8, 64, 2, 64), torch.bfloat16)])
+def test_generated_loops_start_their_threads_once(shape, dtype):
+    """And not for every row, as Inductor's do where it makes fewer sums of a row than a vector register has lanes."""
+    x, v = (torch.full(shape, 0.01, dtype=dtype, requires_grad=True) for _ in range(2))
+    c = torch.full((shape[-2] if len(shape) > 2 else 1, 1), 0.9)
+    compiled = torch.compile(G.add_exp_0, fullgraph=True, dynamic=False, options={"cpp.threads": 2})
+    code = "".join(run_and_get_code(lambda: compiled(x, v, c).sum().backward())[1])
+    indents = [len(line) - len(line.lstrip()) for line in code.splitlines() if line.strip() == "#pragma omp parallel num_threads(2)"]
+    assert indents and max(indents) == 4, "a parallel region inside of a loop"
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
