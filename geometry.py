@@ -225,17 +225,23 @@ def _stored(k):
     return k.as_strided(k.shape, k.stride()) if _for_cpu_code(k) else k
 
 
-LANES = 16 if torch.cpu.get_capabilities().get("avx512_f") else 8  # float32 numbers in a vector register
+_AVX512 = bool(torch.cpu.get_capabilities().get("avx512_f"))
 
 
 def _row_sum(products):
     """Sum over the last dimension, (..., D) -> (..., 1). What takes the time in compiled float64 code is the end of each
-    row, across the lanes of a vector register; so LANES sums of D/LANES numbers are made first. (With fewer than a register
-    has, Inductor counts the loop over them as none and starts the threads anew for every row.)"""
-    if not _for_cpu_code(products) or products.dtype != torch.float64 or products.size(-1) % LANES:
+    row, across the lanes of a vector register; so 8 sums of D/8 numbers are made first. With AVX-512 that pays for short
+    rows only, and where their terms are written out (fewer than 8): Inductor counts a loop over 8 lanes of a register of 16
+    as none, and starts its threads anew for every row."""
+    size = products.size(-1)
+    if not _for_cpu_code(products) or products.dtype != torch.float64:
         return products.sum(-1, keepdim=True)
-    lanes = _stored(products.unflatten(-1, (-1, LANES)).sum(-2))
-    return _stored(lanes.unflatten(-1, (2, -1)).sum(-2).sum(-1, keepdim=True))
+    if size % 8 or (_AVX512 and size > 64):
+        return _stored(products.sum(-1, keepdim=True))
+    if _AVX512 and size == 64:
+        products = products.unflatten(-1, (2, 32)).sum(-2)
+    lanes = _stored(products.unflatten(-1, (-1, 8)).sum(-2))
+    return _stored(lanes.unflatten(-1, (2, 4)).sum(-2).sum(-1, keepdim=True))
 
 
 class _EveryRow(torch.autograd.Function):
