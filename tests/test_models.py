@@ -350,21 +350,38 @@ def test_compiled_code_takes_gradients_outside_of_autocast_as_eager_mode_does(op
         assert torch.equal(found[0][key], found[1][key]), key
 
 
-def check_one_graph(name, options, tokens, checkpointing=False):
+def same_gradients(net, other, rtol, atol, of_largest=0.0):
+    for (key, p), q in zip(net.named_parameters(), other.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=rtol, atol=atol + of_largest * q.grad.abs().max().item(),
+                                   msg=lambda found: f"{key}: {found}")
+
+
+def check_one_graph(name, options, tokens, checkpointing=False, dtype=torch.float32):
+    """Compiled and eager, from the same weights. Under compile sums have another order. Where rows are at the edge (the
+    second weights) their last digit is amplified by 1 / (1 - c|x|^2): 1e5 in float32, where gradients are therefore
+    compared coarsely; closely off the edge, and at the edge in float64."""
     torch._dynamo.reset()
-    net, other = (randomised(build(name, options, n_layer=2)) for _ in range(2))
+    net, other = (build(name, options, n_layer=2).to(dtype) for _ in range(2))
+    start = [p.detach().clone() for p in net.parameters()]
     net.activation_checkpointing = checkpointing
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     fast = compile_parts(net, backend=counter)
     assert fast.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} <= {*vars(fast)}
-    loss = fast(*tokens)[1]
-    assert counter.frame_count <= len(PARTS)  # one graph for all blocks, so that compiling does not take longer for more
-    expected = other(*tokens)[1]
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
-    expected.backward()
-    for (key, p), q in zip(net.named_parameters(), other.parameters()):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=lambda found: f"{key}: {found}")
+    for scale in (0.05, 0.2):
+        for each in (net, other):
+            each.zero_grad()
+            with torch.no_grad():
+                for p, value in zip(each.parameters(), start):
+                    p.copy_(value)
+            randomised(each, scale=scale)
+        loss, expected = fast(*tokens)[1], other(*tokens)[1]
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        expected.backward()
+        at_edge_in_float32 = dtype == torch.float32 and scale > 0.05
+        same_gradients(net, other, rtol=1e-3, atol=1e-6, of_largest=0.05 * at_edge_in_float32)
+    if dtype == torch.float32:  # (a float64 c of no dimension is traced once a block, like a Python number)
+        assert counter.frame_count <= len(PARTS)  # one graph for all blocks, so that compiling does not take longer for more
 
 
 def test_every_kind_of_model_compiles_to_one_graph(tokens):
@@ -381,6 +398,12 @@ def test_every_kind_of_model_compiles_to_one_graph(tokens):
 def test_mixed_models_compile_to_one_graph(options, tokens):
     options = {**DEFAULT, **options}
     check_one_graph("mixed", {k: v for k, v in options.items() if k != "checkpointing"}, tokens, options.get("checkpointing", False))
+
+
+def test_compiled_gradients_agree_closely_at_the_edge(tokens):
+    """Of every combination, this one's gradients are among those that a last digit moves most: 0.7 % in float32."""
+    check_one_graph("mixed", {**DEFAULT, "reference": "mean", "residual": "transport", "curvature_mode": "fixed"}, tokens,
+                    dtype=torch.float64)
 
 
 def test_generated_code_trains_the_same(tokens):
