@@ -5,12 +5,12 @@ Triton kernels, forward and backward, for the geometry of geometry.py, and the c
     logmap(x, y, c)
     log_layernorm(x, c, weight, bias, reference, r): LayerNorm(log_r(x)), the maps per head, LayerNorm over the whole row
 
-They have the signatures, shapes and formulas of geometry.py, and its derivatives (_sum_backward, _log_backward there). Rows:
+They have the signatures, shapes and formulas of geometry.py, and its derivatives, rearranged for float32. Rows:
 float32, bfloat16 or float16, any number of them, D <= 8192. c (and limit): a number or a tensor of either sign or 0 that
 broadcasts against (..., 1), e.g. one for all, per head or per token. Arithmetic is float32, so that errors grow as
-eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin (the gradient of c still faster: at
-|c||x|^2 = 1,000 no digit of it is left), where geometry.py sums in float64. Rows are squared in float32: points longer than 1e18
-(c = 0, or a tiny c) give NaN or Inf, in the gradient of logmap's c from 1e8 on, and geometry.py takes them up to 1e30. Tangent
+eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin, where geometry.py sums in float64 (what
+cancels in gradients has been cancelled on paper: _sum_pull_back). Rows are squared in float32: points longer than 1e18
+(c = 0, or a tiny c) give NaN or Inf, in gradients of c from 1e8 on, and geometry.py takes them up to 1e30. Tangent
 vectors over 1e13 are shortened to that. Once differentiable.
 
 Memory. A pass is one read or one write of all rows. The maps keep nothing but their inputs for the backward pass, which finds
@@ -206,26 +206,29 @@ def _exp_scalars(z, z_low):
 
 @triton.jit
 def _sum_scalars(x, v, c, z_low, KIND: tl.constexpr):
-    """A, B, N, |w|^2, j, k, whether z was bounded, |x|^2, <x,v>, |v|^2 for x (+) j v, w = x + j v."""
-    xx, vv = _dot(x, x), _dot(v, v)
+    """A, B, S, N, |w|^2, j, k, whether z was bounded, |x|^2, <x,v>, |v|^2 for x (+) y = (S x + A y)/N, y = j v, w = x + y.
+
+    S = A + c|w|^2 and N = A B + c|w|^2 are sums of positive numbers for c > 0; for c < 0, where they are differences, the
+    textbook's 1 + 2c<x,y> + ... lose less.
+    """
+    xx, xv, vv = _dot(x, x), _dot(x, v), _dot(v, v)
     a = tl.maximum(1.0 - c * xx, EPS)
     if KIND == ADD:
-        xv = xx * 0.0
         ww = _dot(x + v, x + v)
         b = tl.maximum(1.0 - c * vv, EPS)
         j = xx * 0.0 + 1.0
         k = j
         beyond = xx < 0.0
     else:
-        xv = _dot(x, v)
         h = _h(a, KIND)
         k, b, beyond = _exp_scalars(c * (h * h * vv), z_low)
         j = h * k
         w = x + j[:, None] * v
         ww = _dot(w, w)
-    ab = a * b
-    n = tl.maximum(ab + c * ww, ab * EPS)
-    return a, b, n, ww, j, k, beyond, xx, xv, vv
+    ab, xy, yy = a * b, j * xv, j * j * vv
+    s = tl.where(c < 0.0, 1.0 + c * (2.0 * xy + yy), a + c * ww)
+    n = tl.maximum(tl.where(c < 0.0, 1.0 + c * (2.0 * xy) + (c * xx) * (c * yy), ab + c * ww), ab * EPS)
+    return a, b, s, n, ww, j, k, beyond, xx, xv, vv
 
 
 @triton.jit
@@ -266,7 +269,9 @@ def _log(x, y, xx, yy, c):
 
 @triton.jit
 def _log_pull_back(g, x, y, c):
-    """Gradients by x, y and (for each row) c of log_x(y), geometry._log_backward"""
+    """Gradients by x, y and (for each row) c of log_x(y): geometry._log_backward, with the terms of by_c, which is of the order
+    of |d|^2, cancelled by hand as in _sum_pull_back: |d|^2 - |x|^2 B - |y|^2 A = -2 (|x|^2 B + <x,d>), A B = M - E and
+    M + 2c(|x|^2 B + <x,d>) = 1 - c^2 |x|^2 |y|^2, which is A + B c|x|^2."""
     d = y - x
     xx, yy, dd = _dot(x, x), _dot(y, y), _dot(d, d)
     a, b, e, m, z, one_minus_z, k = _log_scalars(xx, yy, dd, c)
@@ -281,7 +286,9 @@ def _log_pull_back(g, x, y, c):
     along_d = (2.0 * c * by_e)[:, None] * d
     grad_y = along_d + (kappa * a)[:, None] * g - (2.0 * c * by_b)[:, None] * y
     grad_x = -along_d - (kappa * (a + e))[:, None] * g - (2.0 * c * by_a)[:, None] * x
-    return grad_x, grad_y, dd * by_e - xx * by_a - yy * by_b
+    mean = tl.where(c > 0.0, a + b * (c * xx), 1.0 - (c * xx) * (c * yy))
+    by_c = (dd * (by_z * mean / m - k * gx) + 2.0 * (k / m) * psi * (a * _dot(x, d) - c * xx * dd)) / m
+    return grad_x, grad_y, by_c
 
 
 @triton.jit
@@ -289,7 +296,7 @@ def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.c
     """x (+) v, exp_x(v) or x (+) exp_0(v), geometry._sum"""
     if KIND != ADD:
         v = _shorten(v)
-    a, b, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
+    a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
     shrink = n * 0.0 + 1.0
     if LIMITED:
         outside, shrink = _shrink(limit, ww, n, rounding)
@@ -298,44 +305,59 @@ def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.c
 
 @triton.jit
 def _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
-    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward, line by line"""
+    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward, in a form for float32.
+
+    There the chain rule's terms are added as they come, in float64; here what cancels in them has been cancelled by hand. With
+    y = j v and S = A + c|w|^2, the sum being (S x + A y)/N:
+
+        N - S = -c A |y|^2      N - A B = c|w|^2      N - S B = c^2 |w|^2 |y|^2      |w|^2 - |x|^2 B = 2<x,y> + |y|^2 + c|x|^2|y|^2
+
+    Otherwise the gradient of c, which is of the order of |v| (of |v|^2 for exp_x), would hold the rounding of |x|.
+    """
     if KIND != ADD:
         v = _shorten(v)
-    a, b, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
-    t = c * ww
-    p, q = (a + t) / n, a * j / n
+    a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
+    xy, yy = j * xv, j * j * vv
+    p, q = s / n, a * j / n
     gx, gv = _dot(g, x), _dot(g, v)
+    half = n * 0.0  # of what the projection's factor, limit sqrt(N/|w|^2), adds
+    over_ww = n * 0.0
+    by_limit = n * 0.0
     if LIMITED:
         outside, shrink = _shrink(limit, ww, n, rounding)
         p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
-    along = (gx * (a + t) + gv * (a * j)) / n
-    by_n = -along / n
-    by_ww = n * 0.0
-    by_limit = n * 0.0
+    gy = j * gv
+    along = (gx * s + gy * a) / n
+    e = (c * yy * gx + gy) / n  # the gradient by c|w|^2 is -A e/N, by A it is c|w|^2 e/N
     if LIMITED:
         half = tl.where(outside, 0.5 * along, 0.0)
+        over_ww = half / tl.where(outside, ww, 1.0)
         by_limit = 2.0 * half / tl.where(outside, limit, 1.0)
-        by_n += half / n
-        by_ww = -half / tl.where(outside, ww, 1.0)
-    by_t = gx / n + by_n
-    by_ww += c * by_t
-    by_a = (gx + gv * j) / n + by_n * b
-    by_b = by_n * a
-    by_c = ww * by_t
+    f = c * e + b * over_ww
+    by_ww = -a / n * f
+    by_xx = -s / n * f  # through w and A
+    by_b = a * (half - along) / n
+    by_c = yy * gx / n
     if KIND == ADD:
         by_xv, by_vv = 2.0 * by_ww, by_ww - c * by_b
-        by_c -= vv * by_b
     else:
         h = _h(a, KIND)
+        z = c * (h * h * vv)
         by_j = gv * a / n + 2.0 * (xv + j * vv) * by_ww
         constant = tl.where(beyond, 0.0, b)
-        by_z = h * by_j * _tanc_slope(c * (h * h * vv), k, constant) - by_b * k * constant
-        by_c += h * h * vv * by_z
+        slope = _tanc_slope(z, k, constant)  # 2 z slope = constant - k
+        by_z = h * by_j * slope - by_b * k * constant
         by_xv, by_vv = 2.0 * j * by_ww, j * j * by_ww + c * h * h * by_z
+        by_c_by_z = h * h * vv * slope * (h * by_j - 2.0 * by_b * k * z)
         if KIND == EXP:
-            by_a -= h * h * (k * by_j + 2.0 * c * h * vv * by_z)
-    by_c -= xx * by_a
-    grad_x = p[:, None] * g + (2.0 * (by_ww - c * by_a))[:, None] * x + by_xv[:, None] * v
+            by_c_by_z *= (1.0 + c * xx) * h
+        by_c += by_c_by_z
+    if KIND == EXP:  # h = 1/A: -|x|^2 <g,y>/N and more is cancelled by what comes through h
+        by_xx += c * h * h * (k * by_j + 2.0 * c * h * vv * by_z)
+        by_c += 2.0 * (over_ww * (xy * (2.0 * xy + yy + c * xx * yy) - xx * yy * b) - e * (xy + c * xx * yy)) / n
+    else:
+        by_c += (2.0 * (half * (xy + c * xx * yy) - a * xy * e - c * xx * yy * along) - xx * gy) / n
+    grad_x = p[:, None] * g + (2.0 * by_xx)[:, None] * x + by_xv[:, None] * v
     grad_v = q[:, None] * g + (2.0 * by_vv)[:, None] * v + by_xv[:, None] * x
     return grad_x, grad_v, by_c, by_limit
 
