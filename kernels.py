@@ -65,7 +65,7 @@ CHUNK = 8
 
 @triton.jit
 def _tanc_series(z):
-    """|z| < 0.62"""
+    """tanc z - 1, |z| < 0.62"""
     p = 2.6147711512907542e-06 - 1.059726832010465e-06 * z
     p = -6.451689215655431e-06 + z * p
     p = 1.591890506932896e-05 + z * p
@@ -79,7 +79,7 @@ def _tanc_series(z):
     p = 0.021869488536155203 + z * p
     p = -0.053968253968253964 + z * p
     p = 0.13333333333333333 + z * p
-    return 1.0 + z * (-0.3333333333333333 + z * p)
+    return z * (-0.3333333333333333 + z * p)
 
 
 @triton.jit
@@ -98,50 +98,43 @@ def _tanc_slope_series(z):
 
 @triton.jit
 def _artanc_series(z):
-    """|z| < 0.25"""
-    p = 0.04 + 0.037037037037037035 * z
-    p = 0.043478260869565216 + z * p
-    p = 0.047619047619047616 + z * p
-    p = 0.05263157894736842 + z * p
-    p = 0.058823529411764705 + z * p
-    p = 0.06666666666666667 + z * p
-    p = 0.07692307692307693 + z * p
-    p = 0.09090909090909091 + z * p
-    p = 0.1111111111111111 + z * p
-    p = 0.14285714285714285 + z * p
-    p = 0.2 + z * p
-    return 1.0 + z * (0.3333333333333333 + z * p)
+    """sum of z^n / (2n + 1), |z| < 0.5"""
+    p = z * 0.0
+    for i in tl.static_range(24):
+        p = 1.0 / (2 * (23 - i) + 1) + z * p
+    return p
 
 
 @triton.jit
 def _artanc_slope_series(z):
-    """|z| < 0.2"""
-    p = 0.48 + 0.48148148148148145 * z
-    p = 0.4782608695652174 + z * p
-    p = 0.47619047619047616 + z * p
-    p = 0.47368421052631576 + z * p
-    p = 0.47058823529411764 + z * p
-    p = 0.4666666666666667 + z * p
-    p = 0.46153846153846156 + z * p
-    p = 0.4545454545454546 + z * p
-    p = 0.4444444444444444 + z * p
-    p = 0.42857142857142855 + z * p
-    return 0.3333333333333333 + z * (0.4 + z * p)
+    """sum of (n + 1) z^n / (2n + 3), |z| < 0.5"""
+    p = z * 0.0
+    for i in tl.static_range(28):
+        p = (28 - i) / (2 * (27 - i) + 3) + z * p
+    return p
 
 
 @triton.jit
 def _tanc(z):
     """(tanc z, 1 - z tanc(z)^2) for -(pi/2)^2 < z <= SATURATED."""
-    s = tl.sqrt(tl.maximum(z, 0.62))
+    s = tl.sqrt_rn(tl.maximum(z, 0.62))
     e = tl.exp(-2.0 * s)
-    r = 1.0 / (1.0 + e)
-    # tan s = 1/tan(pi/2 - s) = 1/(t tanc(-t^2)); pi/2 in two parts, so that t is exact
-    q = tl.sqrt(tl.maximum(-z, 0.62))
-    t = (1.5707963705062866 - q) - 4.371139000186241e-08
+    # tan s = 1/tan(pi/2 - s) = 1/(t tanc(-t^2)). s = q + more, from -z - q^2 (the square exactly, from two halves of q), and
+    # pi/2 is in two parts, too, so that t loses nothing near the pole; lost: what its last rounding and that of q are, of 1
+    q = tl.sqrt_rn(tl.maximum(-z, 0.62))
+    high = q * 4097.0
+    high = high - (high - q)
+    low = q - high
+    more = (((tl.maximum(-z, 0.62) - high * high) - 2.0 * high * low) - low * low) / (2.0 * q)
+    rest = more + 4.371139000186241e-08
+    t = (1.5707963705062866 - q) - rest
+    lost = (((1.5707963705062866 - q) - t) - rest) / t + more / q
     near_pole = z < -0.62
     series = _tanc_series(tl.where(near_pole, -t * t, tl.where(z > 0.62, 0.0, z)))
-    k = tl.where(z > 0.62, (1.0 - e) * r / s, tl.where(near_pole, 1.0 / (t * series * q), series))
-    return k, tl.where(z > 0.62, 4.0 * e * r * r, 1.0 - z * k * k)
+    above = tl.where(near_pole, 1.0, 1.0 - e)
+    below = tl.where(near_pole, (t + t * (series + lost)) * q, (1.0 + e) * s)
+    k = tl.where((z > 0.62) | near_pole, tl.div_rn(above, below), 1.0 + series)
+    return k, tl.where(z > 0.62, 4.0 * e / ((1.0 + e) * (1.0 + e)), 1.0 - z * k * k)
 
 
 @triton.jit
@@ -153,21 +146,22 @@ def _tanc_slope(z, k, rest):
 
 @triton.jit
 def _artanc(z, one_minus_z):
-    hyperbolic = z > 0.25
-    r = tl.sqrt(tl.maximum(tl.abs(z), 0.25))
-    artanh = 0.5 * tl.log(tl.where(hyperbolic, (1.0 + r) * (1.0 + r) / one_minus_z, 1.0))
-    # arctan r = pi/4 + arctan((r - 1)/(r + 1)), or pi/2 - arctan(1/r) for r > 2
+    hyperbolic = z > 0.5
+    r = tl.sqrt_rn(tl.maximum(tl.abs(z), 0.5))
+    artanh = 0.5 * tl.log(tl.where(hyperbolic, tl.div_rn((1.0 + r) * (1.0 + r), one_minus_z), 1.0))
+    # arctan r = pi/4 + arctan((r - 1)/(r + 1)), or pi/2 - arctan(1/r) for r > 2; pi in two parts
     far = r > 2.0
-    w = tl.where(far, 1.0 / r, (r - 1.0) / (r + 1.0))
-    spherical = z < -0.25
+    w = tl.div_rn(tl.where(far, -1.0, r - 1.0), tl.where(far, r, r + 1.0))
+    spherical = z < -0.5
     series = _artanc_series(tl.where(spherical, -w * w, tl.where(hyperbolic, 0.0, z)))
-    arctan = tl.where(far, 1.5707963705062866 - w * series, 0.7853981852531433 + w * series)
-    return tl.where(hyperbolic, artanh / r, tl.where(spherical, arctan / r, series))
+    arctan = tl.where(far, 1.5707963705062866 + (w * series - 4.371139000186241e-08),
+                      0.7853981852531433 + (w * series - 2.1855695000931204e-08))
+    return tl.where(hyperbolic | spherical, tl.div_rn(tl.where(hyperbolic, artanh, arctan), r), series)
 
 
 @triton.jit
 def _artanc_slope(z, one_minus_z, k):
-    small = tl.abs(z) < 0.2
+    small = tl.abs(z) < 0.5
     return tl.where(small, _artanc_slope_series(tl.where(small, z, 0.0)),
                     0.5 * (1.0 / one_minus_z - k) / tl.where(small, 1.0, z))
 
@@ -855,7 +849,15 @@ def _walk(x):
                                     else None)
     if problem:
         raise ValueError(problem)
-    return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, min(16, max(2, block_h * block_d // 256))
+    return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, min(16, max(1, block_h * block_d // 256))
+
+
+def walk_back_options(padded):
+    """Of the launch of log_layernorm's backward kernel. It keeps some fifteen numbers a column: at 4,096 columns, half as many
+    threads as forward, each with all the registers that there are, spill none."""
+    if padded == 4096 and torch.version.hip is None:
+        return dict(num_warps=8, maxnreg=255)
+    return dict(num_warps=min(16, max(1, padded // 256)))
 
 
 @torch.library.custom_op("curvature::log_layernorm", mutates_args=())
@@ -887,7 +889,7 @@ def _(x, r, c, weight, bias, reference, dtype):
 def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None, c: torch.Tensor, weight: torch.Tensor,
                         mean: torch.Tensor, rstd: torch.Tensor, with_bias: bool, reference: str
                         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    N, NH, HS, chunks, block_h, block_d, warps = _walk(x)
+    N, NH, HS, chunks, block_h, block_d, _ = _walk(x)
     g, x = g.contiguous(), x.contiguous()
     dx, dr = _like(x), _like_or_none(r, x)
     wide_c, c_div, c_mod = _row_index(c, x.shape[:-1])
@@ -903,7 +905,7 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
             _log_layernorm_backward, chunks,
             g, x, r, wide_c, weight, mean, rstd, dx, dr, dc, dw, db, N, x.size(1), NH, HS, NH * HS, NH * HS, NH * HS, c_div,
             c_mod, REFERENCE=REFERENCES[reference], BIAS=bias_inside, C_PER_TOKEN=per_token, LARGEST=_largest(dx.dtype),
-            R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, num_warps=warps)
+            R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, **walk_back_options(block_h * block_d))
     dc = dc.view(*x.shape[:-1], 1) if per_token else dc.sum(0).view(1, 1, NH, 1)
     dc = dc.sum_to_size((1,) * (4 - c.dim()) + tuple(c.shape)).reshape(c.shape)
     db = g.sum((0, 1), dtype=torch.float32).flatten() if with_bias and not bias_inside else db.sum(0)
