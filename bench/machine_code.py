@@ -27,9 +27,14 @@ import configurator  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-WIDTHS = (32, 64, 128, 384, 768, 1024, 4096)
-TOKENS = ((4, 32), (6, 64), (12, 64), (1, 768), (16, 64), (32, 128))  # (heads, head size) of the walking kernels
-VARIANTS = {"origin": dict(REFERENCE=0), "given": dict(REFERENCE=2), "bias": dict(BIAS=True), "c per token": dict(C_PER_TOKEN=True)}
+WIDTHS = (32, 64, 128, 384, 768, 1024, 2048, 4096)
+# (heads, head size) of the walking kernels
+TOKENS = ((1, 64), (4, 32), (6, 64), (12, 64), (1, 768), (16, 64), (1, 2048), (16, 128), (1, 4096), (4, 1024), (16, 256), (32, 128))
+VARIED = 1024  # the width at which variants are compiled
+# of the walking kernels: (what is other than with reference 'previous' and no bias; row tiles loaded forward, backward, stored
+# forward, backward; float32 tiles stored backward)
+VARIANTS = {"origin": (dict(REFERENCE=0), 1, 3, 1, 1, 1), "given": (dict(REFERENCE=2), 2, 4, 1, 2, 1),
+            "bias": (dict(BIAS=True), 2, 5, 1, 1, 2), "c per token": (dict(C_PER_TOKEN=True), None, 5, None, 1, 1)}
 
 
 @dataclass
@@ -37,7 +42,8 @@ class MachineCodeConfig:
     json: str | None = None  # write the rows here
     arch: list[int] | None = None  # compute capabilities (None: 80 and 90)
     dtype: list[str] | None = None  # of the rows (None: float32, bfloat16, float16)
-    width: list[int] | None = None  # D (None: 32, 64, 128, 384, 768, 1024 and 4096)
+    width: list[int] | None = None  # D (None: 32, 64, 128, 384, 768, 1024, 2048 and 4096)
+    kernel: list[str] | None = None  # those whose name has one of these in it (None: all)
 
 
 def cases(dtypes, widths):
@@ -60,10 +66,12 @@ def cases(dtypes, widths):
                 signature = dict(g_ptr=row, x_ptr=row, r_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", dx_ptr=row,
                                  dr_ptr=row, dv_ptr=row, dc_ptr="*fp32", dlimit_ptr="*fp32", R="i32", D="i32", g_stride="i32",
                                  x_stride="i32", r_stride="i32", v_stride="i32", **index)
-                yield (f"{kind} backward", D, dtype, K._sum_backward, signature,
-                       dict(KIND=number, LIMITED=True, ONE_C=True, ONE_LIMIT=True, X_LARGEST=largest, R_LARGEST=largest,
-                            V_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3 + more, 2 + more, 0, 0,
-                       rows * block_d // (32 * options["num_warps"]))
+                # c for each row: the default model's, which is per head
+                for variant, ones in {"": True, ", c per row": False}.items() if D == VARIED or D == 64 else {"": True}.items():
+                    yield (f"{kind} backward{variant}", D, dtype, K._sum_backward, signature,
+                           dict(KIND=number, LIMITED=True, ONE_C=ones, ONE_LIMIT=ones, X_LARGEST=largest, R_LARGEST=largest,
+                                V_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3 + more, 2 + more, 0, 0,
+                           rows * block_d // (32 * options["num_warps"]))
             rows, block_d, options = K.tile(D, 3)
             signature = dict(x_ptr=row, y_ptr=row, c_ptr="*fp32", out_ptr=row, R="i32", D="i32", x_stride="i32",
                              y_stride="i32", c_div="i32", c_mod="i32")
@@ -86,15 +94,24 @@ def cases(dtypes, widths):
             # outside the loop: the row before the chunk and the weights; in it: x and out
             yield ("log + LayerNorm forward", (heads, size), dtype, K._log_layernorm_forward, signature,
                    dict(REFERENCE=1, **shape), dict(num_warps=warps), 2, 1, 1, 0, elements)
+            varied = VARIANTS.items() if heads * size == VARIED else ()
+            for variant, (other, loads, _, stores, _, _) in varied:
+                if loads:
+                    weights = 1 + ("BIAS" in other)
+                    yield (f"log + LayerNorm forward, {variant}", (heads, size), dtype, K._log_layernorm_forward, signature,
+                           dict(REFERENCE=1, **shape) | other, dict(num_warps=warps), loads, stores, weights, 0, elements)
+            options = K.walk_back_options(block_h * block_d)
+            elements = max(1, block_h * block_d // (32 * options["num_warps"]))
             signature = dict(g_ptr=row, x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", mean_ptr="*fp32", rstd_ptr="*fp32",
                              dx_ptr=row, dr_ptr=row, dc_ptr="*fp32", dw_ptr="*fp32", db_ptr="*fp32", N="i32", T="i32",
                              NH="i32", HS="i32", g_stride="i32", x_stride="i32", r_stride="i32", c_div="i32", c_mod="i32")
             # outside the loop: the last row, the row after it and its cotangent, the weights; in it: g and the row before
             yield ("log + LayerNorm backward", (heads, size), dtype, K._log_layernorm_backward, signature,
-                   dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape), dict(num_warps=warps), 5, 1, 1, 1, elements)
-            for variant, more in VARIANTS.items() if (heads, size) == (16, 64) else ():  # compiled, their accesses not counted
+                   dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape), options, 5, 1, 1, 1, elements)
+            for variant, (other, _, loads, _, stores, partials) in varied:
                 yield (f"log + LayerNorm backward, {variant}", (heads, size), dtype, K._log_layernorm_backward, signature,
-                       dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape) | more, dict(num_warps=warps), 0, 0, 0, 0, 0)
+                       dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape) | other, options, loads, stores, 1, partials,
+                       elements)
 
 
 def compile_case(function, signature, constants, options, arch):
@@ -143,9 +160,9 @@ def loses_nan(ptx):
     return len(re.findall(rf"\b(?:max|min)\.f32\s[^;]*0f{largest}", ptx, re.I))
 
 
-def rows_of(archs, dtypes, widths):
+def rows_of(archs, dtypes, widths, names=("",)):
     for name, D, dtype, function, signature, constants, options, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
-        for arch in archs:
+        for arch in archs if any(part in name for part in names) else ():
             compiled = compile_case(function, signature, constants, options, arch)
             code = read_cubin(compiled.asm["cubin"])
             yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": options["num_warps"], **code,
@@ -165,7 +182,7 @@ def main(argv):
     rows = []
     print(f"{'kernel':38}{'D':>10} {'dtype':9}{'sm':>4}{'warps':>6}{'regs':>6}{'stack':>6}{'LDG.128':>9}{'wanted':>7}{'STG.128':>9}"
           f"{'wanted':>7}")
-    for row in rows_of(config.arch or (80, 90), config.dtype or TYPES, config.width or WIDTHS):
+    for row in rows_of(config.arch or (80, 90), config.dtype or TYPES, config.width or WIDTHS, config.kernel or ("",)):
         rows.append(row)
         D = "x".join(map(str, row["D"])) if isinstance(row["D"], tuple) else row["D"]
         print(f"{row['kernel']:38}{D:>10} {row['dtype']:9}{row['arch']:>4}{row['warps']:>6}{row['registers']:>6}{row['stack']:>6}"
