@@ -372,7 +372,7 @@ home, table = {first.folder!r}, {str(folder / 'runs.csv')!r}
 lock = open(home + "/lock", "a")
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("have it", flush=True)
-while not (os.path.exists(table) and "finished" in open(table).read()):  # until the other run has ended
+while not (os.path.exists(table) and ",finished," in open(table).read()):  # until the other run has ended
     time.sleep(0.02)
 print(os.path.exists(home + "/starts"), flush=True)
 """], stdout=subprocess.PIPE, text=True)
