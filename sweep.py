@@ -30,10 +30,11 @@ Everything is in out/sweeps/<name of the file> (--out is another place):
 
 A run is known by the SHA-256 of its resolved configuration without the keys of NOT_IN_HASH, so a changed arm or default
 (or a key that is new in train.py) gives new runs and the others are skipped; rows that no longer belong to the sweep
-wait in runs_before.csv. Ctrl-C (or SIGTERM) saves what is running; the same command goes on. It also does after a
-kill -9, from the last checkpoints: on Linux the runs get SIGTERM when their sweep dies. A run's lock is held by its
-processes, so several sweeps, or Slurm jobs, can share a folder (where the file system has locks); a run in use
-elsewhere is waited for. A resumed run is the one that was never stopped, bit for bit on a CPU with as many threads.
+wait in runs_before.csv. With a budget of seconds the keys of SPEED (device, threads of a run, ...) are part of it.
+Ctrl-C (or SIGTERM) saves what is running; the same command goes on. It also does after a kill -9, from the last
+checkpoints: on Linux the runs get SIGTERM when their sweep dies. A run's lock is held by its processes, so several
+sweeps, or Slurm jobs, can share a folder (where the file system has locks); a run in use elsewhere is waited for. A
+resumed run is the one that was never stopped, bit for bit on a CPU with as many threads.
 
 A run that diverged has ended and is a result. One that crashed goes on from its checkpoint once; then it is recorded,
 reported, and left alone until --retry-crashed. With Slurm, each run is a job of one array, at most --jobs at a time; a
@@ -90,6 +91,7 @@ NOT_IN_HASH = {"out_dir", "overwrite", "init_from", "data_dir", "device", "threa
                "log_interval", "save_interval", "tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
 OWN_KEYS = ("out_dir", "overwrite", "init_from", "seed", "threads")  # set by the sweep for each run
 
+SPEED = {"device", "threads", "num_workers", "parallel"}  # of these; with max_seconds they decide how many steps are made
 ROLES = ("baseline", "flat", "control", "mixed", "other")
 COLUMNS = ("hash", "arm", "lr", "seed", "status", "dir", "step", "tokens", "train_seconds", "val_loss", "best_val_loss",
            "best_step", "parameters", "flops_per_token", "target_step", "target_tokens", "target_seconds", "attempts",
@@ -125,8 +127,7 @@ def check_grid(grid, where):
         if key in OWN_KEYS:
             raise UserError(f"{where}: {key} cannot be in a grid" + ("; use seeds" if key == "seed" else ""))
         if key in NOT_IN_HASH:
-            raise UserError(f"{where}: {key} cannot be in a grid: it does not change what a run finds, so its points are "
-                            "one run")
+            raise UserError(f"{where}: {key} cannot be in a grid: it says how or where a run is done, not what it is")
 
 
 def check_seeds(seeds, where):
@@ -258,9 +259,11 @@ def idle(config, overrides, where):
 
 
 def config_hash(configs):
-    """SHA-256 of the canonical JSON of resolved dataclasses, without NOT_IN_HASH and what the data fill in."""
+    """SHA-256 of the canonical JSON of (TrainConfig, the model's config), without NOT_IN_HASH (with a limit of seconds SPEED
+    is in it) and what the data fill in."""
+    left_out = NOT_IN_HASH if configs[0].max_seconds is None else NOT_IN_HASH - SPEED
     full = {k: v for c in configs for k, v in configurator.as_dict(c).items()
-            if k in configurator.keys_of(c) and k not in NOT_IN_HASH}
+            if k in configurator.keys_of(c) and k not in left_out}
     return hashlib.sha256(json.dumps(full, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -279,7 +282,7 @@ def budget_keys(budget, config, overrides, where):
     return {}
 
 
-def make_run(sweep, where, folder, arm, point, seed):
+def make_run(sweep, where, folder, arm, point, seed, threads):
     """One Run of an arm. point: {key: value} of the grid."""
     for key in point:
         if key in arm["overrides"]:
@@ -295,7 +298,7 @@ def make_run(sweep, where, folder, arm, point, seed):
         if key in overrides:
             raise UserError(f"{where}: {key} = {overrides[key]!r}, but the sweep's budget sets {key}")
     overrides.update(budget, seed=seed)
-    main, model = resolve(arm["config"], overrides, where)
+    main, model = resolve(arm["config"], {**overrides, "threads": threads}, where)
     digest = config_hash((main, model))
     lr_key = "muon_lr" if "muon_lr" in point else "learning_rate"
     lr = getattr(main, lr_key)
@@ -305,7 +308,7 @@ def make_run(sweep, where, folder, arm, point, seed):
                os.path.join(folder, "runs", name))
 
 
-def make_runs(sweep, path, folder):
+def make_runs(sweep, path, folder, threads=0):
     """Every run of a sweep, each once: the first seed of all, then the second, ...: a sweep that is stopped early has
     something to compare."""
     found = []  # (place of the seed, Run)
@@ -315,7 +318,7 @@ def make_runs(sweep, path, folder):
         for part in parts:
             for place, seed in enumerate(part["seeds"]):
                 for values in itertools.product(*part["grid"].values()):
-                    found.append((place, make_run(sweep, where, folder, arm, dict(zip(part["grid"], values)), seed)))
+                    found.append((place, make_run(sweep, where, folder, arm, dict(zip(part["grid"], values)), seed, threads)))
     runs = {}
     for _, run in sorted(found, key=lambda pair: pair[0]):
         other = runs.setdefault(run.hash, run)
@@ -802,12 +805,12 @@ def main(argv, command=TRAIN):
     options = parse(argv)
     sweep = load(options.sweep)
     folder = os.path.abspath(options.out or os.path.join("out", "sweeps", sweep_name(options.sweep)))
-    runs = make_runs(sweep, options.sweep, folder)
+    threads = threads_of_a_run(options, sweep["slurm"])
+    runs = make_runs(sweep, options.sweep, folder, threads)
     rows = Rows(folder)
 
     if options.dry_run:
         ended = {h: r for h, r in rows.known().items() if not (options.retry_crashed and r["status"] == "crashed")}
-        threads = threads_of_a_run(options, sweep["slurm"])
         missing = [run for run in runs if run.hash not in ended]
         print(f"# {len(runs)} runs, {len(missing)} to do, {options.jobs} at a time, {threads} threads each")
         for run in missing:

@@ -146,7 +146,10 @@ def test_the_hash_is_of_what_decides_the_result_alone():
     changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
                                    "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
     assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
-    assert sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+    assert sweep.SPEED <= sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+    # where seconds are the limit, what decides the speed decides the steps
+    timed = [hashed("--max_seconds=9", *c) for c in ([], ["--threads=3"], ["--device=cpu"], ["--parallel=fsdp"], ["--num_workers=0"])]
+    assert len(set(timed)) == 5 and hashed("--max_seconds=9", "--out_dir=x", "--log_interval=3") == timed[0]
 
 
 def test_grid_seeds_and_stages(sweep_file, folder):
@@ -196,6 +199,14 @@ ONE = "arms = {'a': dict(config='config/demo_baseline.py', %s)}"
 
 @pytest.mark.parametrize("text, parts", [
     ("grids = dict(learning_rate=[1e-3])", ["unknown name 'grids'", "'grid'"]),
+@pytest.mark.parametrize("budget, to_do", [("steps=9", 0), ("seconds=30", 1)])
+def test_other_threads_are_other_runs_where_seconds_are_the_budget(budget, to_do, sweep_file, folder, stub, capsys):
+    args = [sweep_file(f"budget = dict({budget})"), f"--out={folder}"]
+    assert run(stub, [*args, "--threads=1"], capsys)[0] == 0
+    assert " 0 to do" in run(stub, [*args, "--threads=1", "--dry-run"], capsys)[1]
+    assert f" {to_do} to do" in run(stub, [*args, "--threads=2", "--dry-run"], capsys)[1]
+
+
     ("arms = {}", ["no arms"]),
     ("arms = {'a': dict(role='flat')}", ["arm 'a'", "config is missing"]),
     ("arms = {'a/b': dict(config='config/demo_flat.py')}", ["a/b", "letters, digits"]),
