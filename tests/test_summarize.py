@@ -504,6 +504,79 @@ class Balanced(html.parser.HTMLParser):
         if tag not in ("meta", "img"):
             self.open.append(tag)
         self.sources += [v for k, v in attributes if k in ("src", "href")]
+# ----------------------------------------------------------------------------------------------------------------------
+# plots
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A function that draws a plot and returns (matplotlib's figure, its caption)."""
+    monkeypatch.setattr(sweep_plots, "finish", lambda figure, name, title, caption: (figure, caption))
+    yield lambda plot, summary: plot(summary)
+    plt.close("all")
+
+
+def test_arms_share_neither_colour_and_dashes_nor_colour_and_marker():
+    styles = [sweep_plots.style(place) for place in range(32)]
+    for second in ("linestyle", "marker"):
+        assert len({(s["color"], s[second]) for s in styles}) == 32
+    assert max([s["color"] for s in styles[:15]].count(s["color"]) for s in styles) == 2
+
+
+def test_one_arm_far_above_does_not_flatten_the_others(tmp_path, drawn):
+    def loss(arm, lr, seed):
+        return known(arm, lr, seed) + (5 if (arm, lr) == ("flat", 1e-2) or arm == "gate" else 0)
+    arms = {**ARMS, "learned": "mixed", "frozen": "mixed"}
+    LEVEL.update(learned=1.82, frozen=1.81)
+    found, _ = Written(tmp_path / "s", arms, loss).summary()
+    figure, caption = drawn(sweep_plots.lr_plot, found)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1.85 and 2.3 < high < 3 and "Above the frame" in caption
+    above = [text.get_text() for text in figure.axes[0].texts]
+    assert len(above) == 4 and f"\u2191 {known('flat', 1e-2, 1) + 5:.2f}" in above
+    figure, caption = drawn(sweep_plots.loss_plot, found)
+    assert figure.axes[0].get_ylim()[1] < 7 and "far above the others" in caption
+    found, _ = Written(tmp_path / "t", ARMS, known).summary()  # and nothing is cut off where there is nothing
+    figure, caption = drawn(sweep_plots.lr_plot, found)
+    assert figure.axes[0].get_ylim()[1] > known("baseline", 1e-2, 4) and "Above" not in caption and not figure.axes[0].texts
+    assert "far above" not in drawn(sweep_plots.loss_plot, found)[1]
+
+
+@pytest.mark.parametrize("low, high", [(1.1, 1.6), (0.3, 0.45), (0.3, 5), (0.8, 9.5), (0.02, 3), (0.001, 500)])
+def test_gradient_norms_have_ticks_to_read(low, high, tmp_path, drawn):
+    written = Written(tmp_path / "s", {"baseline": "baseline"}, known, lrs=[3e-3], seeds=[1])
+    file = written.folder / f"runs/baseline-{3e-3}-1" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    steps = [line for line in lines if "grad_norm" in line]
+    for line, norm in zip(steps, np.geomspace(low, high, len(steps))):
+        line["grad_norm"] = norm
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    seen = [t.get_text() for v, t in zip(axis.get_yticks(), axis.get_yticklabels()) if axis.get_ylim()[0] <= v <= axis.get_ylim()[1]]
+    assert 3 <= len(seen) <= 9 and [float(text) for text in seen] == sorted({float(text) for text in seen})
+
+
+def test_the_band_of_a_share_stays_a_share(tmp_path, drawn):
+    written = Written(tmp_path / "s", {"mixed": "mixed"}, known, lrs=[3e-3], seeds=[1, 2, 3])
+    for seed, share in ((1, 0.0), (2, 0.5), (3, 1.0)):
+        file = written.folder / f"runs/mixed-{3e-3}-{seed}" / "metrics.jsonl"
+        file.write_text(file.read_text().replace('edge_share": 0.1', f'edge_share": {share}'))
+    figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
+    band, = figure.axes[-1].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0, 1)
+
+
+def test_equal_differences_are_hollow_in_the_plot(tmp_path, drawn):
+    found, _ = Written(tmp_path / "s", {"baseline": "baseline", "flat": "flat"},
+                       lambda a, lr, s: 2.0 + s / 4 - (a == "flat") / 2).summary()
+    figure, caption = drawn(sweep_plots.differences_plot, found)
+    lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("|", "None") and len(line.get_xdata()) == 1]
+    assert [line.get_markerfacecolor() for line in lines] == ["white"] and "differ by the same" in caption
+    assert not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+
+
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
