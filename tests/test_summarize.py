@@ -41,7 +41,7 @@ def test_the_interval_is_the_one_of_the_t_table():
     assert ss.mean_interval([2.0]) == ss.Estimate(1, 2.0)
     assert ss.mean_interval([]) == ss.Estimate(0)
     assert ss.mean_interval([1.0, math.inf]) == ss.Estimate(2, math.inf)
-    assert ss.mean_interval([0.7] * 3) == ss.Estimate(3, pytest.approx(0.7), pytest.approx(0.7), pytest.approx(0.7))
+    assert ss.mean_interval([0.7] * 3) == ss.Estimate(3, pytest.approx(0.7))  # no spread is not certainty
 
 
 def test_paired_differences_are_scipys_over_the_shared_seeds():
@@ -61,7 +61,7 @@ def test_paired_differences_are_scipys_over_the_shared_seeds():
 def test_equal_differences_have_no_spread_and_do_not_fail(a, b, p):
     d = ss.paired_difference(dict(enumerate(a)), dict(enumerate(b)))
     assert d.p == p and d.estimate.mean == a[0] - b[0]
-    assert (d.estimate.low, d.estimate.high) == ((None, None) if len(a) == 1 else (d.estimate.mean, d.estimate.mean))
+    assert (d.estimate.low, d.estimate.high) == (None, None)
 
 
 @settings(deadline=None, max_examples=25)
@@ -277,6 +277,17 @@ def test_the_headline_says_what_the_numbers_say(tmp_path):
     assert "not possible" in alone.summary()[0].headline
 
 
+def test_arms_that_are_equal_in_every_seed(tmp_path):
+    found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: known("gate" if a == "mixed" else a, lr, s)).summary()
+    assert arms["mixed"].against["best_control"][0].estimate == ss.Estimate(3, 0.0)
+    assert "(no interval: equal in all 3 seeds, paired t-test p = 1.00)" in found.headline and "do not tell" in found.headline
+
+
+def test_what_is_corrected_for_several_comparisons_is_said(tmp_path):
+    said = " ".join(summarize_sweep.method(Written(tmp_path / "s", ARMS, known).summary()[0]))
+    assert "only the tables' p (Holm) are corrected" in said and "No interval is" in said and "p of the headline" in said
+
+
 def test_with_one_rate_every_seed_measures(tmp_path):
     found, arms = Written(tmp_path / "s", {k: ARMS[k] for k in ("baseline", "flat", "mixed")}, known, lrs=[3e-3]).summary()
     assert found.selection_seed is None and arms["mixed"].estimate.n == 4
@@ -393,10 +404,11 @@ def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
     assert {name: arm.choice.lr for name, arm in arms.items()} == {"baseline": 1e-3, "flat": 3e-3, "mixed": 1e-3}
     assert arms["mixed"].estimate.mean == 23 and arms["mixed"].against["baseline"][0].estimate.mean == -20
     assert "flat: 1 of 4 seeds diverged or did not reach the target at lr 0.01" in " ".join(found.notes)
-    assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (95% interval [-6, -6], 3 seeds" in found.headline
+    assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (no interval: equal in all 3 seeds" in found.headline
     assert "p = -). All seeds differ by the same: the resolution of the measure hides their spread" in found.headline
     assert "In training seconds to the target: -12.0 s" in found.headline and "equal training seconds" not in found.headline
     assert "steps to the target [95%]" in summarize_sweep.results_table(found)[0]
+    assert "-6 [no interval], n = 3" in summarize_sweep.results_table(found)[3]
     assert "target_step," in summarize_sweep.as_csv(found).splitlines()[0]
     assert all(plot(found) for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot))
     final, arms = written.summary(metric="final")
@@ -493,18 +505,6 @@ def test_the_plan_is_the_sweep_files(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# files
-
-class Balanced(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.open, self.sources = [], []
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        self.sources += [v for k, v in attributes if k in ("src", "href")]
-# ----------------------------------------------------------------------------------------------------------------------
 # plots
 
 @pytest.fixture
@@ -577,6 +577,18 @@ def test_equal_differences_are_hollow_in_the_plot(tmp_path, drawn):
     assert not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# files
+
+class Balanced(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -796,7 +808,7 @@ def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
     result = ablate_curvature.ablate(str(tmp_path / "run"), "last", device="cpu")
     assert len(result.effects) == 5
     for e in result.effects:
-        assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, 0, 0, 0, 0)
+        assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, None, None, 0, 0)
     assert all(s.c == s.c_start == 0 for s in result.slopes) and any(s.gradient.mean != 0 for s in result.slopes)
 
 
