@@ -55,10 +55,10 @@ def style(place):
 
 def top_of(lowest, highest):
     """The largest loss to show, of arms with these lowest and highest ones: three times as far from the best arm as the median
-    arm is, but all of the median arm; and everything, if that is not half as much again. A few that are worse are not to flatten
-    what there is to see of the others."""
+    arm is, but all of three arms in four; and everything, if that is not half as much again. A few that are worse are not to
+    flatten what there is to see of the others."""
     best = min(lowest)
-    top = max(best + 3 * (np.median(lowest) - best), np.median(highest))
+    top = max(best + 3 * (np.median(lowest) - best), np.quantile(highest, 0.75, method="lower"))
     return top if max(highest) - best > 1.5 * (top - best) else max(highest)
 
 
@@ -147,7 +147,7 @@ def loss_plot(summary):
 
 def lr_plot(summary):
     figure, axis = plt.subplots(figsize=(8.5, 4.8))
-    heights, drawn, failed = {}, [], {}  # heights: arm -> all of its losses; drawn: (x, y, style)
+    heights, drawn, failed = {}, {}, {}  # heights: arm -> all of its losses; drawn: rate -> [(x, y, arm)]
     for place, arm in enumerate(summary.arms):
         points = []
         for lr, seeds in arm.losses().items():
@@ -161,13 +161,13 @@ def lr_plot(summary):
             chooser = seeds.get(summary.selection_seed, np.mean(list(values.values())))
             points.append((x, chooser if math.isfinite(chooser) else math.nan))
             heights.setdefault(place, []).extend(values.values())
+            drawn.setdefault(lr, []).append((*points[-1], place))
             if arm.choice and lr == arm.choice.lr:
                 axis.plot(*points[-1], "o", markersize=12, markerfacecolor="none", color=style(place)["color"])
                 half = None if arm.estimate.low is None else arm.estimate.mean - arm.estimate.low
                 if half is not None or arm.choice.selection_seed is not None:
                     axis.errorbar(x, arm.estimate.mean, half, elinewidth=1, capsize=3, markersize=6,
                                   markerfacecolor="white", marker=style(place)["marker"], color=style(place)["color"])
-        drawn += [(x, y, place) for x, y in points]
         if points:
             axis.plot(*zip(*points), label=arm.name, markersize=5, linewidth=1.3, **style(place))
     if not heights:
@@ -178,9 +178,11 @@ def lr_plot(summary):
     top += 3 * margin if failed else margin
     axis.set(xscale="log", xlabel="learning rate", ylabel=f"{summary.measure.name} ({summary.measure.unit})",
              ylim=(low - margin, top))
-    for x, y, place in drawn:
-        if y > top:
-            axis.text(x, 1.01, f"↑ {y:.{min(2, summary.measure.digits)}f}", transform=axis.get_xaxis_transform(), ha="center",
+    above = [found for found in ([point for point in points if point[1] > top] for points in drawn.values()) if found]
+    for found in above:
+        at = np.exp(spread([math.log(x) for x, _, _ in found], 0.018 * np.ptp(np.log(axis.get_xlim()))))
+        for x, (_, y, place) in zip(at, found):
+            axis.text(x, 1.01, f"\u2191 {y:.{min(2, summary.measure.digits)}f}", transform=axis.get_xaxis_transform(), ha="center",
                       va="bottom", rotation=90, fontsize=7, color=style(place)["color"])
     rates = sorted({lr for arm in summary.arms for lr in arm.losses()})
     axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
@@ -194,8 +196,7 @@ def lr_plot(summary):
                                 f"seed {summary.selection_seed}, which chooses (the mean of others where it did not run)")
                    + "; rings: each arm's best rate; hollow, with 95% t-intervals: the seeds that measure it (cut off at the frame "
                    "where they are wider than the losses lie; none for one seed or equal values). Points are moved sideways a "
-                   "little." + (" Above the frame, with arrows: losses far above the other arms'."
-                                if any(y > top for _, y, _ in drawn) else "")))
+                   "little." + (" Above the frame, with arrows: losses far above the other arms'." if above else "")))
 
 
 def differences_plot(summary):
