@@ -51,6 +51,7 @@ import csv
 import datetime
 import difflib
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -65,6 +66,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass
 
 import torch
@@ -722,6 +724,10 @@ def run_submitit(runs, rows, options, command, table, stop, slurm):
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
     executor = submitit.AutoExecutor(os.path.join(rows.folder, "submitit"), cluster="local" if local else "slurm",
                                      slurm_max_num_timeout=100)  # long runs are queued again as often as they need
+    if local:  # Ctrl-C is for the sweep alone, which cancels its jobs; submitit would have them in the terminal's group
+        said = open(os.path.join(rows.folder, "submitit", "controllers.log"), "a", encoding="utf-8")
+        submitit.local.local.subprocess = types.SimpleNamespace(
+            Popen=functools.partial(subprocess.Popen, start_new_session=True, stderr=said))
     executor.update_parameters(name=os.path.basename(rows.folder), slurm_array_parallelism=options.jobs,
                                **{SLURM[k]: v for k, v in {"time_min": 7 * 24 * 60, "cpus": 1, **slurm}.items()})
     worker = Worker(rows.folder, command, threads)

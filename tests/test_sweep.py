@@ -508,14 +508,20 @@ def test_submitit_runs_and_a_preempted_job_saves_and_goes_on(sweep_file, folder,
                 below = commands_below(command.parent.name) if str(folder).encode() in command.read_bytes() else []
                 if any("stub.py" in c and f"--seed={seed} " in c for c in below):
                     return int(command.parent.name)
-    sender = when(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")),
-                  lambda: os.kill(job_of(6), signal.SIGUSR1))
+    groups = []
+
+    def preempt():
+        job = job_of(6)
+        groups.append(os.getpgid(job))
+        os.kill(job, signal.SIGUSR1)
+    sender = when(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")), preempt)
     args = [sweep_file(seeds=(6, 7)), f"--out={folder}", "--launcher", "local-submitit", "--jobs", "2"]
     status, _, err = run(stub, args, capsys)
     sender.join()
     assert status == 1 and "ended without a result" in err, err
     table = {int(r["seed"]): (r["status"], int(r["attempts"])) for r in rows(folder).values()}
     assert table == {6: ("finished", 2), 7: ("crashed", 2)}
+    assert groups != [os.getpgid(0)]  # the terminal's Ctrl-C does not reach jobs
 
 
 def test_slurm_gets_one_array_and_a_signal_cancels_it(sweep_file, folder, stub, tmp_path, capsys, monkeypatch):
