@@ -674,9 +674,9 @@ def method(summary):
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
         "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign flips: exact "
         "paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
-        "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, nor "
-        "is the p of the headline, which is of one comparison: it differs from the table's of the same two arms for that reason. "
-        "An interval without 0 can therefore stand beside a p (Holm) above 0.05.",
+        "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "
+        "nor is the p of the headline, which is of one comparison: it differs from the table's of the same two arms for that "
+        "reason. An interval without 0 can therefore stand beside a p (Holm) above 0.05.",
         "Equal budgets: the largest step and token count that all compared runs have, and the training seconds of the "
         "shortest of them"
         + (f" ({summary.shortest})" if summary.shortest else "") + ". Between two evaluations losses are linear "

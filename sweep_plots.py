@@ -182,8 +182,8 @@ def lr_plot(summary):
     for found in above:
         at = np.exp(spread([math.log(x) for x, _, _ in found], 0.018 * np.ptp(np.log(axis.get_xlim()))))
         for x, (_, y, place) in zip(at, found):
-            axis.text(x, 1.01, f"\u2191 {y:.{min(2, summary.measure.digits)}f}", transform=axis.get_xaxis_transform(), ha="center",
-                      va="bottom", rotation=90, fontsize=7, color=style(place)["color"])
+            axis.text(x, 1.01, f"\u2191 {y:.{min(2, summary.measure.digits)}f}", transform=axis.get_xaxis_transform(),
+                      ha="center", va="bottom", rotation=90, fontsize=7, color=style(place)["color"])
     rates = sorted({lr for arm in summary.arms for lr in arm.losses()})
     axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
     axis.minorticks_off()
@@ -229,8 +229,8 @@ def differences_plot(summary):
     axes[0][0].set_yticks(range(len(arms)), [a.name for _, a in arms])
     return finish(figure, "differences", "Differences at each arm's own best learning rate",
                   "Paired over seeds (grey ticks); bars: 95% intervals of the mean difference; p: paired t-test after "
-                  "Holm, the bars not corrected. Hollow: no interval (one seed, or all differ by the same). *: with the seed that "
-                  "chose the rates, which is too low.")
+                  "Holm, the bars not corrected. Hollow: no interval (one seed, or all differ by the same). *: with the seed "
+                  "that chose the rates, which is too low.")
 
 
 def curvature_of(records):

@@ -553,7 +553,8 @@ def test_gradient_norms_have_ticks_to_read(low, high, tmp_path, drawn):
     figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
     figure.canvas.draw()
     axis = figure.axes[0]
-    seen = [t.get_text() for v, t in zip(axis.get_yticks(), axis.get_yticklabels()) if axis.get_ylim()[0] <= v <= axis.get_ylim()[1]]
+    bottom, top = axis.get_ylim()
+    seen = [t.get_text() for v, t in zip(axis.get_yticks(), axis.get_yticklabels()) if bottom <= v <= top]
     assert 3 <= len(seen) <= 9 and [float(text) for text in seen] == sorted({float(text) for text in seen})
 
 

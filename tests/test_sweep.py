@@ -153,7 +153,8 @@ def test_the_hash_is_of_what_decides_the_result_alone():
     assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
     assert sweep.SPEED <= sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
     # where seconds are the limit, what decides the speed decides the steps
-    timed = [hashed("--max_seconds=9", *c) for c in ([], ["--threads=3"], ["--device=cpu"], ["--parallel=fsdp"], ["--num_workers=0"])]
+    speeds = "--threads=3", "--device=cpu", "--parallel=fsdp", "--num_workers=0"
+    timed = [hashed("--max_seconds=9", *speed) for speed in ([], *zip(speeds))]
     assert len(set(timed)) == 5 and hashed("--max_seconds=9", "--out_dir=x", "--log_interval=3") == timed[0]
 
 
