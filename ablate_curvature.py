@@ -19,6 +19,7 @@ c, not that a model trained without it would be worse. That takes other arms: th
 0, which trains with c frozen at exactly this start.
 """
 import argparse
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -209,12 +210,14 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
 # ----------------------------------------------------------------------------------------------------------------------
 
 def interval_text(estimate, digits=4, sign=True):
-    """'+0.0123 [+0.0100, +0.0146]'; without an interval the mean alone."""
+    """'+0.0123 [+0.0100, +0.0146]'; of one value the mean alone, of equal ones '+0.0123 [no interval]'."""
     if estimate.mean is None:
         return "-"
     form = f"{'+' if sign else ''}.{digits}f"
     text = f"{estimate.mean:{form}}"
-    return text if estimate.low is None else f"{text} [{estimate.low:{form}}, {estimate.high:{form}}]"
+    if estimate.low is None:
+        return text if estimate.n == 1 or not math.isfinite(estimate.mean) else f"{text} [no interval]"
+    return f"{text} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
 def report(result):

@@ -465,16 +465,19 @@ def difference_text(difference, digits, unit):
     e = difference.estimate
     if e.n == 1:
         return f"{e.mean:+.{digits}f} {unit} (one seed: no interval, no test)"
+    interval = (f"no interval: equal in all {e.n} seeds" if e.low is None else
+                f"95% interval [{e.low:+.{digits}f}, {e.high:+.{digits}f}], {e.n} seeds")
     flips = f", sign flips p = {p_text(difference.p_sign_flip)}" if difference.p_sign_flip is not None else ""
-    return (f"{e.mean:+.{digits}f} {unit} (95% interval [{e.low:+.{digits}f}, {e.high:+.{digits}f}], {e.n} seeds, paired "
-            f"t-test p = {p_text(difference.p)}{flips})")
+    return (f"{e.mean:+.{digits}f} {unit} ({interval}, paired t-test p = {p_text(difference.p)}{flips})")
 
 
 def verdict(difference, mixed, control):
     estimate = difference.estimate
     if estimate.n == 1:
         return "One seed decides nothing."
-    if difference.p is None:
+    if estimate.low is None and estimate.mean == 0:
+        return "Every seed has the same for both: these seeds do not tell the two arms apart."
+    if estimate.low is None:
         return "All seeds differ by the same: the resolution of the measure hides their spread, and nothing is tested."
     if estimate.low <= 0 <= estimate.high:
         return "The interval contains 0: these seeds do not tell the two arms apart."
@@ -662,7 +665,7 @@ def method(summary):
         ("Losses are validation losses in nats a token" + {
             "final": ", at the end of each run", "best": ", the lowest of each run", "target": "; arms are compared by the "
             "steps to the target, which is where their runs stop"}[summary.metric])
-        + ". Intervals are 95% t-intervals over seeds (n - 1 degrees of freedom); one seed has none.",
+        + ". Intervals are 95% t-intervals over seeds (n - 1 degrees of freedom); one seed has none, and equal values have none.",
         f"Best learning rate: where a seed is named, the lowest {summary.measure.name} of that seed alone, which is then "
         "left out of what is measured, but for numbers with *, where an arm has no other seed: these are too low, and "
         "differences optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that all its rates have, or "
@@ -671,6 +674,9 @@ def method(summary):
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
         "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign flips: exact "
         "paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
+        "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "
+        "nor is the p of the headline, which is of one comparison: it differs from the table's of the same two arms for that "
+        "reason. An interval without 0 can therefore stand beside a p (Holm) above 0.05.",
         "Equal budgets: the largest step and token count that all compared runs have, and the training seconds of the "
         "shortest of them"
         + (f" ({summary.shortest})" if summary.shortest else "") + ". Between two evaluations losses are linear "

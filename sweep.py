@@ -30,17 +30,20 @@ Everything is in out/sweeps/<name of the file> (--out is another place):
 
 A run is known by the SHA-256 of its resolved configuration without the keys of NOT_IN_HASH, so a changed arm or default
 (or a key that is new in train.py) gives new runs and the others are skipped; rows that no longer belong to the sweep
-wait in runs_before.csv. Ctrl-C (or SIGTERM) saves what is running; the same command goes on. It also does after a
-kill -9, from the last checkpoints: on Linux the runs get SIGTERM when their sweep dies. A run's lock is held by its
-processes, so several sweeps, or Slurm jobs, can share a folder (where the file system has locks); a run in use
-elsewhere is waited for. A resumed run is the one that was never stopped, bit for bit on a CPU with as many threads.
+wait in runs_before.csv. With a budget of seconds the keys of SPEED (device, threads of a run, ...) are part of it.
+Ctrl-C (or SIGTERM) saves what is running; the same command goes on. It also does after a kill -9, from the last
+checkpoints: on Linux the runs get SIGTERM when their sweep dies. A run's lock is held by its processes, so several
+sweeps, or Slurm jobs, can share a folder (where the file system has locks); a run in use elsewhere is waited for. A
+resumed run is the one that was never stopped, bit for bit on a CPU with as many threads.
 
 A run that diverged has ended and is a result. One that crashed goes on from its checkpoint once; then it is recorded,
 reported, and left alone until --retry-crashed. With Slurm, each run is a job of one array, at most --jobs at a time; a
-preempted job, or one at its time limit, saves, is queued again and goes on. Ctrl-C cancels the jobs (they save too).
+preempted job, or one at its time limit, saves, is queued again and goes on; one that died under its run (its node, its
+memory) is submitted once more. Ctrl-C cancels the jobs (they save too).
 
 Exit status: 0 every run finished or diverged, or a signal stopped the sweep; 1 some crashed or were stopped, or a
-command of `after` failed; 2 bad input, of which most is found before anything starts.
+command of `after` failed; 2 bad input, of which most is found before anything starts, or runs.csv cannot be written
+(a full disk): what is running is saved first, and the same command goes on.
 """
 import collections
 import contextlib
@@ -48,6 +51,7 @@ import csv
 import datetime
 import difflib
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -62,6 +66,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +79,7 @@ from configurator import Parser
 from dataloader import load_meta
 from errors import UserError, exit_cleanly
 from interrupts import Stop
-from whole_files import write_file, write_json
+from whole_files import naming, write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in HERE
@@ -88,6 +93,7 @@ REPORT_SECONDS = 60  # between two lines of progress where there is no terminal 
 # ops, which are there to change the seconds, and seconds are a result
 NOT_IN_HASH = {"out_dir", "overwrite", "init_from", "data_dir", "device", "threads", "num_workers", "parallel",
                "log_interval", "save_interval", "tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
+SPEED = {"device", "threads", "num_workers", "parallel"}  # of these; with max_seconds they decide how many steps are made
 OWN_KEYS = ("out_dir", "overwrite", "init_from", "seed", "threads")  # set by the sweep for each run
 
 ROLES = ("baseline", "flat", "control", "mixed", "other")
@@ -125,8 +131,7 @@ def check_grid(grid, where):
         if key in OWN_KEYS:
             raise UserError(f"{where}: {key} cannot be in a grid" + ("; use seeds" if key == "seed" else ""))
         if key in NOT_IN_HASH:
-            raise UserError(f"{where}: {key} cannot be in a grid: it does not change what a run finds, so its points are "
-                            "one run")
+            raise UserError(f"{where}: {key} cannot be in a grid: it says how or where a run is done, not what it is")
 
 
 def check_seeds(seeds, where):
@@ -258,9 +263,11 @@ def idle(config, overrides, where):
 
 
 def config_hash(configs):
-    """SHA-256 of the canonical JSON of resolved dataclasses, without NOT_IN_HASH and what the data fill in."""
+    """SHA-256 of the canonical JSON of (TrainConfig, the model's config), without NOT_IN_HASH (with a limit of seconds SPEED
+    is in it) and what the data fill in."""
+    left_out = NOT_IN_HASH if configs[0].max_seconds is None else NOT_IN_HASH - SPEED
     full = {k: v for c in configs for k, v in configurator.as_dict(c).items()
-            if k in configurator.keys_of(c) and k not in NOT_IN_HASH}
+            if k in configurator.keys_of(c) and k not in left_out}
     return hashlib.sha256(json.dumps(full, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -279,7 +286,7 @@ def budget_keys(budget, config, overrides, where):
     return {}
 
 
-def make_run(sweep, where, folder, arm, point, seed):
+def make_run(sweep, where, folder, arm, point, seed, threads):
     """One Run of an arm. point: {key: value} of the grid."""
     for key in point:
         if key in arm["overrides"]:
@@ -295,7 +302,7 @@ def make_run(sweep, where, folder, arm, point, seed):
         if key in overrides:
             raise UserError(f"{where}: {key} = {overrides[key]!r}, but the sweep's budget sets {key}")
     overrides.update(budget, seed=seed)
-    main, model = resolve(arm["config"], overrides, where)
+    main, model = resolve(arm["config"], {**overrides, "threads": threads}, where)
     digest = config_hash((main, model))
     lr_key = "muon_lr" if "muon_lr" in point else "learning_rate"
     lr = getattr(main, lr_key)
@@ -305,9 +312,9 @@ def make_run(sweep, where, folder, arm, point, seed):
                os.path.join(folder, "runs", name))
 
 
-def make_runs(sweep, path, folder):
+def make_runs(sweep, path, folder, threads=0):
     """Every run of a sweep, each once: the first seed of all, then the second, ...: a sweep that is stopped early has
-    something to compare."""
+    something to compare. threads: of each run, for its hash."""
     found = []  # (place of the seed, Run)
     for arm in sweep["arms"]:
         where = f"{path}, arm {arm['name']!r}"
@@ -315,7 +322,7 @@ def make_runs(sweep, path, folder):
         for part in parts:
             for place, seed in enumerate(part["seeds"]):
                 for values in itertools.product(*part["grid"].values()):
-                    found.append((place, make_run(sweep, where, folder, arm, dict(zip(part["grid"], values)), seed)))
+                    found.append((place, make_run(sweep, where, folder, arm, dict(zip(part["grid"], values)), seed, threads)))
     runs = {}
     for _, run in sorted(found, key=lambda pair: pair[0]):
         other = runs.setdefault(run.hash, run)
@@ -425,10 +432,20 @@ def progress(run):
     return found
 
 
+def log_of(run):
+    return os.path.join(run.folder, "log.txt")
+
+
 def log_lines(run):
-    with contextlib.suppress(FileNotFoundError), open(os.path.join(run.folder, "log.txt"), errors="replace") as f:
+    with contextlib.suppress(FileNotFoundError), open(log_of(run), errors="replace") as f:
         return [line.strip() for line in f if line.strip()]
     return []
+
+
+def note(run, line):
+    """A line of the sweep's own in the run's log."""
+    with naming(log_of(run)), open(log_of(run), "a", encoding="utf-8") as f:
+        print(line, file=f)
 
 
 def crash_reason(run):
@@ -484,9 +501,9 @@ class Job:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpu
-        with open(os.path.join(self.run.folder, "log.txt"), "a", encoding="utf-8") as log:
-            print(f"# attempt of {time.strftime('%Y-%m-%dT%H:%M:%S%z')} on {platform.node()}: "
-                  f"{shlex.join([*self.command, *arguments])}", file=log, flush=True)
+        note(self.run, f"# attempt of {time.strftime('%Y-%m-%dT%H:%M:%S%z')} on {platform.node()}: "
+                       f"{shlex.join([*self.command, *arguments])}")
+        with open(log_of(self.run), "ab") as log:
             # a session of its own: Ctrl-C reaches the sweep alone, which passes it on as SIGTERM
             self.process = subprocess.Popen([*DIE_WITH_PARENT, *self.command, *arguments], cwd=HERE, env=environment,
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -503,11 +520,10 @@ class Job:
         status, summary = self._outcome(code)
         if status == "crashed":
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            with open(os.path.join(self.run.folder, "log.txt"), "a", encoding="utf-8") as log:
-                print(f"\n# {how}", file=log)
+            note(self.run, f"\n# {how}")
             if self.stopping:
                 status = "stopped"
-            elif code != 2 and self.tries < TRIES:  # 2: bad input does not get better
+            elif self.tries < TRIES:  # whatever its exit status: 2 is bad input, but a full disk or memory too
                 self._attempt()
                 return None
         if status != "stopped":
@@ -552,7 +568,7 @@ class Table:
 
     def __init__(self, runs, ended):
         self.total, self.counts = len(runs), collections.Counter(ended)
-        self.first = {}  # hash -> (time, step) when first seen running: for the speed
+        self.first = {}  # hash -> (time, step) when its job began: for the speed
         self.drawn, self.last = 0, time.monotonic()
         self.terminal = sys.stdout.isatty()
 
@@ -561,7 +577,6 @@ class Table:
         print(line, flush=True)
 
     def ended(self, run, status, row=None):
-        self.first.pop(run.hash, None)
         self.counts[status] += 1
         text = f"{status:8}  {run.arm}  lr {run.lr:g}  seed {run.seed}"
         if row and row["status"] != "crashed":
@@ -572,9 +587,10 @@ class Table:
         """(arm, lr, seed, step / all, loss, eta)"""
         now = progress(run)
         step, loss = now.get("step", 0), now.get("loss", now.get("val_loss"))
-        if step < self.first.get(run.hash, (0, step + 1))[1]:  # first seen, or started over
-            self.first[run.hash] = time.monotonic(), step
         began, at = self.first[run.hash]
+        if step < at:  # gone back to a checkpoint from before the last line
+            at = step
+            self.first[run.hash] = began, at
         left = (run.max_iters - step) * (time.monotonic() - began) / (step - at) if step > at else None
         if left is not None and run.max_seconds is not None:
             left = min(left, max(0, run.max_seconds - now.get("train_seconds", 0)))
@@ -588,6 +604,9 @@ class Table:
             self.drawn = 0
 
     def show(self, running):
+        """running: at every look; when each was first among them is when its speed is counted from."""
+        self.first = {run.hash: self.first.get(run.hash) or (time.monotonic(), progress(run).get("step", 0))
+                      for run in running}
         if time.monotonic() - self.last < (0.5 if self.terminal else REPORT_SECONDS):
             return
         self.last = time.monotonic()
@@ -627,29 +646,37 @@ def run_local(runs, rows, options, command, table, stop):
     gpus = gpus_of_this_machine()
     threads = threads_of_a_run(options, {})
     waiting, jobs, told = collections.deque(runs), {}, set()  # jobs: slot -> Job
-    while jobs or (waiting and not stop.signal):
-        for slot in range(options.jobs) if not stop.signal else ():
-            for _ in range(len(waiting) if slot not in jobs else 0):
-                run = waiting.popleft()
-                job = Job(run, rows, command, threads, gpus[slot % len(gpus)] if gpus else None)
-                if job.start():
-                    jobs[slot] = job
-                    break
-                waiting.append(run)
-                if run.hash not in told:
-                    told.add(run.hash)
-                    table.say(f"in use by another process, waited for: {short(run.folder)}")
-        if stop.signal and not all(job.stopping for job in jobs.values()):
-            table.say(f"{stop.signal}: saving {len(jobs)} runs")
-            for job in jobs.values():
-                job.stop()
-        for slot, job in list(jobs.items()):
-            status = job.poll()
-            if status:
-                del jobs[slot]
-                table.ended(job.run, status, rows.read().get(job.run.hash))
-        table.show([job.run for job in jobs.values()])
-        time.sleep(POLL_SECONDS)
+    try:
+        while jobs or (waiting and not stop.signal):
+            for slot in range(options.jobs) if not stop.signal else ():
+                for _ in range(len(waiting) if slot not in jobs else 0):
+                    run = waiting.popleft()
+                    job = Job(run, rows, command, threads, gpus[slot % len(gpus)] if gpus else None)
+                    if job.start():
+                        jobs[slot] = job
+                        break
+                    waiting.append(run)
+                    if run.hash not in told:
+                        told.add(run.hash)
+                        table.say(f"in use by another process, waited for: {short(run.folder)}")
+            if stop.signal and not all(job.stopping for job in jobs.values()):
+                table.say(f"{stop.signal}: saving {len(jobs)} runs")
+                for job in jobs.values():
+                    job.stop()
+            for slot, job in list(jobs.items()):
+                status = job.poll()
+                if status:
+                    del jobs[slot]
+                    table.ended(job.run, status, rows.read().get(job.run.hash))
+            table.show([job.run for job in jobs.values()])
+            time.sleep(POLL_SECONDS)
+    except Exception:  # the sweep's own, a full disk say: what is running saves first, as on a signal
+        for job in jobs.values():
+            job.stop()
+        for job in jobs.values():
+            if job.process:
+                job.process.wait()
+        raise
 
 
 class Worker:
@@ -697,46 +724,72 @@ def run_submitit(runs, rows, options, command, table, stop, slurm):
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
     executor = submitit.AutoExecutor(os.path.join(rows.folder, "submitit"), cluster="local" if local else "slurm",
                                      slurm_max_num_timeout=100)  # long runs are queued again as often as they need
+    if local:  # Ctrl-C is for the sweep alone, which cancels its jobs; submitit would have them in the terminal's group
+        said = open(os.path.join(rows.folder, "submitit", "controllers.log"), "a", encoding="utf-8")
+        submitit.local.local.subprocess = types.SimpleNamespace(
+            Popen=functools.partial(subprocess.Popen, start_new_session=True, stderr=said))
     executor.update_parameters(name=os.path.basename(rows.folder), slurm_array_parallelism=options.jobs,
                                **{SLURM[k]: v for k, v in {"time_min": 7 * 24 * 60, "cpus": 1, **slurm}.items()})
     worker = Worker(rows.folder, command, threads)
     waiting, jobs = collections.deque(runs), {}  # jobs: hash -> (Run, submitit's Job)
-    if not local:
+    tries = collections.Counter()  # by hash
+
+    def submit(*these):
         try:
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats what sbatch says
-                submitted = [executor.submit(worker, run) for run in runs]
+                submitted = [executor.submit(worker, run) for run in these]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             reason = [line for line in str(error).splitlines() if line.strip()]
             raise UserError(f"sbatch refused the jobs: {reason[-1] if reason else type(error).__name__}") from None
-        jobs = {run.hash: (run, job) for run, job in zip(runs, submitted)}
-        waiting.clear()
-        table.say(f"submitted {len(jobs)} jobs: {submitted[0].job_id} to {submitted[-1].job_id}")
-    while (waiting or jobs) and not stop.signal:
-        while local and waiting and len(jobs) < options.jobs:
-            run = waiting.popleft()
-            jobs[run.hash] = (run, executor.submit(worker, run))
-        # a job that returned has written its row, wherever the file system has it by now
-        failed = {h for h, (_, job) in jobs.items() if job.done() and job.exception() is not None}
-        ended = rows.read()
-        for run, job in list(jobs.values()):
-            if run.hash in failed and run.hash not in ended and not in_use(run):  # node, memory, time
-                os.makedirs(run.folder, exist_ok=True)
-                said = [line for line in (job.stderr() or "").splitlines() if line.strip()] or ["no message"]
-                with open(os.path.join(run.folder, "log.txt"), "a", encoding="utf-8") as log:
-                    print(f"\n{said[-1]}\n# job {job.job_id} ended without a result", file=log)
-                rows.put(row_of(run, "crashed", progress(run)))
-                ended = rows.read()
-            if run.hash in ended:
-                del jobs[run.hash]
-                table.ended(run, ended[run.hash]["status"], ended[run.hash])
-        table.show([run for run, _ in jobs.values() if in_use(run)])
-        time.sleep(POLL_SECONDS if local else 2)
-    if jobs:
-        table.say(f"{stop.signal}: cancelling {len(jobs)} jobs, which save their runs")
+        jobs.update({run.hash: (run, job) for run, job in zip(these, submitted)})
+        tries.update(run.hash for run in these)
+        return [job.job_id for job in submitted]
+
+    def lost(run, job):
+        """Its job ended without a result: node, memory, time. Once it is submitted again."""
+        os.makedirs(run.folder, exist_ok=True)
+        said = [line for line in (job.stderr() or "").splitlines() if line.strip()] or ["no message"]
+        note(run, f"\n{said[-1]}\n# job {job.job_id} ended without a result")
+        if tries[run.hash] < TRIES:
+            try:
+                submit(run)
+                return
+            except UserError as error:
+                note(run, error)
+        rows.put(row_of(run, "crashed", progress(run)))
+
+    def cancel():
         for _, job in jobs.values():
             job.cancel(check=False)
         while any(in_use(run) for run, _ in jobs.values()):
             time.sleep(POLL_SECONDS)
+
+    if not local:
+        ids = submit(*runs)
+        waiting.clear()
+        table.say(f"submitted {len(jobs)} jobs: {ids[0]} to {ids[-1]}")
+    try:
+        while (waiting or jobs) and not stop.signal:
+            while local and waiting and len(jobs) < options.jobs:
+                submit(waiting.popleft())
+            # a job that returned has written its row, wherever the file system has it by now
+            failed = {h for h, (_, job) in jobs.items() if job.done() and job.exception() is not None}
+            ended = rows.read()
+            for run, job in list(jobs.values()):
+                if run.hash in failed and run.hash not in ended and not in_use(run):
+                    lost(run, job)
+                    ended = rows.read()
+                if run.hash in ended:
+                    del jobs[run.hash]
+                    table.ended(run, ended[run.hash]["status"], ended[run.hash])
+            table.show([run for run, _ in jobs.values() if in_use(run)])
+            time.sleep(POLL_SECONDS if local else 2)
+    except Exception:  # as in run_local
+        cancel()
+        raise
+    if jobs:
+        table.say(f"{stop.signal}: cancelling {len(jobs)} jobs, which save their runs")
+        cancel()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -802,12 +855,12 @@ def main(argv, command=TRAIN):
     options = parse(argv)
     sweep = load(options.sweep)
     folder = os.path.abspath(options.out or os.path.join("out", "sweeps", sweep_name(options.sweep)))
-    runs = make_runs(sweep, options.sweep, folder)
+    threads = threads_of_a_run(options, sweep["slurm"])
+    runs = make_runs(sweep, options.sweep, folder, threads)
     rows = Rows(folder)
 
     if options.dry_run:
         ended = {h: r for h, r in rows.known().items() if not (options.retry_crashed and r["status"] == "crashed")}
-        threads = threads_of_a_run(options, sweep["slurm"])
         missing = [run for run in runs if run.hash not in ended]
         print(f"# {len(runs)} runs, {len(missing)} to do, {options.jobs} at a time, {threads} threads each")
         for run in missing:

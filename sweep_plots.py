@@ -1,9 +1,9 @@
 """
 The plots of a sweep, from summarize_sweep.py's Summary. Each is a Figure: SVG and PNG as bytes; the caller writes them.
 
-Colours are Okabe and Ito's (plot_runs.STYLES), which the colour-blind tell apart; with the line's dashes and the marker 24 arms
-look different, so that the plots can be read in print, too. What has no finite number is left out; a plot with nothing
-in it is not drawn.
+Colours are Okabe and Ito's (plot_runs.STYLES, black) and a grey, which the colour-blind tell apart; with the line's dashes, or
+the marker, 32 arms look different, so that the plots can be read in print, too. What has no finite number is left out; a plot
+with nothing in it is not drawn.
 """
 import io
 import math
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from plot_runs import STYLES  # also chooses a backend that needs no display
 from sweep_statistics import mean_interval
 
-MARKERS = "osD^vPX"
+COLOURS = [colour for colour, _ in STYLES] + ["#000000", "#999999"]
+MARKERS = "osD^vPX*<"  # one more than colours: together they begin again after 72 arms
 # what arms are compared with: the arms of two roles, and (for mixed arms) the best of those without curvature
 REFERENCES = {"baseline": "baseline", "flat": "flat control", "best_control": "best control"}
 DASHES = ("-", "--", ":", "-.")
@@ -48,8 +49,28 @@ def finish(figure, name, title, caption):
 
 def style(place):
     """Of the arm at this place of the sweep, the same in all plots. The dashes change where the colours begin again."""
-    return dict(color=STYLES[place % len(STYLES)][0], linestyle=DASHES[place // len(STYLES) % len(DASHES)],
+    return dict(color=COLOURS[place % len(COLOURS)], linestyle=DASHES[place // len(COLOURS) % len(DASHES)],
                 marker=MARKERS[place % len(MARKERS)])
+
+
+def top_of(lowest, highest):
+    """The largest loss to show, of arms with these lowest and highest ones: three times as far from the best arm as the median
+    arm is, but all of three arms in four; and everything, if that is not half as much again. A few that are worse are not to
+    flatten what there is to see of the others."""
+    best = min(lowest)
+    top = max(best + 3 * (np.median(lowest) - best), np.quantile(highest, 0.75, method="lower"))
+    return top if max(highest) - best > 1.5 * (top - best) else max(highest)
+
+
+def number_ticks(axis):
+    """Ticks of a logarithmic y axis as plain numbers, three or more: decades, else 1 2 5, else as on a linear axis."""
+    low, high = axis.get_ylim()
+    for locator in (LogLocator(), LogLocator(subs=(1, 2, 5)), MaxNLocator(5)):
+        if sum(low <= v <= high for v in locator.tick_values(low, high)) >= 3:
+            break
+    axis.yaxis.set_major_locator(locator)
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")  # matplotlib's own writes formulas
 
 
 def spread(heights, gap):
@@ -63,8 +84,8 @@ def spread(heights, gap):
 
 def over_seeds(curves, x_key, y_of, most=400):
     """(x, mean, low, high) of curves of several seeds, where all of them are: linear between points, 95% over seeds
-    (low and high None for one seed). curves: {seed: list of records}; y_of: record -> number. None if no curve has a
-    finite point."""
+    (low and high None for one seed, NaN where all are equal). curves: {seed: list of records}; y_of: record -> number. None if
+    no curve has a finite point."""
     lines = []
     for records in curves.values():
         points = np.array([(r[x_key], y_of(r)) for r in records], dtype=float).reshape(-1, 2)
@@ -83,7 +104,7 @@ def over_seeds(curves, x_key, y_of, most=400):
     mean = np.array([e.mean for e in found])
     if len(lines) == 1:
         return x, mean, None, None
-    return x, mean, np.array([e.low for e in found]), np.array([e.high for e in found])
+    return x, mean, np.array([e.low for e in found], dtype=float), np.array([e.high for e in found], dtype=float)
 
 
 def draw_line(axis, line, place, label, **more):
@@ -110,21 +131,23 @@ def loss_plot(summary):
         plt.close(figure)
         return None
     # the first tenth is a cliff that would flatten the rest
-    late = np.concatenate([mean[x >= x[0] + 0.1 * (x[-1] - x[0])] for x, mean, _, _ in seen])
-    margin = 0.05 * (np.ptp(late) or 1.0)
+    late = [mean[x >= x[0] + 0.1 * (x[-1] - x[0])] for x, mean, _, _ in seen]
+    low, high, top = min(map(min, late)), max(map(max, late)), top_of([*map(min, late)], [*map(max, late)])
+    margin = 0.05 * (top - low or 1.0)
     axes[0].xaxis.set_major_formatter(EngFormatter())
     axes[0].set(xlabel="tokens", ylabel="validation loss (nats a token)",
-                ylim=(late.min() - margin, late.max() + margin))
+                ylim=(low - margin, top + margin))
     axes[1].set(xlabel="seconds of training")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return finish(figure, "loss", "Validation loss, each arm at its own best learning rate",
                   "Mean over the seeds that measure, at equal steps (right: at the mean of their seconds there); bands: 95% "
-                  "t-intervals over them. The first tenth is cut off above.")
+                  "t-intervals over them. The first tenth is cut off above"
+                  + (", and so are arms far above the others." if high > top else "."))
 
 
 def lr_plot(summary):
     figure, axis = plt.subplots(figsize=(8.5, 4.8))
-    heights, failed = [], {}
+    heights, drawn, failed = {}, {}, {}  # heights: arm -> all of its losses; drawn: rate -> [(x, y, arm)]
     for place, arm in enumerate(summary.arms):
         points = []
         for lr, seeds in arm.losses().items():
@@ -137,7 +160,8 @@ def lr_plot(summary):
                 continue
             chooser = seeds.get(summary.selection_seed, np.mean(list(values.values())))
             points.append((x, chooser if math.isfinite(chooser) else math.nan))
-            heights += values.values()
+            heights.setdefault(place, []).extend(values.values())
+            drawn.setdefault(lr, []).append((*points[-1], place))
             if arm.choice and lr == arm.choice.lr:
                 axis.plot(*points[-1], "o", markersize=12, markerfacecolor="none", color=style(place)["color"])
                 half = None if arm.estimate.low is None else arm.estimate.mean - arm.estimate.low
@@ -149,9 +173,17 @@ def lr_plot(summary):
     if not heights:
         plt.close(figure)
         return None
-    margin = 0.08 * (np.ptp(heights) or 0.1)
+    low, top = min(map(min, heights.values())), top_of([*map(min, heights.values())], [*map(max, heights.values())])
+    margin = 0.08 * (top - low or 0.1)
+    top += 3 * margin if failed else margin
     axis.set(xscale="log", xlabel="learning rate", ylabel=f"{summary.measure.name} ({summary.measure.unit})",
-             ylim=(min(heights) - margin, max(heights) + (3 * margin if failed else margin)))
+             ylim=(low - margin, top))
+    above = [found for found in ([point for point in points if point[1] > top] for points in drawn.values()) if found]
+    for found in above:
+        at = np.exp(spread([math.log(x) for x, _, _ in found], 0.018 * np.ptp(np.log(axis.get_xlim()))))
+        for x, (_, y, place) in zip(at, found):
+            axis.text(x, 1.01, f"\u2191 {y:.{min(2, summary.measure.digits)}f}", transform=axis.get_xaxis_transform(),
+                      ha="center", va="bottom", rotation=90, fontsize=7, color=style(place)["color"])
     rates = sorted({lr for arm in summary.arms for lr in arm.losses()})
     axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
     axis.minorticks_off()
@@ -163,7 +195,8 @@ def lr_plot(summary):
                   ("Lines: " + ("mean over the seeds that finished" if summary.selection_seed is None else
                                 f"seed {summary.selection_seed}, which chooses (the mean of others where it did not run)")
                    + "; rings: each arm's best rate; hollow, with 95% t-intervals: the seeds that measure it (cut off at the frame "
-                   "where they are wider than the losses lie). Points are moved sideways a little."))
+                   "where they are wider than the losses lie; none for one seed or equal values). Points are moved sideways a "
+                   "little." + (" Above the frame, with arrows: losses far above the other arms'." if above else "")))
 
 
 def differences_plot(summary):
@@ -196,7 +229,8 @@ def differences_plot(summary):
     axes[0][0].set_yticks(range(len(arms)), [a.name for _, a in arms])
     return finish(figure, "differences", "Differences at each arm's own best learning rate",
                   "Paired over seeds (grey ticks); bars: 95% intervals of the mean difference; p: paired t-test after "
-                  "Holm. Hollow: one seed, no interval. *: with the seed that chose the rates, which is too low.")
+                  "Holm, the bars not corrected. Hollow: no interval (one seed, or all differ by the same). *: with the seed "
+                  "that chose the rates, which is too low.")
 
 
 def curvature_of(records):
@@ -264,8 +298,8 @@ def stability_plot(summary):
         if line:
             gradients.append((place, arm.name, (line[0], np.exp(line[1]), None, None)))
         line = over_seeds({s: c.evaluations for s, c in arm.curves.items()}, "tokens", edge)
-        if line:
-            edges.append((place, arm.name, line))
+        if line:  # a share: no interval of it is beyond 0 and 1
+            edges.append((place, arm.name, (*line[:2], *(b if b is None else b.clip(0, 1) for b in line[2:]))))
     panels = [panel for panel in ((gradients, "gradient norm before clipping", "log"),
                                   (edges, "share of rows at the ball's edge", "linear")) if panel[0]]
     if not panels:
@@ -276,10 +310,8 @@ def stability_plot(summary):
             draw_line(axis, line, place, name, alpha=0.85)
         axis.xaxis.set_major_formatter(EngFormatter())
         axis.set(xlabel="tokens", ylabel=label, yscale=scale)
-        if scale == "log":  # matplotlib's own formatter writes formulas
-            low, high = axis.get_ylim()
-            axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-            axis.yaxis.set_minor_formatter((lambda v, _: f"{v:.2g}") if high < 10 * low else NullFormatter())
+        if scale == "log":
+            number_ticks(axis)
     axes[0][-1].legend(*axes[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return finish(figure, "stability", "Gradient norm, and rows at the ball's edge",
                   "Best learning rate. Left: geometric mean over seeds at the logged steps. Right, curved models "

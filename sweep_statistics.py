@@ -30,7 +30,7 @@ MOST_SIGN_FLIPS = 2 ** 16  # all of them up to 16 pairs; beyond, this many at ra
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n values with its interval. None: not defined (no values; one value has no interval)."""
+    """A mean over n values with its interval. None: not defined (no values; one value, or equal ones, have no interval)."""
     n: int
     mean: float | None = None
     low: float | None = None
@@ -61,13 +61,14 @@ class Choice:
 # one arm
 
 def mean_interval(values):
-    """Mean and its t-interval, mean -+ t_{n-1, 97.5%} s / sqrt(n), s with n - 1. values: n numbers -> Estimate."""
+    """Mean and its t-interval, mean -+ t_{n-1, 97.5%} s / sqrt(n), s with n - 1. values: n numbers -> Estimate. Without an
+    interval where all are equal, as t_test() is without a p: no spread is not certainty."""
     values = np.asarray(list(values), dtype=float)
     n = len(values)
     if n == 0:
         return Estimate(0)
     mean = float(values.mean())
-    if n == 1 or not np.isfinite(values).all():
+    if n == 1 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return Estimate(n, mean)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(values))
     return Estimate(n, mean, mean - half, mean + half)

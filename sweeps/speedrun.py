@@ -1,6 +1,6 @@
 """How soon is a validation loss reached: steps, tokens and seconds of training to target_val_loss (all in runs.csv).
 
-Tiny Shakespeare by characters, at a size for a CPU. 6 arms x 3 learning rates x 4 seeds = 72 runs of up to 3,000 steps, each at
+Tiny Shakespeare by characters, at a size for a CPU. 6 arms x 4 learning rates x 4 seeds = 96 runs of up to 3,000 steps, each at
 most about 25 minutes of one thread and its evaluations. One seed chooses each arm's rate, by its steps to the target; three measure.
 The rate is constant after the warm-up: under a decay the step at which a loss is reached depends on the planned length.
 Seconds are comparable only between runs of one machine with the same --jobs and --threads, and nothing else on it.
@@ -19,7 +19,7 @@ defaults = dict(
     eval_iters=36,  # 36 * 3,072 = 110,592 tokens: 864 of the validation text's 871 windows
 )
 budget = dict(steps=3000)  # 3,000 * 3,072 = 9.2M tokens: a run that has not got there by then never reached the target
-grid = dict(learning_rate=[1e-3, 3e-3, 6e-3])
+grid = dict(learning_rate=[1e-3, 3e-3, 6e-3, 1.2e-2])  # with the best rate of each arm in shakespeare_lr.py
 seeds = [1337, 1338, 1339, 1340]
 
 arms = {

@@ -41,7 +41,7 @@ def test_the_interval_is_the_one_of_the_t_table():
     assert ss.mean_interval([2.0]) == ss.Estimate(1, 2.0)
     assert ss.mean_interval([]) == ss.Estimate(0)
     assert ss.mean_interval([1.0, math.inf]) == ss.Estimate(2, math.inf)
-    assert ss.mean_interval([0.7] * 3) == ss.Estimate(3, pytest.approx(0.7), pytest.approx(0.7), pytest.approx(0.7))
+    assert ss.mean_interval([0.7] * 3) == ss.Estimate(3, pytest.approx(0.7))  # no spread is not certainty
 
 
 def test_paired_differences_are_scipys_over_the_shared_seeds():
@@ -61,7 +61,7 @@ def test_paired_differences_are_scipys_over_the_shared_seeds():
 def test_equal_differences_have_no_spread_and_do_not_fail(a, b, p):
     d = ss.paired_difference(dict(enumerate(a)), dict(enumerate(b)))
     assert d.p == p and d.estimate.mean == a[0] - b[0]
-    assert (d.estimate.low, d.estimate.high) == ((None, None) if len(a) == 1 else (d.estimate.mean, d.estimate.mean))
+    assert (d.estimate.low, d.estimate.high) == (None, None)
 
 
 @settings(deadline=None, max_examples=25)
@@ -277,6 +277,17 @@ def test_the_headline_says_what_the_numbers_say(tmp_path):
     assert "not possible" in alone.summary()[0].headline
 
 
+def test_arms_that_are_equal_in_every_seed(tmp_path):
+    found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: known("gate" if a == "mixed" else a, lr, s)).summary()
+    assert arms["mixed"].against["best_control"][0].estimate == ss.Estimate(3, 0.0)
+    assert "(no interval: equal in all 3 seeds, paired t-test p = 1.00)" in found.headline and "do not tell" in found.headline
+
+
+def test_what_is_corrected_for_several_comparisons_is_said(tmp_path):
+    said = " ".join(summarize_sweep.method(Written(tmp_path / "s", ARMS, known).summary()[0]))
+    assert "only the tables' p (Holm) are corrected" in said and "No interval is" in said and "p of the headline" in said
+
+
 def test_with_one_rate_every_seed_measures(tmp_path):
     found, arms = Written(tmp_path / "s", {k: ARMS[k] for k in ("baseline", "flat", "mixed")}, known, lrs=[3e-3]).summary()
     assert found.selection_seed is None and arms["mixed"].estimate.n == 4
@@ -393,10 +404,11 @@ def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
     assert {name: arm.choice.lr for name, arm in arms.items()} == {"baseline": 1e-3, "flat": 3e-3, "mixed": 1e-3}
     assert arms["mixed"].estimate.mean == 23 and arms["mixed"].against["baseline"][0].estimate.mean == -20
     assert "flat: 1 of 4 seeds diverged or did not reach the target at lr 0.01" in " ".join(found.notes)
-    assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (95% interval [-6, -6], 3 seeds" in found.headline
+    assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (no interval: equal in all 3 seeds" in found.headline
     assert "p = -). All seeds differ by the same: the resolution of the measure hides their spread" in found.headline
     assert "In training seconds to the target: -12.0 s" in found.headline and "equal training seconds" not in found.headline
     assert "steps to the target [95%]" in summarize_sweep.results_table(found)[0]
+    assert "-6 [no interval], n = 3" in summarize_sweep.results_table(found)[3]
     assert "target_step," in summarize_sweep.as_csv(found).splitlines()[0]
     assert all(plot(found) for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot))
     final, arms = written.summary(metric="final")
@@ -490,6 +502,80 @@ def test_the_plan_is_the_sweep_files(tmp_path):
     (written.folder / "sweep.json").write_text(json.dumps({**plan, "file": str(written.folder / "plan.py")}))
     found, arms = written.summary()  # code that came with the folder is not run
     assert "not read" in found.notes[0] and len(arms["baseline"].missing()) == 4
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# plots
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A function that draws a plot and returns (matplotlib's figure, its caption)."""
+    monkeypatch.setattr(sweep_plots, "finish", lambda figure, name, title, caption: (figure, caption))
+    yield lambda plot, summary: plot(summary)
+    plt.close("all")
+
+
+def test_arms_share_neither_colour_and_dashes_nor_colour_and_marker():
+    styles = [sweep_plots.style(place) for place in range(32)]
+    for second in ("linestyle", "marker"):
+        assert len({(s["color"], s[second]) for s in styles}) == 32
+    assert max([s["color"] for s in styles[:15]].count(s["color"]) for s in styles) == 2
+
+
+def test_one_arm_far_above_does_not_flatten_the_others(tmp_path, drawn):
+    def loss(arm, lr, seed):
+        return known(arm, lr, seed) + (5 if (arm, lr) == ("flat", 1e-2) or arm == "gate" else 0)
+    arms = {**ARMS, "learned": "mixed", "frozen": "mixed"}
+    LEVEL.update(learned=1.82, frozen=1.81)
+    found, _ = Written(tmp_path / "s", arms, loss).summary()
+    figure, caption = drawn(sweep_plots.lr_plot, found)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1.85 and 2.3 < high < 3 and "Above the frame" in caption
+    above = [text.get_text() for text in figure.axes[0].texts]
+    assert len(above) == 4 and f"\u2191 {known('flat', 1e-2, 1) + 5:.2f}" in above
+    figure, caption = drawn(sweep_plots.loss_plot, found)
+    assert figure.axes[0].get_ylim()[1] < 7 and "far above the others" in caption
+    found, _ = Written(tmp_path / "t", ARMS, known).summary()  # and nothing is cut off where there is nothing
+    figure, caption = drawn(sweep_plots.lr_plot, found)
+    assert figure.axes[0].get_ylim()[1] > known("baseline", 1e-2, 4) and "Above" not in caption and not figure.axes[0].texts
+    assert "far above" not in drawn(sweep_plots.loss_plot, found)[1]
+
+
+@pytest.mark.parametrize("low, high", [(1.1, 1.6), (0.3, 0.45), (0.3, 5), (0.8, 9.5), (0.02, 3), (0.001, 500)])
+def test_gradient_norms_have_ticks_to_read(low, high, tmp_path, drawn):
+    written = Written(tmp_path / "s", {"baseline": "baseline"}, known, lrs=[3e-3], seeds=[1])
+    file = written.folder / f"runs/baseline-{3e-3}-1" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    steps = [line for line in lines if "grad_norm" in line]
+    for line, norm in zip(steps, np.geomspace(low, high, len(steps))):
+        line["grad_norm"] = norm
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    bottom, top = axis.get_ylim()
+    seen = [t.get_text() for v, t in zip(axis.get_yticks(), axis.get_yticklabels()) if bottom <= v <= top]
+    assert 3 <= len(seen) <= 9 and [float(text) for text in seen] == sorted({float(text) for text in seen})
+
+
+def test_the_band_of_a_share_stays_a_share(tmp_path, drawn):
+    written = Written(tmp_path / "s", {"mixed": "mixed"}, known, lrs=[3e-3], seeds=[1, 2, 3])
+    for seed, share in ((1, 0.0), (2, 0.5), (3, 1.0)):
+        file = written.folder / f"runs/mixed-{3e-3}-{seed}" / "metrics.jsonl"
+        file.write_text(file.read_text().replace('edge_share": 0.1', f'edge_share": {share}'))
+    figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
+    band, = figure.axes[-1].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0, 1)
+
+
+def test_equal_differences_are_hollow_in_the_plot(tmp_path, drawn):
+    found, _ = Written(tmp_path / "s", {"baseline": "baseline", "flat": "flat"},
+                       lambda a, lr, s: 2.0 + s / 4 - (a == "flat") / 2).summary()
+    figure, caption = drawn(sweep_plots.differences_plot, found)
+    lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("|", "None") and len(line.get_xdata()) == 1]
+    assert [line.get_markerfacecolor() for line in lines] == ["white"] and "differ by the same" in caption
+    assert not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -723,7 +809,7 @@ def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
     result = ablate_curvature.ablate(str(tmp_path / "run"), "last", device="cpu")
     assert len(result.effects) == 5
     for e in result.effects:
-        assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, 0, 0, 0, 0)
+        assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, None, None, 0, 0)
     assert all(s.c == s.c_start == 0 for s in result.slopes) and any(s.gradient.mean != 0 for s in result.slopes)
 
 

@@ -2,12 +2,14 @@
 that keeps train.py's contract and takes no time; those that must be exact are real."""
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import glob
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -48,6 +50,9 @@ if seed == 3:
     os.kill(os.getpid(), signal.SIGKILL)
 if seed == 4:
     print("error: out of device memory", file=sys.stderr)
+    sys.exit(2)
+if seed == 12 and starts == 1:
+    print("error: the disk is full", file=sys.stderr)
     sys.exit(2)
 if seed == 5:
     summary("diverged")
@@ -127,7 +132,7 @@ def test_every_shipped_sweep_resolves(file):
     roles = {arm["role"] for arm in described["arms"]}
     assert {"baseline", "flat", "mixed"} <= roles and len(runs) >= 5
     counted = {"shakespeare_lr.py": 15 * 4 + 3 * 5 + 4 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
-               "speedrun.py": 6 * 3 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 7 * 3}  # as their comments count
+               "speedrun.py": 6 * 4 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 8 * 3}  # as their comments count
     assert len(runs) == counted[file]
     if file != "fineweb_lr.py":
         assert {run.max_iters for run in runs} <= {1500, 3000}
@@ -146,7 +151,11 @@ def test_the_hash_is_of_what_decides_the_result_alone():
     changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
                                    "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
     assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
-    assert sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+    assert sweep.SPEED <= sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+    # where seconds are the limit, what decides the speed decides the steps
+    speeds = "--threads=3", "--device=cpu", "--parallel=fsdp", "--num_workers=0"
+    timed = [hashed("--max_seconds=9", *speed) for speed in ([], *zip(speeds))]
+    assert len(set(timed)) == 5 and hashed("--max_seconds=9", "--out_dir=x", "--log_interval=3") == timed[0]
 
 
 def test_grid_seeds_and_stages(sweep_file, folder):
@@ -189,6 +198,14 @@ def test_budgets(budget, key, value, sweep_file):
     only, = runs_of(sweep_file(f"budget = {budget}"))
     assert only.overrides[key] == value
     assert (only.max_seconds if key == "max_seconds" else only.max_iters) == value
+
+
+@pytest.mark.parametrize("budget, to_do", [("steps=9", 0), ("seconds=30", 1)])
+def test_other_threads_are_other_runs_where_seconds_are_the_budget(budget, to_do, sweep_file, folder, stub, capsys):
+    args = [sweep_file(f"budget = dict({budget})"), f"--out={folder}"]
+    assert run(stub, [*args, "--threads=1"], capsys)[0] == 0
+    assert " 0 to do" in run(stub, [*args, "--threads=1", "--dry-run"], capsys)[1]
+    assert f" {to_do} to do" in run(stub, [*args, "--threads=2", "--dry-run"], capsys)[1]
 
 
 ONE = "arms = {'a': dict(config='config/demo_baseline.py', %s)}"
@@ -276,13 +293,13 @@ def test_a_dry_run_prints_commands_that_run_and_creates_nothing(sweep_file, fold
 # the runs, with the stub
 
 def test_outcomes_are_recorded_and_what_ended_is_skipped(sweep_file, folder, stub, capsys):
-    path = sweep_file("grid = dict(learning_rate=[3e-3])", seeds=range(6))
+    path = sweep_file("grid = dict(learning_rate=[3e-3])", seeds=[*range(6), 12])
     status, out, err = run(stub, [path, f"--out={folder}", "--jobs", "3", "--threads", "7"], capsys)
     assert status == 1
     table = rows(folder)
     assert {int(r["seed"]): (r["status"], int(r["attempts"])) for r in table.values()} == {
-        0: ("finished", 1), 1: ("finished", 2), 2: ("crashed", 2), 3: ("crashed", 2), 4: ("crashed", 1),
-        5: ("diverged", 1)}
+        0: ("finished", 1), 1: ("finished", 2), 2: ("crashed", 2), 3: ("crashed", 2), 4: ("crashed", 2),
+        5: ("diverged", 1), 12: ("finished", 2)}
     good, bad = table["baseline 0 0.003"], table["baseline 2 0.003"]
     assert tuple(good) == sweep.COLUMNS
     assert [good[k] for k in ("step", "tokens", "val_loss", "best_val_loss", "best_step", "parameters",
@@ -293,17 +310,17 @@ def test_outcomes_are_recorded_and_what_ended_is_skipped(sweep_file, folder, stu
     for part in ("exit status 1: RuntimeError: no luck", "killed by SIGKILL",
                  "exit status 2: error: out of device memory", "3 runs crashed", "--retry-crashed"):
         assert part in err, part
-    assert len(out.splitlines()) == 7  # a line for each run: this is no terminal
+    assert len(out.splitlines()) == 8  # a line for each run: this is no terminal
     assert json.loads((folder / "sweep.json").read_text())["arms"][0]["role"] == "baseline"
 
     before = (folder / "runs.csv").read_text()
     status, out, err = run(stub, [path, f"--out={folder}"], capsys)
-    assert status == 1 and "6 runs, 0 to do" in out and "no luck" in err
+    assert status == 1 and "7 runs, 0 to do" in out and "no luck" in err
     assert (folder / "runs.csv").read_text() == before and len(starts(folder, "*seed0*")) == 1
     status, out, _ = run(stub, [path, f"--out={folder}", "--retry-crashed", "--dry-run"], capsys)
     assert sum(line.startswith("python ") for line in out.splitlines()) == 3
     status, out, _ = run(stub, [path, f"--out={folder}", "--retry-crashed"], capsys)
-    assert status == 1 and "3 to do" in out and len(starts(folder, "*seed2*")) == 4 and len(rows(folder)) == 6
+    assert status == 1 and "3 to do" in out and len(starts(folder, "*seed2*")) == 4 and len(rows(folder)) == 7
 
 
 def test_a_changed_default_gives_new_runs_and_a_renamed_arm_none(sweep_file, folder, stub, capsys):
@@ -372,7 +389,7 @@ home, table = {first.folder!r}, {str(folder / 'runs.csv')!r}
 lock = open(home + "/lock", "a")
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("have it", flush=True)
-while not (os.path.exists(table) and "finished" in open(table).read()):  # until the other run has ended
+while not (os.path.exists(table) and ",finished," in open(table).read()):  # until the other run has ended
     time.sleep(0.02)
 print(os.path.exists(home + "/starts"), flush=True)
 """], stdout=subprocess.PIPE, text=True)
@@ -428,15 +445,54 @@ def test_a_signal_saves_and_says_how_to_go_on(number, sweep_file, folder, stub, 
     assert [int(r["attempts"]) for r in sorted(rows(folder).values(), key=lambda r: int(r["seed"]))] == [2, 1, 1]
 
 
+def test_a_resumed_run_is_timed_by_the_steps_of_this_job(sweep_file, folder, capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    only, = runs_of(sweep_file(), folder)
+    os.makedirs(only.folder)
+
+    def at(step):
+        pathlib.Path(only.folder, "metrics.jsonl").write_text(json.dumps({"step": step, "loss": 3.0}) + "\n")
+    at(20)  # of 40, before the job begins
+    table = sweep.Table([only], [])
+    table.show([only])
+    for step, eta in ((30, "0:01:40"),  # 10 steps took 100 s
+                      (15, "-"),  # that was from a checkpoint at step 15
+                      (25, "0:07:30")):  # 10 took 300 s
+        clock[0] += 100
+        at(step)
+        table.show([only])
+        assert f"step {step}/40 loss 3.0000 eta {eta}\n" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_named_and_what_is_running_is_saved(sweep_file, folder, stub, capsys, monkeypatch):
+    def outcome(seed):
+        return [json.loads(p.read_text())["status"] for p in folder.glob(f"runs/*seed{seed}-*/summary.json")]
+    real = os.fsync
+
+    def fsync(handle):  # of runs.csv: this process writes nothing else while runs are running
+        if outcome(0):
+            wait_for(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+    monkeypatch.setattr(os, "fsync", fsync)
+    args = [sweep_file(seeds=(0, 6)), f"--out={folder}", "--jobs=2"]
+    status, _, err = run(stub, args, capsys)
+    assert status == 2 and outcome(6) == ["stopped"]
+    one_line(err, f"{folder / 'runs.csv'}: the disk is full")
+    monkeypatch.setattr(os, "fsync", real)
+    assert run(stub, args, capsys)[0] == 0
+    assert [r["status"] for r in rows(folder).values()] == ["finished"] * 2
+
+
 def test_the_table_redraws_in_place_on_a_terminal(sweep_file, folder, stub, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     status, out, _ = run(stub, [sweep_file(seeds=(8, 9)), f"--out={folder}"], capsys)
     assert status == 0
-    first = ("2 runs: none ended, 1 running\n"
-             "arm          lr  seed  step    loss  eta\n"
-             "baseline  0.003     8  3/40  3.0000    -\n")
-    assert first in out
-    drawn = out[out.index(first) + len(first):]
+    first = re.search("2 runs: none ended, 1 running\n"
+                      "arm          lr  seed  step    loss      eta\n"
+                      r"baseline  0\.003     8  3/40  3\.0000  0:\d\d:\d\d\n", out)  # the clock began with the job
+    drawn = out[first.end():]
     assert drawn.startswith("\x1b[3A\x1b[J")  # three lines up, and clear what is below
     assert "\x1b[3A\x1b[Jfinished  baseline  lr 0.003  seed 8  step 7  val loss 2.5000\n" in drawn
 
@@ -445,21 +501,28 @@ def test_the_table_redraws_in_place_on_a_terminal(sweep_file, folder, stub, caps
 # submitit
 
 def test_submitit_runs_and_a_preempted_job_saves_and_goes_on(sweep_file, folder, stub, capsys):
-    """Through submitit's local executor: SIGUSR1 to the job, as Slurm sends it; and a job that dies under its run."""
+    """Through submitit's local executor: SIGUSR1 to the job, as Slurm sends it; and a job that dies under its run is
+    submitted once more."""
     def job_of(seed):
         for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # it has ended
                 below = commands_below(command.parent.name) if str(folder).encode() in command.read_bytes() else []
                 if any("stub.py" in c and f"--seed={seed} " in c for c in below):
                     return int(command.parent.name)
-    sender = when(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")),
-                  lambda: os.kill(job_of(6), signal.SIGUSR1))
+    groups = []
+
+    def preempt():
+        job = job_of(6)
+        groups.append(os.getpgid(job))
+        os.kill(job, signal.SIGUSR1)
+    sender = when(lambda: glob.glob(str(folder / "runs" / "*seed6*" / "metrics.jsonl")), preempt)
     args = [sweep_file(seeds=(6, 7)), f"--out={folder}", "--launcher", "local-submitit", "--jobs", "2"]
     status, _, err = run(stub, args, capsys)
     sender.join()
     assert status == 1 and "ended without a result" in err, err
     table = {int(r["seed"]): (r["status"], int(r["attempts"])) for r in rows(folder).values()}
-    assert table == {6: ("finished", 2), 7: ("crashed", 1)}
+    assert table == {6: ("finished", 2), 7: ("crashed", 2)}
+    assert groups != [os.getpgid(0)]  # the terminal's Ctrl-C does not reach jobs
 
 
 def test_slurm_gets_one_array_and_a_signal_cancels_it(sweep_file, folder, stub, tmp_path, capsys, monkeypatch):
