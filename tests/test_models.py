@@ -54,7 +54,8 @@ def test_every_configuration_is_causal_exactly(part, tokens):
         net = randomised(build(name, options)).eval()
         others = [torch.where(torch.arange(T) > t, (idx + 1 + torch.arange(T)) % TINY["vocab_size"], idx) for t in cuts]
         # all cuts at once, before and after in tensors of one shape: sums have one order
-        before, after = (net(torch.cat(text), targets.repeat(len(cuts), 1))[0].chunk(len(cuts)) for text in ([idx] * len(cuts), others))
+        before, after = (net(torch.cat(text), targets.repeat(len(cuts), 1))[0].chunk(len(cuts))
+                         for text in ([idx] * len(cuts), others))
         for t, a, b in zip(cuts, before, after):
             assert torch.equal(a[:, :t + 1], b[:, :t + 1]), (name, options, t)
             assert (a[:, t + 1:] != b[:, t + 1:]).any(-1).all(), (name, options, t)
