@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import zipfile
+import sys
 import zlib
 
 import torch
@@ -172,7 +173,7 @@ def load_config(out_dir):
     try:
         with open(path, encoding="utf-8") as f:
             config = json.load(f)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: not JSON") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: not a configuration")
@@ -246,3 +247,5 @@ def load_model(out_dir, name="best", device="cpu"):
     model = models.build(config.get("model"), models.config_from_dict(config.get("model"), config))
     load_weights(folder(out_dir, name), model)
     return model.to(device).eval(), config
+    if config.get("ops") == "triton":
+        print(f"{out_dir} was trained with ops = 'triton'; it is computed with ops = 'torch' here", file=sys.stderr)

@@ -6,6 +6,7 @@ processes.
 import importlib.util
 import json
 import os
+import io
 import pathlib
 import pickle
 import shutil
@@ -27,7 +28,7 @@ import models
 import sample
 import train
 from conftest import write_dataset
-from errors import UserError
+from errors import UserError, exit_cleanly
 from optimizer import make_optimizers, parameter_groups
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -796,8 +797,9 @@ def test_damaged_foreign_and_missing_checkpoints_get_one_line(finished, tmp_path
         status, _, err = run(sample.main, args, capsys)
         assert status == 2
         one_line(err, key)
-    (finished / "config.json").write_text("{")
-    one_line(run(sample.main, args, capsys)[2], "not JSON")
+    for text in ("{", "[" * 100_000):
+        (finished / "config.json").write_text(text)
+        one_line(run(sample.main, args, capsys)[2], "not JSON")
 
 
 class Payload:
@@ -820,3 +822,21 @@ def test_the_previous_checkpoint_survives_a_crash_between_the_renames(finished):
     os.rename(target, str(target) + ".old")  # save() stopped right after its first rename
     model, _ = checkpoint.load_model(str(finished), "best")
     assert next(model.parameters()) is not None
+def test_characters_that_the_output_cannot_show_are_question_marks(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))  # PYTHONIOENCODING=ascii
+    with pytest.raises(SystemExit) as stop:
+        exit_cleanly(lambda: print("caf\u00e9"))()
+    assert raw.getvalue() == b"caf?\n" and stop.value.code == 0
+
+
+def test_reading_a_run_of_the_kernels_says_that_it_is_computed_without_them(finished, capsys):
+    args = [f"--out_dir={finished}", "--device=cpu", "--max_new_tokens=1"]
+    assert run(sample.main, args, capsys)[2] == ""
+    config = json.loads((finished / "config.json").read_text())
+    (finished / "config.json").write_text(json.dumps({**config, "ops": "triton"}))
+    status, _, err = run(sample.main, args, capsys)
+    assert status == 0 and len(err.splitlines()) == 1
+    assert "trained with ops = 'triton'" in err and "ops = 'torch' here" in err
+
+
