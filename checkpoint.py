@@ -127,8 +127,8 @@ def save(out_dir, name, weights, state):
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # the two writers wrap a full disk in errors of their own
         shutil.rmtree(new, ignore_errors=True)
-        raise UserError(f"could not write the checkpoint {target}: {_reason(error)}; the one before it is untouched"
-                        ) from None
+        before = "; the one before it is untouched" if exists(out_dir, name) else ""
+        raise UserError(f"could not write the checkpoint {target}: {_reason(error)}{before}") from None
 
 
 def _reason(error):

@@ -1,6 +1,17 @@
 """Files that appear whole or not at all, whatever happens while they are written: a kill, a full disk, a power cut."""
+import contextlib
 import json
 import os
+
+
+@contextlib.contextmanager
+def naming(path):
+    """An OSError of a write says no path (only that of an open does): it gets this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = path if error.filename is None else error.filename
+        raise
 
 
 def write_file(path, data):
@@ -18,7 +29,7 @@ def write_temporary(path, data):
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with naming(path), open(temporary, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())

@@ -726,7 +726,8 @@ def test_a_full_disk_at_the_start_leaves_no_run_and_no_traceback(room, small_run
     args = ["train.py", *small_run, "--tensorboard_log=True", f"--out_dir={small_disk / 'run'}"]
     done = process(args)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error")][0].count("the disk is full") == 1
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error"))
+    assert line.count("the disk is full") == 1 and str(small_disk / "run") in line and "untouched" not in line
     (small_disk / "other").unlink()
     if not room:
         assert run(train.main, args[1:], capsys)[0] == 0
