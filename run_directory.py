@@ -47,7 +47,7 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
             if before[key] != full[key]:
                 raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
-        return True, checkpoint.exists(out_dir, "last")
+        return True, checkpoint.can_resume(out_dir)
     if holds_run and not overwrite:
         raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
                         f"--overwrite=True replaces it, or choose another --out_dir")
