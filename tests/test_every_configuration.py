@@ -23,7 +23,7 @@ def test_one_graph(case, tokens):
 @pytest.mark.parametrize("case", EVERY, ids=name_of)
 def test_200_steps(case, dtype, tokens):
     name, options = case
-    net = build(name, options, n_layer=1)
+    net = build(name, options, n_layer=2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(200):
