@@ -5,15 +5,17 @@ Checkpoints: out_dir/ckpt/{last,best}/ with
     state.pt            optimizers, scaler, step, place in the data: tensors and plain values, read with weights_only=True
 
 and the run's config.json two folders up. A checkpoint is written to a temporary folder, synced and renamed; the one it
-replaces is removed only when the new one is in place, so there is a whole one at any moment. Loading a checkpoint from
-somebody else runs no code of theirs.
+replaces is removed only when the new one is in place, so there is a whole one at any moment. Of one step, `last` is written
+before `best`: whoever has a `best` has had a `last`. Loading a checkpoint from somebody else runs no code of theirs.
 
 Nothing in it depends on the number of processes: tensors are whole, random numbers are a function of seed and micro-batch
 (train.py), and so is the data's order.
 """
+import contextlib
 import json
 import os
 import shutil
+import sys
 import zipfile
 import zlib
 
@@ -126,8 +128,8 @@ def save(out_dir, name, weights, state):
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # the two writers wrap a full disk in errors of their own
         shutil.rmtree(new, ignore_errors=True)
-        raise UserError(f"could not write the checkpoint {target}: {_reason(error)}; the one before it is untouched"
-                        ) from None
+        before = "; the one before it is untouched" if exists(out_dir, name) else ""
+        raise UserError(f"could not write the checkpoint {target}: {_reason(error)}{before}") from None
 
 
 def _reason(error):
@@ -137,20 +139,65 @@ def _reason(error):
     return text
 
 
-def folder(out_dir, name):
-    """The checkpoint's folder. A crash between the two renames of save() leaves the last whole one as .old."""
+def _find(out_dir, name):
+    """The checkpoint's folder, or None; what is in it is not looked at. A crash between the two renames of save() leaves the
+    last whole one as .old."""
     target = os.path.join(out_dir, "ckpt", name)
     for path in (target, target + ".old"):
-        if os.path.isfile(os.path.join(path, WEIGHTS)):
+        with contextlib.suppress(FileNotFoundError):  # and nothing else: without permission it is not missing
+            os.lstat(path)
             return path
+    return None
+
+
+def _check_opens(file):
+    """The libraries that read checkpoints call a file damaged that is not there, that is a folder or that nobody may read."""
+    try:
+        open(file, "rb").close()
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: the checkpoint is damaged") from None
+
+
+def folder(out_dir, name):
+    """The checkpoint's folder."""
+    path = _find(out_dir, name)
+    if path:
+        _check_opens(os.path.join(path, WEIGHTS))
+        return path
     other = "last" if name == "best" else "best"
     hint = f"; there is {other!r}" if exists(out_dir, other) else ""
-    raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(target, WEIGHTS)}){hint}")
+    raise UserError(f"no checkpoint {name!r} in {out_dir} (looked for {os.path.join(out_dir, 'ckpt', name, WEIGHTS)}){hint}")
 
 
 def exists(out_dir, name):
-    target = os.path.join(out_dir, "ckpt", name)
-    return any(os.path.isfile(os.path.join(path, WEIGHTS)) for path in (target, target + ".old"))
+    """Was it ever written whole? It may be damaged since."""
+    return _find(out_dir, name) is not None
+
+
+def can_resume(out_dir):
+    """Is there a `last` to go on from? False only where none was ever written whole: a run that was killed before that begins
+    again. Raises UserError where there was one."""
+    if exists(out_dir, "last"):
+        return True
+    ckpt = os.path.join(out_dir, "ckpt")
+    if os.path.islink(ckpt) and not os.path.exists(ckpt):
+        raise UserError(f"cannot resume {out_dir}: {ckpt} is a link to {os.readlink(ckpt)}, which is not there")
+    if exists(out_dir, "best"):  # written after a `last`
+        last, best = os.path.join(ckpt, "last"), _find(out_dir, "best")
+        raise UserError(f"cannot resume {out_dir}: {last} is gone; restore it, or copy {best} there to go on from that one "
+                        "(--overwrite=True starts over)")
+    return False
+
+
+def best_is_last(out_dir):
+    """Do `best` and `last` hold the same weights?"""
+    def crc(name):
+        with safe_open(os.path.join(folder(out_dir, name), WEIGHTS), framework="pt") as f:
+            return f.metadata()["crc32"]
+    try:
+        return crc("best") == crc("last")
+    except (UserError, SafetensorError, TypeError, KeyError):  # there is none, or none that can be read
+        return False
 
 
 def remove_all(out_dir):
@@ -159,7 +206,11 @@ def remove_all(out_dir):
         for ending in ("", ".old", ".new"):
             path = os.path.join(out_dir, "ckpt", name + ending)
             if os.path.lexists(path):
-                shutil.rmtree(path)
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:
+                    error.filename = path  # rmtree's is relative to a folder that it has open
+                    raise
 
 
 def load_config(out_dir):
@@ -172,7 +223,7 @@ def load_config(out_dir):
     try:
         with open(path, encoding="utf-8") as f:
             config = json.load(f)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: not JSON") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: not a configuration")
@@ -214,12 +265,11 @@ def fill(model, weights):
 def load_state(path):
     """The rest of the training state. weights_only: a file that holds code is refused, not run."""
     file = os.path.join(path, STATE)
+    _check_opens(file)
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()  # torch.load does not compare the checksums that torch.save has written
         state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; the run cannot be resumed from it") from None
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged or hostile file
         raise UserError(f"{file} is damaged or not safe to load ({type(error).__name__})") from None
     if damaged:
@@ -240,6 +290,8 @@ def load_state(path):
 def load_model(out_dir, name="best", device="cpu"):
     """(model in eval mode, config dict) of a run, for sampling and analysis: in PyTorch, whatever it was trained with."""
     config = load_config(out_dir)
+    if config.get("ops") == "triton":
+        print(f"{out_dir} was trained with ops = 'triton'; it is computed with ops = 'torch' here", file=sys.stderr)
     config["ops"] = "torch"
     if not isinstance(config.get("tokenizer", {}), dict):
         raise UserError(f"{os.path.join(out_dir, 'config.json')} is damaged: tokenizer = {config['tokenizer']!r}")

@@ -98,6 +98,8 @@ def checked(key, value, field, where):
 
 def run_file(path):
     """The assignments of a config file, as a dict."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; a config file is needed")
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], 1)

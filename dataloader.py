@@ -46,7 +46,9 @@ def load_meta(folder):
         if type(meta.get("header_bytes", 0)) is not int or meta.get("header_bytes", 0) < 0 \
                 or meta.get("dtype", "uint16") != "uint16":
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+        if not all(type(meta.get(key, "")) is str for key in ("tokenizer", "characters")):  # for sampling, long after
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; run: python {prepare}") from None
     return meta
 

@@ -61,6 +61,8 @@ def exit_cleanly(main):
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # characters that a terminal's encoding does not have
         try:
             status = main(*args, **kwargs) or 0
         except UserError as error:

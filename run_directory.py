@@ -15,7 +15,7 @@ import torch
 
 import checkpoint
 from errors import UserError
-from whole_files import write_file, write_json
+from whole_files import naming, write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -47,7 +47,7 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
             if before[key] != full[key]:
                 raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
-        return True, checkpoint.exists(out_dir, "last")
+        return True, checkpoint.can_resume(out_dir)
     if holds_run and not overwrite:
         raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
                         f"--overwrite=True replaces it, or choose another --out_dir")
@@ -61,6 +61,7 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
 def start_run(out_dir, resume, full):
     """Make out_dir this run's: what an earlier run left goes, unless it is resumed. The body makes the rest of its files; if
     that fails (a full disk), no run is left that the next attempt would have to overwrite."""
+    is_new = not os.path.isdir(out_dir)
     if not resume:
         # the checkpoints first: what is left if this is interrupted is a run that has not come far
         checkpoint.remove_all(out_dir)
@@ -69,11 +70,14 @@ def start_run(out_dir, resume, full):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(out_dir, name))
     os.makedirs(out_dir, exist_ok=True)
-    write_json(os.path.join(out_dir, "config.json"), full)
     try:
-        yield
+        with naming(out_dir):
+            write_json(os.path.join(out_dir, "config.json"), full)
+            yield
     except OSError:
-        if not resume:
+        if is_new:
+            shutil.rmtree(out_dir, ignore_errors=True)
+        elif not resume:
             for name in ("metrics.jsonl", "env.json", "config.json"):
                 with contextlib.suppress(OSError):
                     os.remove(os.path.join(out_dir, name))
@@ -130,11 +134,11 @@ class Metrics:
         write_file(self.path, "".join(kept).encode("utf-8"))
 
     def log(self, record):
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
         numbers = {k: v for k, v in record.items() if k != "step"}
-        if self.tensorboard:
-            for key, value in numbers.items():
+        with naming(os.path.dirname(self.path)):
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+            for key, value in numbers.items() if self.tensorboard else ():
                 self.tensorboard.add_scalar(key, value, record["step"])
         if self.wandb:
             self.wandb.log(numbers, step=record["step"])

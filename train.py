@@ -411,6 +411,9 @@ def train(config, model_config, parallel, argv):
         return where
 
     speak_as(parallel.rank, parallel.world)
+    if state and best_step == start and not config.eval_only and not parallel.on_main(
+            lambda: checkpoint.best_is_last(config.out_dir)):
+        save(["best"], start)  # the run was killed between the two
     stop = Stop()
     all_params = [p for p in model.parameters() if p.requires_grad]
     losses, reached, smooth, saved_at = {}, None, None, start if state else None
@@ -451,7 +454,7 @@ def train(config, model_config, parallel, argv):
         at_interval = step % config.eval_interval == 0 or (config.save_interval and step % config.save_interval == 0)
         due = (at_interval or last_step or stopping) and step != saved_at
         if (due or improved) and step and not config.eval_only:
-            save(["best", "last"] if improved else ["last"], step)
+            save(["last", "best"] if improved else ["last"], step)  # in this order: checkpoint.can_resume
             saved_at = step
         if last_step:
             break

@@ -6,11 +6,11 @@ import os
 
 @contextlib.contextmanager
 def naming(path):
-    """An OSError of the body gets this file's name: one from a write (the disk is full) has none."""
+    """An OSError of a write says no path (only that of an open does): it gets this one."""
     try:
         yield
     except OSError as error:
-        error.filename = path
+        error.filename = path if error.filename is None else error.filename
         raise
 
 

@@ -84,8 +84,10 @@ def test_bad_data_gets_one_line(tmp_path):
     assert "it is empty" in refused(folder)
     (folder / "train.bin").unlink()
     assert "is missing; run: python" in refused(folder)
-    (folder / "meta.json").write_text("{")
-    assert "damaged" in refused(folder)
+    good = json.loads((folder / "meta.json").read_text())
+    for text in ("{", "[" * 100_000, *(json.dumps({**good, key: 7}) for key in ("tokenizer", "characters"))):
+        (folder / "meta.json").write_text(text)
+        assert "damaged" in refused(folder)
     (folder / "meta.json").write_text(json.dumps({"corpus": "x"}))
     assert "damaged" in refused(folder)
     for vocab_size in ("65", -5, 0, 6.5):

@@ -3,7 +3,10 @@
 Most call main() in this process, which exits through SystemExit as the script does; signals, limits and resume use real
 processes.
 """
+import contextlib
+import errno
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -27,7 +30,7 @@ import models
 import sample
 import train
 from conftest import write_dataset
-from errors import UserError
+from errors import UserError, exit_cleanly
 from optimizer import make_optimizers, parameter_groups
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -258,6 +261,77 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(small_run, tmp_pa
     assert [r["step"] for r in records(tmp_path / "run")] == sorted([*range(12), 0, 6, 12])
 
 
+def files_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_damaged_or_missing_last_checkpoint_never_begins_a_run_again(small_run, tmp_path, capsys):
+    """Only where no checkpoint was ever completed does it begin again."""
+    out_dir, kept = tmp_path / "run", tmp_path / "kept"
+    assert run(train.main, small_run, capsys)[0] == 0
+    shutil.copytree(out_dir, kept)
+    last, away = out_dir / "ckpt" / "last", tmp_path / "away"
+
+    def a_folder():
+        (last / "model.safetensors").unlink()
+        (last / "model.safetensors").mkdir()
+
+    def a_link_to_nowhere():
+        (out_dir / "ckpt").rename(away)
+        (out_dir / "ckpt").symlink_to(tmp_path / "unmounted")
+    for damage, part in ((lambda: (last / "model.safetensors").unlink(), "last/model.safetensors is missing"),
+                         (lambda: (last / "state.pt").unlink(), "last/state.pt is missing"),
+                         (a_folder, "last/model.safetensors: is a folder"), (lambda: shutil.rmtree(last), "last is gone"),
+                         (a_link_to_nowhere, "ckpt is a link to"),
+                         (lambda: (last.rename(away), last.symlink_to(tmp_path / "unmounted")), "model.safetensors is missing")):
+        shutil.rmtree(out_dir)
+        shutil.copytree(kept, out_dir)
+        shutil.rmtree(away, ignore_errors=True)
+        damage()
+        before = files_of(out_dir)
+        for how in ("resume", "auto"):
+            status, _, err = run(train.main, small_run + [f"--init_from={how}", "--max_iters=14"], capsys)
+            assert status == 2, part
+            one_line(err, part)
+        assert files_of(out_dir) == before
+    shutil.rmtree(out_dir)
+    shutil.copytree(kept, out_dir)
+    last.rename(last.with_name("last.old"))  # killed between two renames
+    assert "resumed from step 12" in run(train.main, small_run + ["--init_from=resume", "--max_iters=14"], capsys)[1]
+    shutil.rmtree(out_dir / "ckpt" / "best")
+    last.rename(last.with_name("last.new"))  # killed in its first save
+    assert "no checkpoint yet" in run(train.main, small_run + ["--init_from=resume"], capsys)[1]
+
+
+@pytest.mark.parametrize("steps", [6, 12])
+def test_a_run_killed_between_last_and_best_has_both_when_it_is_resumed(steps, small_run, tmp_path, capsys, monkeypatch):
+    """In its first save and in its second: the best weights are those of the run that was never killed."""
+    args, whole, parts = [*small_run, f"--max_iters={steps}", "--learning_rate=1e-2"], tmp_path / "whole", tmp_path / "run"
+    saved, save = [], checkpoint.save
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", lambda *what: (saved.append(what[1]), save(*what)))
+        assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
+    assert saved == ["last", "best"] * (steps // 6)
+
+    class Killed(BaseException):
+        pass
+
+    def save_or_die(*what):
+        saved.pop()
+        if not saved:
+            raise Killed
+        save(*what)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(checkpoint, "save", save_or_die)
+        run(train.main, args, capsys)
+    assert run(train.main, args + ["--init_from=auto"], capsys)[0] == 0
+    for name in ("last", "best"):
+        first, second = (load_file(d / "ckpt" / name / "model.safetensors") for d in (whole, parts))
+        assert all(torch.equal(first[k], second[k]) for k in first)
+        states = [checkpoint.load_state(d / "ckpt" / name) for d in (whole, parts)]
+        assert states[0]["step"] == states[1]["step"] == steps and states[0]["best"] == states[1]["best"]
+
+
 def test_a_budget_of_seconds_ends_the_run_with_an_evaluation(small_run, tmp_path, capsys):
     assert run(train.main, small_run + ["--max_iters=100000", "--eval_interval=100000", "--max_seconds=0.5"], capsys)[0] == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -416,10 +490,6 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(small_run, tmp_path, ca
     one_line(err, "holds a run already", "--overwrite=True")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
     assert run(train.main, small_run + ["--overwrite=True"], capsys)[0] == 0
-
-
-def files_of(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("args, parts", [
@@ -672,6 +742,67 @@ def test_an_out_dir_that_cannot_be_written(small_run, tmp_path, capsys):
     one_line(err, "file")
 
 
+@contextlib.contextmanager
+def nobody():
+    """Root may read and write everything; nobody may not. (Others than root: as they are.)"""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_files_without_permission_are_named_and_nothing_begins_again(small_run, tmp_path, capsys, monkeypatch):
+    assert run(train.main, small_run, capsys)[0] == 0
+    monkeypatch.chdir(tmp_path)  # the folders above it are root's
+    tmp_path.chmod(0o755)
+    args = [*small_run, "--data_dir=data", "--out_dir=run"]
+    last = tmp_path / "run" / "ckpt" / "last"
+    (last / "model.safetensors").chmod(0o644)
+    for path, how, part in ((last / "model.safetensors", "--init_from=resume", "run/ckpt/last/model.safetensors: no permission"),
+                            (last / "state.pt", "--init_from=resume", "run/ckpt/last/state.pt: no permission"),
+                            (last.parent, "--init_from=resume", "run/ckpt/last: no permission"),
+                            (last.parent, "--init_from=auto", "run/ckpt/last: no permission"),
+                            (last, "--overwrite=True", "run/ckpt/last: no permission")):
+        mode = path.stat().st_mode
+        path.chmod(0o500 if path == last else 0)
+        before = files_of(tmp_path / "run") if os.geteuid() == 0 else None
+        with nobody():
+            status, _, err = run(train.main, [*args, how], capsys)
+        assert status == 2
+        one_line(err, part)
+        assert before is None or files_of(tmp_path / "run") == before
+        path.chmod(mode)
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_from_the_start_is_named_and_has_no_run(small_run, tmp_path, capsys, monkeypatch):
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, function, full_disk)
+            status, _, err = run(train.main, small_run, capsys)
+        assert status == 2
+        one_line(err, str(tmp_path / "run"), "the disk is full")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_to_leave_one_before_it_where_there_is_one(small_run, capsys, monkeypatch):
+    for before in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "save_file", full_disk)
+            status, _, err = run(train.main, small_run + ["--init_from=auto", "--max_iters=14"], capsys)
+        assert status == 2
+        one_line(err, "ckpt/last: the disk is full")
+        assert ("the one before it is untouched" in err) == before
+        assert run(train.main, small_run + ["--init_from=auto"], capsys)[0] == 0
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(small_run, tmp_path):
     """RLIMIT_FSIZE stands for the disk: the second run's checkpoint does not fit."""
     args = ["train.py", *small_run]
@@ -725,9 +856,11 @@ def test_a_full_disk_at_the_start_leaves_no_run_and_no_traceback(room, small_run
     args = ["train.py", *small_run, "--tensorboard_log=True", f"--out_dir={small_disk / 'run'}"]
     done = process(args)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error")][0].count("the disk is full") == 1
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error"))
+    assert line.count("the disk is full") == 1 and str(small_disk / "run") in line and "untouched" not in line
     (small_disk / "other").unlink()
     if not room:
+        assert not (small_disk / "run").exists()
         assert run(train.main, args[1:], capsys)[0] == 0
 
 
@@ -768,6 +901,24 @@ def test_bad_sampling_options_get_one_line(args, parts, finished, capsys):
     one_line(err, *parts)
 
 
+def test_characters_that_the_output_cannot_show_are_question_marks(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))  # PYTHONIOENCODING=ascii
+    with pytest.raises(SystemExit) as stop:
+        exit_cleanly(lambda: print("caf\u00e9"))()
+    assert raw.getvalue() == b"caf?\n" and stop.value.code == 0
+
+
+def test_reading_a_run_of_the_kernels_says_that_it_is_computed_without_them(finished, capsys):
+    args = [f"--out_dir={finished}", "--device=cpu", "--max_new_tokens=1"]
+    assert run(sample.main, args, capsys)[2] == ""
+    config = json.loads((finished / "config.json").read_text())
+    (finished / "config.json").write_text(json.dumps({**config, "ops": "triton"}))
+    status, _, err = run(sample.main, args, capsys)
+    assert status == 0 and len(err.splitlines()) == 1
+    assert "trained with ops = 'triton'" in err and "ops = 'torch' here" in err
+
+
 def test_damaged_foreign_and_missing_checkpoints_get_one_line(finished, tmp_path, capsys):
     args = [f"--out_dir={finished}", "--device=cpu", "--max_new_tokens=1"]
     weights = finished / "ckpt" / "best" / "model.safetensors"
@@ -796,8 +947,9 @@ def test_damaged_foreign_and_missing_checkpoints_get_one_line(finished, tmp_path
         status, _, err = run(sample.main, args, capsys)
         assert status == 2
         one_line(err, key)
-    (finished / "config.json").write_text("{")
-    one_line(run(sample.main, args, capsys)[2], "not JSON")
+    for text in ("{", "[" * 100_000):
+        (finished / "config.json").write_text(text)
+        one_line(run(sample.main, args, capsys)[2], "not JSON")
 
 
 class Payload:
