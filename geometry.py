@@ -151,17 +151,18 @@ class _FiniteCast(torch.autograd.Function):
     """Cast that saturates at the largest finite number of the target instead of overflowing, in both directions."""
 
     @staticmethod
-    def forward(ctx, row, dtype):
+    def forward(ctx, row, dtype, is_gradient=False):
         ctx.dtype = row.dtype
-        return _saturate(row, dtype)
+        return _saturate(row, dtype, is_gradient)
 
     @staticmethod
     def backward(ctx, grad):
-        return _FiniteCast.apply(grad, ctx.dtype), None
+        return _FiniteCast.apply(grad, ctx.dtype, True), None, None
 
 
-def _saturate(row, dtype):
-    bound = torch.finfo(dtype).max
+def _saturate(row, dtype, is_gradient=False):
+    """Gradients in float32, those of c, which several operations add, at a 1024th: so many can be added and stay finite."""
+    bound = torch.finfo(dtype).max / (1024 if is_gradient and dtype == torch.float32 else 1)
     return row.to(dtype) if bound >= torch.finfo(row.dtype).max else row.clamp(-bound, bound).to(dtype)
 
 
@@ -471,11 +472,11 @@ def _wide_dot(a, b):
     return products.mul_(b).sum(-1, keepdim=True)
 
 
-def _narrow(row, dtype):
+def _narrow(row, dtype, is_gradient=False):
     """Saturating where the range is smaller."""
     if row.dtype == dtype:
         return row
-    return _saturate(row, dtype)
+    return _saturate(row, dtype, is_gradient)
 
 
 def _coefficient(k, row):
@@ -506,7 +507,7 @@ def _through_autograd(f, g, inputs, needed):
 
 def _gradient(grad, like):
     """The gradient of a broadcast input, in its dtype and shape."""
-    return _narrow(_sum_to(grad, like.shape), like.dtype)
+    return _narrow(_sum_to(grad, like.shape), like.dtype, True)
 
 
 def _log(x, y, c):
