@@ -928,7 +928,8 @@ def gyromidpoint(x, weights, c):
         d = weights.to(a.dtype) @ ((2 - a) / a)
         total = weights.to(a.dtype).sum(-1, keepdim=True)
     # for c > 0 the ambient points are unit timelike vectors, whose sum is at least as long as the weights (reversed
-    # triangle inequality); that floor keeps the midpoint inside the ball however n and d were rounded
-    floor = torch.where(c > 0, total.square(), 0.0)
-    length = torch.sqrt(torch.maximum(d.square() - c * _dot(n, n), floor).clamp(min=torch.finfo(d.dtype).tiny))
+    # triangle inequality); that floor keeps the midpoint inside the ball however n and d were rounded. (A rounding error below
+    # it is left: the sum of identical points is at it, and has derivatives there.)
+    floor, square = torch.where(c > 0, total.square(), 0.0), d.square() - c * _dot(n, n)
+    length = torch.sqrt(torch.where(square < (1 - 1e-6) * floor, floor, square).clamp(min=torch.finfo(d.dtype).tiny))
     return _cast(_scale(1 / (d + length).clamp(min=torch.finfo(x.dtype).eps), n), stored)

@@ -147,6 +147,20 @@ def test_float32_logmap_is_accurate_for_neighbours_up_to_the_boundary():
     within_bound(cases)
 
 
+def test_float32_logmap_is_accurate_for_near_inverses():
+    """On the sphere those near the boundary are near the antipode, too, where d and rho x in d + rho x nearly cancel: there
+    relative to what their digits are to the rest."""
+    cases = []
+    for c, x, y in neighbours(0, near_inverse=True):
+        ct, cm = exactly(c)
+        error = O.relative_error(G.logmap(x, y, ct), O.logmap(O.row(x), O.row(y), cm))
+        d = O.axpby(1, O.row(y), -1, O.row(x))
+        rho = -cm * O.dot(d, d) / (1 - cm * O.dot(O.row(x), O.row(x)))
+        cancelled = float(O.norm(d) / O.norm(O.axpby(1, d, rho, O.row(x))))
+        cases.append((error, 2e-6 if c >= 0 else 2e-6 + 2.0 ** -23 * cancelled, (c, x.norm(), (y + x).norm(), len(x))))
+    within_bound(cases)
+
+
 def expmap_case(c, x, v):
     ct, cm = exactly(c)
     error = O.relative_error(G.expmap(x, v, ct), O.expmap(O.row(x), O.row(v), cm))
@@ -607,11 +621,12 @@ def test_gradcheck_of_every_argument_twice(name):
     for i, c in enumerate(GRADCHECK_CURVATURES):
         rng = generator(20 + i)
         cases = [0.5 * row for row in random_rows(kinds, (2, 3), 1.0, rng)]
-        if name != "dist":  # a distance has no derivative where it is 0
-            # rows 2 to 4: all zero, all identical, the first row at the origin
-            same = unit(rng, 3) * 0.4
-            extra = [torch.stack((torch.zeros(3), same, row[0] * (k > 0))) for k, row in enumerate(cases)]
-            cases = [torch.cat(pair) for pair in zip(cases, extra)]
+        # rows 2 to 4: the first row at the origin, all identical, all zero (a distance has no derivative where it is 0)
+        extra = [torch.stack((row[0] * (k > 0), unit(generator(9), 3) * 0.4, torch.zeros(3)))[:1 if name == "dist" else 3]
+                 for k, row in enumerate(cases)]
+        cases = [torch.cat(pair) for pair in zip(cases, extra)]
+        if name == "project" and c != 0:  # and one over the largest norm (at c = 0 that has no derivative by c)
+            cases = [torch.cat((cases[0], 2.0 * G.max_norm(torch.tensor(c), torch.float64).clamp(max=1e3) * unit(rng, 1, 3)))]
         inputs = [row.requires_grad_() for row in cases] + [torch.tensor(c, dtype=torch.float64, requires_grad=True)]
         assert gradcheck(f, inputs, check_undefined_grad=False)
         assert gradgradcheck(f, inputs, check_undefined_grad=False)
