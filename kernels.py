@@ -20,8 +20,9 @@ its row scalars again from the rows that it reads anyway; log_layernorm keeps me
     mobius_add, expmap, add_exp_0       x, v -> out          3       g, x, v -> dx, dv        5
     add_exp                             x, r, v -> out       4       g, x, r, v -> dx, dr, dv 7
     logmap                              x, y -> out          3       g, x, y -> dx, dy        5
-    log_layernorm, previous or origin   x -> out             2 1/8   g, x -> dx               3 5/8
-    log_layernorm, reference given      x, r -> out          3       g, x, r -> dx, dr        5
+    log_layernorm, reference previous   x -> out             2 1/8   g, x -> dx               3 5/8
+    log_layernorm, reference origin     x -> out             2       g, x -> dx               3 1/4
+    log_layernorm, reference given      x, r -> out          3       g, x, r -> dx, dr        5 1/4
     for comparison, Euclidean:
     x + v                               x, v -> out          3       none (g is both gradients)
     LayerNorm                           x -> out             2       g, x -> dx               3
@@ -29,13 +30,19 @@ its row scalars again from the rows that it reads anyway; log_layernorm keeps me
 So what the curvature of a sub-layer costs in memory traffic is the backward of the sum: 5 passes in place of none (residual
 'reference': 7, and one more forward).
 Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row in registers; the row before the chunk (in
-the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a row of partial sums for
-LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward. Padded rows of
-4,096 numbers and more have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at 8,192 the backward of
-log_layernorm spills registers.
+the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a float32 row of partial
+sums for LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward (the 2 are 4 of
+rows of 16 bits). Padded rows of 4,096 numbers and more have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at
+8,192 the backward of log_layernorm spills registers. Rows are read where they are if they are evenly spaced (log_layernorm: if
+they are contiguous), else copied first. The model gives the reference point as rows, not 'previous', where it needs them
+anyway (residual 'reference' and 'transport') and with dynamic curvature, where it is projected.
 
-Gradients of c and limit, and of LayerNorm's parameters, are written as one partial sum a program (or a row where c differs
-from row to row) and added in a fixed order: no atomics, the same bits each time.
+Accesses are of 16 bytes a thread where the number of columns and the strides are multiples of 16, which is what Triton knows
+of them, and a row has them for each thread of a warp (512 bytes; several rows of a map make a tile of 1,024 numbers or more).
+
+Gradients of c and limit, and of LayerNorm's parameters, are written as one partial sum a program (or, where c differs from row
+to row or from head to head, one number a row, 4 D^-1 of a pass for float32 rows) and added in a fixed order: no atomics, the same
+bits each time.
 
 On a machine without a GPU these run in Triton's interpreter (TRITON_INTERPRET=1 in the environment before the start).
 """

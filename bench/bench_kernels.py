@@ -11,10 +11,12 @@ time (median, 20th and 80th percentile), the bandwidth of the *necessary* bytes 
 for most maps 3 rows forward, 5 backward, 8 for both), its share of what a plain copy reaches in this run on this machine, the
 speed-up over eager and the peak memory above the inputs. A table, a CSV (--out) with hardware and versions, and a plot beside it.
 """
+import contextlib
 import csv
 import ctypes
 import gc
 import importlib.metadata
+import math
 import os
 import platform
 import sys
@@ -185,7 +187,7 @@ def bench(config, device, table):
     from torch._functorch import config as functorch
     functorch.donated_buffer = False  # else a compiled backward pass can be timed once only: it reuses what was kept
     copy = copy_bandwidth(device, config.rounds)
-    print(f"{platform.processor() or platform.machine()}, {hardware(device)}, torch {torch.__version__}, {config.threads} CPU threads")
+    print(f"{hardware(device)}, torch {torch.__version__}, {config.threads} CPU threads")
     print(f"copy of 256 MiB: {copy:.1f} GB/s\n")
     print(f"{'op':14}{'rows':>8}{'D':>6} {'dtype':9}{'pass':9}{'provider':9}{'ms':>9}{'20%':>9}{'80%':>9}{'GB/s':>8}{'of copy':>8}"
           f"{'x eager':>8}{'MiB':>8}")
@@ -221,19 +223,26 @@ def one_case(config, name, dtype, D, rows, device, copy):
         for passes in count:
             median, low, high = quantiles(work[passes], config.rounds, device)
             rate = count[passes] * rows * D * kind.itemsize / median / 1e9
-            eager.setdefault(passes, median)
+            if provider == "eager":
+                eager[passes] = median
+            speedup = eager[passes] / median if eager else math.nan  # eager was wrong, and not timed
             memory = peak_memory(work[passes], device)
             line = dict(op=name, rows=rows, D=D, dtype=dtype, c=config.c, passes=passes, provider=provider, ms=1e3 * median,
                         ms_20=1e3 * low, ms_80=1e3 * high, GB_s=rate, share_of_copy=rate / copy,
-                        speedup_over_eager=eager[passes] / median, peak_MiB=memory, error=worst, copy_GB_s=copy)
+                        speedup_over_eager=speedup, peak_MiB=memory, error=worst, copy_GB_s=copy)
             lines.append(line)
             print(f"{name:14}{rows:8}{D:6} {dtype:9}{passes:9}{provider:9}{1e3 * median:9.3f}{1e3 * low:9.3f}{1e3 * high:9.3f}"
-                  f"{rate:8.1f}{rate / copy:8.0%}{eager[passes] / median:8.1f}{'-' if memory is None else f'{memory:.0f}':>8}", flush=True)
+                  f"{rate:8.1f}{rate / copy:8.0%}{speedup:8.1f}{'-' if memory is None else f'{memory:.0f}':>8}", flush=True)
     return lines
 
 
 def hardware(device):
-    return torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda or torch.version.hip}"
+    model = ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        model = next((line.split(":", 1)[1].strip() + " " for line in f if line.startswith("model name")), "")
+    return f"CPU {model}{torch.backends.cpu.get_cpu_capability()}"
 
 
 def write(table, config, device):
