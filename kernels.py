@@ -287,8 +287,8 @@ def _log_pull_back(g, x, y, c):
     along_d = (2.0 * c * by_e)[:, None] * d
     grad_y = along_d + (kappa * a)[:, None] * g - (2.0 * c * by_b)[:, None] * y
     grad_x = -along_d - (kappa * (a + e))[:, None] * g - (2.0 * c * by_a)[:, None] * x
-    mean = tl.where(c > 0.0, a + b * (c * xx), 1.0 - (c * xx) * (c * yy))
-    by_c = (dd * (by_z * mean / m - k * gx) + 2.0 * (k / m) * psi * (a * _dot(x, d) - c * xx * dd)) / m
+    complement = tl.where(c > 0.0, a + b * (c * xx), 1.0 - (c * xx) * (c * yy))
+    by_c = (dd * (by_z * complement / m - k * gx) + 2.0 * (k / m) * psi * (a * _dot(x, d) - c * xx * dd)) / m
     return grad_x, grad_y, by_c
 
 

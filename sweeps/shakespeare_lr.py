@@ -1,8 +1,8 @@
 """Does curvature help, at each arm's own best learning rate? Tiny Shakespeare by characters, at a size for a CPU.
 
 15 arms x 4 learning rates with one seed = 60 runs of 1,500 steps choose each arm's rate (and the best mixed arm and the
-best control); that seed then measures nothing. Then seeds (`runs`): five for those that the question is about, two for
-others at their own rates, 23 runs. What they say: results/README.md.
+best control), and 3 more where the best was at the end of the grid; that seed then measures nothing. Then seeds (`runs`): five
+for those that the question is about, two for the others at their own rates, 39 runs. What they say: results/README.md.
 
 A run takes 6 to 14 minutes of one thread here (2 cores, float32, two at a time), the controls less than the mixed arms.
 """
@@ -42,11 +42,17 @@ arms = {
     'dynamic': dict(config='config/demo_mixed.py', role='mixed', dynamic_curvature=True),
 }
 
-# seeds at the rates that seed 1337 chose
 runs = [
+    # beyond the end of the grid at which an arm was best
+    dict(arms=['baseline', 'norm'], grid=dict(learning_rate=[2.4e-2]), seeds=[1337]),
+    dict(arms=['c1'], grid=dict(learning_rate=[3e-4]), seeds=[1337]),
+    # seeds at the rates that seed 1337 chose
     dict(arms=['gate+norm'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best control
     dict(arms=['c0.1-head'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best mixed arm
     dict(arms=['learned'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340, 1341, 1342]),  # the best that learns c
     dict(arms=['baseline'], grid=dict(learning_rate=[1.2e-2]), seeds=[1338, 1339]),
-    dict(arms=['flat', 'gate', 'dynamic'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339]),
+    dict(arms=['flat', 'gate', 'dynamic', 'smear', 'c-0.1-head'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339]),
+    dict(arms=['bound', 'c0.1', 'c-0.1', 'c1-head'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339]),
+    dict(arms=['norm'], grid=dict(learning_rate=[1.2e-2]), seeds=[1338, 1339]),
+    dict(arms=['c1'], grid=dict(learning_rate=[1e-3]), seeds=[1338, 1339]),
 ]
