@@ -290,6 +290,7 @@ def read_curve(folder):
 
 def tune(summary):
     """Each arm at its best learning rate, and the curves of the runs that measure it."""
+    without = []  # (arm, run) of those that have no curve
     for arm in summary.arms:
         losses = arm.losses()
         arm.choice = choose_lr(losses, summary.selection_seed)
@@ -318,10 +319,16 @@ def tune(summary):
             run = arm.runs[arm.choice.lr, seed]
             curve = read_curve(run.folder)
             if curve is None:
-                summary.note(f"{arm.name}: no metrics.jsonl in {run.folder}; the run is in the losses, but in no curve",
-                             "and no comparison at equal budgets.")
+                without.append((arm, run))
             else:
                 arm.curves[seed] = curve
+    if without and not any(arm.curves for arm in summary.arms):
+        summary.note("The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and",
+                     "no changes of c.")
+    else:
+        for arm, run in without:
+            summary.note(f"{arm.name}: no metrics.jsonl in {run.folder}; the run is in the losses, but in no curve",
+                         "and no comparison at equal budgets.")
     compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.all_losses]
     steps = {r.step for r in compared if r.step}
     if len(steps) > 1 and summary.metric != "target":
@@ -337,7 +344,7 @@ def tune(summary):
 def note_surroundings(summary, runs):
     """Notes where the compared runs are not of one machine, one state of the code, one precision, ...: from env.json and
     config.json of each, if there."""
-    hosts = sorted({r.host for r in runs})
+    hosts = sorted({r.host for r in runs if r.host})
     if len(hosts) > 1:
         summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
                      "these, too.")

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -461,6 +462,9 @@ def test_without_baseline_metrics_or_shared_seeds(tmp_path):
     found, arms = written.summary()
     assert set(arms["mixed"].curves) == {3, 4} and arms["mixed"].estimate.n == 3
     assert "no metrics.jsonl" in " ".join(found.notes)
+    shutil.rmtree(written.folder / "runs")  # the table alone
+    assert [note for note in written.summary()[0].notes if "curve" in note] == [
+        "The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and no changes of c."]
 
 
 def test_other_keys_of_the_grid_make_arms_of_their_own(tmp_path):
