@@ -860,3 +860,20 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
     os.remove(target / "ckpt")
     found, _ = written.summary(batches=2, selection_seed=1)
     assert "mixed: the curvature of seed 2 could not be looked at: no checkpoint 'last'" in " ".join(found.notes)
+
+
+def test_the_committed_results_say_what_their_readme_says():
+    """results/shakespeare_lr: the tables are of the committed runs, and the headline of results/README.md is theirs."""
+    results = os.path.join(summarize_sweep.sweep.HERE, "results")
+    found = summarize_sweep.summarize(os.path.join(results, "shakespeare_lr"), batches=0)
+    with open(os.path.join(results, "README.md"), encoding="utf-8") as f:
+        text = " ".join(f.read().split())
+    arms = {arm.name: arm for arm in found.arms}
+    difference = arms["c0.1-head"].against["best_control"][0]
+    e = difference.estimate
+    assert f"**{e.mean:+.4f} nats a character, 95% interval [{e.low:+.4f}, {e.high:+.4f}], paired t-test p = {difference.p:.2f}**" in text
+    with open(os.path.join(results, "shakespeare_lr", "summary", "summary.json"), encoding="utf-8") as f:
+        assert json.load(f)["headline"] == found.headline
+    for arm in found.arms:
+        assert len({seed for _, seed in arm.runs}) >= 3 and len({lr for lr, _ in arm.runs}) >= 4, arm.name
+        assert f"{arm.estimate.mean:.4f}" in text, arm.name
