@@ -678,17 +678,21 @@ def _largest(dtype):
     return float(torch.finfo(dtype).max)
 
 
+def _all_registers(warps):
+    """The option that lets a thread take all registers that there are for it: ptxas, left to itself, trades a spill for
+    occupancy. (AMD's compiler has no such option.)"""
+    return dict(maxnreg=min(255, 65536 // (32 * warps))) if torch.version.hip is None else {}
+
+
 def tile(D, tensors):
     """(rows a program, columns, options of the launch): 2,048 numbers in each of the row tiles that a program holds, or one
-    row; 1,024 where there are more than three tiles, so that no register is spilled. For seven a thread may take all registers
-    that there are: ptxas, left to itself, trades a spill for occupancy."""
+    row; 1,024 where there are more than three tiles, so that no register is spilled."""
     if D > MAX_D:
         raise ValueError(f"rows of {D} numbers: the kernels take at most {MAX_D}")
     block_d = triton.next_power_of_2(D)
     rows = max(1, (1024 if tensors > 3 else 2048) // block_d)
     warps = min(16, max(4, block_d // (256 if tensors > 3 else 512)))
-    registers = dict(maxnreg=min(255, 65536 // (32 * warps))) if tensors > 5 and torch.version.hip is None else {}
-    return rows, block_d, dict(num_warps=warps, **registers)
+    return rows, block_d, dict(num_warps=warps, **(_all_registers(warps) if tensors > 5 else {}))
 
 
 def _z_low(dtype):
@@ -860,11 +864,10 @@ def _walk(x):
 
 
 def walk_back_options(padded):
-    """Of the launch of log_layernorm's backward kernel. It keeps some fifteen numbers a column: at 4,096 columns, half as many
-    threads as forward, each with all the registers that there are, spill none."""
-    if padded == 4096 and torch.version.hip is None:
-        return dict(num_warps=8, maxnreg=255)
-    return dict(num_warps=min(16, max(1, padded // 256)))
+    """Of the launch of log_layernorm's backward kernel. It keeps some fifteen numbers a column, so that a thread may take all
+    registers: then none is spilled, at 4,096 columns with half as many threads as forward."""
+    warps = 8 if padded == 4096 else min(16, max(1, padded // 256))
+    return dict(num_warps=warps, **_all_registers(warps))
 
 
 @torch.library.custom_op("curvature::log_layernorm", mutates_args=())
