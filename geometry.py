@@ -55,8 +55,9 @@ ROUNDING = {torch.float64: 2.0 ** -50, torch.float32: 2.0 ** -16, torch.float16:
 SPHERE_CAP = {torch.float64: 2.0 ** -26, torch.float32: 2.0 ** -11, torch.float16: 2.0 ** -5,
               torch.bfloat16: 2.0 ** -4}
 
-# How long a point may be where the ball is larger than that or space is flat: sums of two still fit the dtype.
-POINT_LIMIT = {torch.float64: 1e150, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
+# How long a point may be where the ball is larger than that or space is flat: sums of two still fit the dtype, and cubes, of
+# which the gradient of c is made, fit float64.
+POINT_LIMIT = {torch.float64: 1e100, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 
 SERIES_BELOW = 0.05  # |z| under which tanc and artanc are summed as a power series
 # enough terms that the remainder at |z| = SERIES_BELOW is below half an ulp of the dtype, also in the derivative
@@ -665,42 +666,56 @@ def _almost_0(a):
 
 
 def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=None):
-    """(grad_x, grad_v, gradients of c and of the limit for each row). The sum is P x + Q v, P = (A + t)/N, Q = A j/N."""
+    """(grad_x, grad_v, gradients of c and of the limit for each row). With y = j v the sum is (S x + A y)/N, S = A + t. What
+    cancels in the chain rule's terms has been cancelled by hand, for the gradient of c, which is of the order of |v| (of |v|^2
+    for exp_x) and would hold the rounding of |x|:
+
+        N - S = -c A |y|^2      N - A B = c|w|^2      N - S B = c^2 |w|^2 |y|^2      |w|^2 - |x|^2 B = 2<x,y> + |y|^2 + c|x|^2|y|^2
+    """
     a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
-    p, q = (a + t) / n, a * j / n
+    s = a + t
+    xy, yy = (0.5 * (ww - xx - vv), vv) if kind == "add" else (j * third, j * j * vv)
+    cyy = c * yy
+    cxxyy = xx * cyy
+    p, q = s / n, a * j / n
     gx, gv = _row_sum(g * x).to(a.dtype), _dot_with(g, v, vv)
     if limit is not None:
         outside, shrink = _shrink(limit, ww, n, stored)
         p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
-    along = (gx * (a + t) + gv * (a * j)) / n  # <g, result>
-    by_limit, by_ww = None, 0.0
-    by_n = -along / n
+    gy = j * gv
+    along = torch.addcmul(gx * s, gy, a) / n  # <g, result>
+    e = torch.addcmul(gy, cyy, gx) / n  # the gradient by t is -A e/N, by A it is t e/N
+    by_limit, half, over_ww = None, 0.0, 0.0
     if limit is not None:  # the factor is limit sqrt(N/|w|^2)
         half = torch.where(outside, 0.5 * along, 0.0)
+        over_ww = half / ww.clamp(min=_almost_0(ww))
         by_limit = 2 * half / limit
-        by_n = by_n + half / n
-        by_ww = -half / ww.clamp(min=_almost_0(ww))
-    by_t = gx / n + by_n
-    by_ww = by_ww + c * by_t
-    by_a = (gx + gv * j) / n + by_n * b
-    by_b = by_n * a
-    by_c = ww * by_t
-    if kind == "add":
-        by_xv, by_vv = 2 * by_ww, by_ww - c * by_b
-        by_c = by_c - vv * by_b
+    f = -2 * (c * e + b * over_ww) / n
+    twice_by_ww, twice_by_xx = a * f, s * f  # the second through w and A
+    by_b = a * (half - along) / n
+    if kind == "exp":  # h = 1/A: -|x|^2 <g,y>/N and more is cancelled by what comes through h
+        by_c = over_ww * xy * (2 * xy + yy + cxxyy) - over_ww * xx * (yy * b) - e * (xy + cxxyy)
+        by_c = torch.addcmul(2 * by_c, yy, gx) / n
     else:
-        by_j = gv * a / n + 2 * (third + j * vv) * by_ww
+        by_c = half * (xy + cxxyy) - a * xy * e - cxxyy * along
+        by_c = torch.addcmul(2 * by_c - xx * gy, yy, gx) / n
+    if kind == "add":
+        by_xv, twice_by_vv = twice_by_ww, twice_by_ww - 2 * c * by_b
+    else:
         h = 1 / a if kind == "exp" else 1.0
-        slope, slope_rest = _exp_slope(c * (h * h * vv), k, rest, stored)
-        by_z = h * by_j * slope + by_b * slope_rest
-        by_c = by_c + h * h * vv * by_z
-        by_xv, by_vv = 2 * j * by_ww, j * j * by_ww + c * h * h * by_z
+        hhvv, hhc = h * h * vv, h * h * c
+        hby_j = h * (gv * a / n + (third + j * vv) * twice_by_ww)
+        slope, slope_rest = _exp_slope(c * hhvv, k, rest, stored)
+        by_z = hby_j * slope + by_b * slope_rest
+        by_xv, twice_by_vv = j * twice_by_ww, j * j * twice_by_ww + 2 * hhc * by_z
+        by_c_by_z = hhvv * slope * (hby_j - 2 * by_b * k * (c * hhvv))
         if kind == "exp":
-            by_a = by_a - h * h * (k * by_j + 2 * c * h * vv * by_z)
-    by_c = by_c - xx * by_a
+            twice_by_xx = twice_by_xx + 2 * c * h * (k * hby_j + 2 * c * hhvv * by_z)
+            by_c_by_z = by_c_by_z * h * (1 + c * xx)
+        by_c = by_c + by_c_by_z
     between = _coefficient(by_xv, x)
-    grad_x = (_coefficient(p, x) * g).addcmul_(_coefficient(2 * (by_ww - c * by_a), x), x).addcmul_(between, v)
-    grad_v = (_coefficient(q, x) * g).addcmul_(_coefficient(2 * by_vv, x), v).addcmul_(between, x)
+    grad_x = (_coefficient(p, x) * g).addcmul_(_coefficient(twice_by_xx, x), x).addcmul_(between, v)
+    grad_v = (_coefficient(q, x) * g).addcmul_(_coefficient(twice_by_vv, x), v).addcmul_(between, x)
     return grad_x, grad_v, _stored(by_c), by_limit
 
 

@@ -271,7 +271,7 @@ def _log(x, y, xx, yy, c):
 @triton.jit
 def _log_pull_back(g, x, y, c):
     """Gradients by x, y and (for each row) c of log_x(y): geometry._log_backward, with the terms of by_c, which is of the order
-    of |d|^2, cancelled by hand as in _sum_pull_back: |d|^2 - |x|^2 B - |y|^2 A = -2 (|x|^2 B + <x,d>), A B = M - E and
+    of |d|^2, cancelled by hand: |d|^2 - |x|^2 B - |y|^2 A = -2 (|x|^2 B + <x,d>), A B = M - E and
     M + 2c(|x|^2 B + <x,d>) = 1 - c^2 |x|^2 |y|^2, which is A + B c|x|^2."""
     d = y - x
     xx, yy, dd = _dot(x, x), _dot(y, y), _dot(d, d)
@@ -306,15 +306,7 @@ def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.c
 
 @triton.jit
 def _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
-    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward, in a form for float32.
-
-    There the chain rule's terms are added as they come, in float64; here what cancels in them has been cancelled by hand. With
-    y = j v and S = A + c|w|^2, the sum being (S x + A y)/N:
-
-        N - S = -c A |y|^2      N - A B = c|w|^2      N - S B = c^2 |w|^2 |y|^2      |w|^2 - |x|^2 B = 2<x,y> + |y|^2 + c|x|^2|y|^2
-
-    Otherwise the gradient of c, which is of the order of |v| (of |v|^2 for exp_x), would hold the rounding of |x|.
-    """
+    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward"""
     if KIND != ADD:
         v = _shorten(v)
     a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)

@@ -720,6 +720,34 @@ def test_float32_gradients_of_neighbours_near_the_boundary(name):
     within_bound(cases)
 
 
+@pytest.mark.parametrize("name", ["mobius_add", "expmap", "add_exp_0", "logmap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_c_against_60_digits(name, dtype):
+    """Relative to |d out / d c|, which is of the order of the step or of its square: what the rows are long must cancel exactly. Far
+    out on the sphere, too."""
+    rng, cases = generator(9), []
+    for c, length in ((1.0, 0.3), (1.0, 0.99), (1e-3, 0.9), (-0.1, 1.0), (-1.0, 10.0), (-1.0, 100.0)):
+        for step in (1.0, 1e-2, 1e-4, 1e-6):
+            x, direction, g = (unit(rng, 1, 8)[0] for _ in range(3))
+            x = x * length * radius(c)
+            v = direction * 0.5 * step * radius(c) * (abs(1 - c * float(x @ x)) if name == "expmap" else 1)
+            if name == "logmap":
+                v = x + 0.5 * step * direction * x.norm() * (1 - length ** 2 if c > 0 else 1)
+            x, v, g = x.to(dtype), v.to(dtype), g.to(dtype)
+            at = torch.tensor(c, dtype=torch.float64, requires_grad=True)
+            got, = torch.autograd.grad(FUNCTIONS[name][0](x, v, at), at, g)
+            slopes, h = [], O.mp.mpf(10) ** -20
+            for above, below, w in zip(*(ORACLES[name](O.row(x), O.row(v), O.mp.mpf(c) + sign * h) for sign in (1, -1)), O.row(g)):
+                slopes.append((above - below) / (2 * h) * w)
+            error = float(abs(O.mp.mpf(got.item()) - O.mp.fsum(slopes)) / O.norm(slopes))
+            rounding = 2e-16 * max(1.0, length ** 4)  # of N (M) on the sphere
+            if name == "logmap":  # by the chain rule, and of the order of step^2
+                rounding /= step ** 2
+            bound = (2e-6 if dtype == torch.float32 else 1e-9) + rounding
+            cases.append((error, bound, (c, length, step)))
+    within_bound(cases)
+
+
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_values_and_derivatives_are_continuous_through_c_zero(name):
     f, kinds = FUNCTIONS[name]

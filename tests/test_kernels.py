@@ -98,8 +98,7 @@ def test_rows_at_the_edge(c):
         out.backward(g)
         expected.backward(g.double())
         for what, a, b in [("output", out, expected), *((i, a.grad, b.grad) for i, (a, b) in enumerate(zip(ours, exact)))]:
-            if (name, what, c) != ("expmap", 2, -1):  # there float64 has lost the digits of c's gradient, by the chain rule's terms
-                assert (a.double() - b).norm() < 2.0 ** -23 * worst * b.norm(), (name, what)
+            assert (a.double() - b).norm() < 2.0 ** -23 * worst * b.norm(), (name, what)
 
 
 @pytest.mark.parametrize("c, length, step", [
@@ -148,7 +147,10 @@ def test_16_bit_rows_err_at_most_twice_as_much_as_pytorch(name, dtype):
             margin = min(float((1 - c * t.double().square().sum(-1)).min()) for t in points)
             arithmetic = 1e-6 / min(1, max(margin, 1e-4))  # float32, and float64 in geometry.py
             *of_rows, (_, ours, theirs, exact) = zip(*results)
-            assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + arithmetic * exact.norm(), (name, c, D)
+            # a row's gradient of c may happen to be much smaller than the terms that it is the sum of
+            above, below = (getattr(G, name)(*map(torch.Tensor.double, points), c + h) for h in (1e-5, -1e-5))
+            terms = g.double() * (above - below) / 2e-5
+            assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + arithmetic * terms.norm(), (name, c, D)
             for stored, ours, theirs, exact in of_rows:
                 assert stored.dtype == dtype
                 as_stored, error, allowed = ((t.to(dtype).double() - exact).norm() for t in (stored, ours, theirs))
@@ -460,7 +462,8 @@ def test_training_with_the_kernels_from_the_command_line(small_run):
 
 @pytest.mark.parametrize("sizes", [
     (('--dtype=["float32"]', "--width=[4096]"), ('--dtype=["bfloat16","float16"]', "--width=[64]"),
-     ('--dtype=["float32"]', "--width=[1024]", '--kernel=["exp_0 backward, c per row","given"]')),
+     ('--dtype=["float32"]', "--width=[1024]", '--kernel=["exp_0 backward, c per row","given"]'),
+     ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[90]", '--kernel=["LayerNorm backward"]')),
     pytest.param(([],), marks=pytest.mark.exhaustive)], ids=["some", "all"])
 def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_path):
     """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact."""
