@@ -45,7 +45,7 @@ def _describe(kind):
         return " | ".join(_describe(a) for a in typing.get_args(kind))
     if typing.get_origin(kind) is list:
         return f"a list, each {_describe(typing.get_args(kind)[0])}"
-    return {bool: "True | False", int: "a whole number", float: "a number", str: "text",
+    return {bool: "True | False", int: "a whole number (of 64 bits)", float: "a number", str: "text",
             type(None): "None"}[kind]
 
 
@@ -72,12 +72,15 @@ def _fit(value, kind):
             ok = False
         return ok, float(value) if ok else None
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63, value
     return isinstance(value, kind), value
 
 
 def _from_text(text, kind):
-    """A command-line value: as the text itself where the key takes it (so --start=1 is text), else as a literal."""
+    """A command-line value: as the text itself where the key takes it (so --start=1 is text; but None is None where there may be
+    none), else as a literal."""
+    if text == "None" and _fit(None, kind)[0]:
+        return None
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -80,7 +80,8 @@ def exit_cleanly(main):
             _say("out of device memory; lower batch_size and raise gradient_accumulation_steps")
             status = 2
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            beyond_memory = "can't allocate memory", "Storage size calculation overflowed"
+            if isinstance(error, RuntimeError) and not any(part in str(error) for part in beyond_memory):
                 raise
             _say("out of memory; lower the model's size, or batch_size and raise gradient_accumulation_steps")
             status = 2

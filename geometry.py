@@ -24,7 +24,7 @@ beta (w + rho x): three squared norms (x.x, y.y, w.w), two row coefficients, one
 (tests/test_geometry.py compares both forms with 60 digits). The denominators are A B + c|w|^2: for c > 0 a sum of positive
 numbers. Derivatives of the maps that models use are in closed form.
 
-Domain. Points are inside the ball: project() puts them there. Any finite tangent vector is accepted; on the sphere the
+Domain. Points are inside the ball: project() puts them there, and the limit of a sum keeps them there. Any finite tangent vector is accepted; on the sphere the
 exponential map stops just before the antipode (SPHERE_CAP). The antipode of the origin is at infinity in this chart;
 sums that meet it give large but finite rows. For such inputs no result and no derivative is NaN or Inf (floors under A,
 M and N; casts saturate).
@@ -499,7 +499,8 @@ def _second_order():
 
 
 def _through_autograd(f, g, inputs, needed):
-    """Gradients of f(*inputs)[0] by operations that are recorded."""
+    """Gradients of f(*inputs)[0] by operations that are recorded. Here the chain rule's terms are added as they come, so that
+    with create_graph=True the gradient of c has fewer digits where steps are short, or far out on the sphere."""
     inputs = [i.view_as(i) if isinstance(i, torch.Tensor) else i for i in inputs]
     wanted = [i for i, need in zip(inputs, needed) if need]
     grads = iter(torch.autograd.grad(f(*inputs)[0], wanted, g, create_graph=True, allow_unused=True))
@@ -616,46 +617,62 @@ def _sum(x, v, c, limit, kind):
     stored, dtype = _row_dtypes(x, v)
     x, v, c = x.to(dtype), v.to(dtype), _wide_c(c, x, v)
     xx, vv = _wide_norm2(x), _wide_norm2(v)
+    xv = ww = k = rest = None
     if kind == "add":
-        k = rest = None
-        third = _wide_distance2(x, v, 1)
+        ww = _wide_distance2(x, v, 1)
     else:
         h = 1 / _inside(1 - c * xx) if kind == "exp" else 1
         k, rest = _exp_coefficient(c * (h * h * vv), stored)
-        third = _wide_dot(x, v)
-    a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
+        xv = _wide_dot(x, v)
+        if x.dtype == c.dtype:  # no dtype is wide enough for |w|^2 from the other three
+            ww = _wide_norm2(x + _coefficient(h * k, x) * v)
+    scalars = xx, vv, xv, ww, k, rest
+    a, s, j, _, _, ww, _, n = _sum_scalars(c, *scalars, kind)
     shrink = 1.0
     if limit is not None:
-        outside, shrink = _shrink(_wide_c(limit, x, v), ww, n, stored)
+        outside, shrink = _shrink(_wide_c(limit, x, v), xx, vv, a, s, j, ww, n, x.dtype, stored, kind)
     if kind != "exp_0":
         # Where the terms nearly cancel, what float32 rounds in them is magnified, up to 1e4 times for rows at 0.999 of the
         # radius. The sum that models take in their default residual does without: it is the time of a step.
         x, v = x.to(_wide(x)), v.to(_wide(x))
     if kind == "add":
-        out = (x + v).addcmul_(_coefficient(t / a, x), x).mul_(_coefficient(shrink * a / n, x))
+        out = (x + v).addcmul_(_coefficient(c * ww / a, x), x).mul_(_coefficient(shrink * a / n, x))
     else:
-        out = (_coefficient(shrink * (a + t) / n, x) * x).addcmul_(_coefficient(shrink * a * j / n, x), v)
-    return _narrow(out, stored), (xx, vv, third) if kind == "add" else (xx, vv, third, k, rest)
+        out = (_coefficient(shrink * s / n, x) * x).addcmul_(_coefficient(shrink * a * j / n, x), v)
+    return _narrow(out, stored), scalars
 
 
-def _sum_scalars(c, xx, vv, third, k, rest, kind):
-    """A, j, t = c|w|^2, |w|^2, B and N of the sum x (+) j v, w = x + j v. third: <x,v>, or for 'add' |w|^2 itself."""
+def _sum_scalars(c, xx, vv, xv, ww, k, rest, kind):
+    """A, S = A + c|w|^2, j, <x,y>, |y|^2, |w|^2, B and N of the sum x (+) y, y = j v, w = x + y. xv or ww: <x,v> or |w|^2, what
+    was taken of the rows."""
     cx = c * xx
     a = _inside(1 - cx)
     if kind == "add":
-        cy, t = c * vv, c * third
+        cy, t = c * vv, c * ww
         b = _inside(1 - cy)
-        return a, 1.0, t, third, b, _denominator(a, b, cx, cy, t)
+        return a, a + t, 1.0, 0.5 * (ww - xx - vv), vv, ww, b, _denominator(a, b, cx, cy, t)
     j = k / a if kind == "exp" else k
-    ww = (xx + j * (2 * third + j * vv)).clamp(min=0)
-    ab = a * rest
-    return a, j, c * ww, ww, rest, torch.maximum(ab + c * ww, torch.finfo(ab.dtype).eps * ab)
+    xy, yy = j * xv, j * (j * vv)
+    if ww is None:
+        ww = (xx + (2 * xy + yy)).clamp(min=0)
+    # S and N are sums of positive numbers for c > 0; for c < 0, where they are differences, the textbook's form loses less
+    spherical, ab, t, cy = c < 0, a * rest, c * ww, c * yy
+    u, cxcy = 1 + 2 * c * xy, cx * cy
+    s = torch.where(spherical, u + cy, a + t)
+    n = torch.where(spherical, u + cxcy, ab + t)
+    floor = torch.finfo(n.dtype).eps * torch.where(spherical, 1 + cxcy, ab)
+    return a, s, j, xy, yy, ww, rest, torch.maximum(n, floor)
 
 
-def _shrink(limit, ww, n, stored):
+def _shrink(limit, xx, vv, a, s, j, ww, n, computed, stored, kind):
     """Where the norm of the sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit. Rows a
     rounding error longer than that count as inside, so that shortening twice is the same as shortening once."""
-    factor = limit * torch.sqrt(n / ww.clamp(min=_almost_0(ww)))
+    norm = torch.sqrt(ww / n)
+    if kind == "exp_0":
+        # the row is S/N x + A j/N v in float32; what rounding may add where they nearly cancel is counted in, so that no row is
+        # left outside the ball
+        norm = norm + 2 * torch.finfo(computed).eps * (s.abs() * torch.sqrt(xx) + a * j * torch.sqrt(vv)) / n
+    factor = limit / norm.clamp(min=_almost_0(norm))
     outside = factor < 1 / (1 + ROUNDING[stored])
     return outside, torch.where(outside, factor, 1.0)
 
@@ -665,22 +682,20 @@ def _almost_0(a):
     return torch.finfo(a.dtype).tiny ** 0.5
 
 
-def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=None):
+def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, xv, ww, k, rest):
     """(grad_x, grad_v, gradients of c and of the limit for each row). With y = j v the sum is (S x + A y)/N, S = A + t. What
     cancels in the chain rule's terms has been cancelled by hand, for the gradient of c, which is of the order of |v| (of |v|^2
     for exp_x) and would hold the rounding of |x|:
 
         N - S = -c A |y|^2      N - A B = c|w|^2      N - S B = c^2 |w|^2 |y|^2      |w|^2 - |x|^2 B = 2<x,y> + |y|^2 + c|x|^2|y|^2
     """
-    a, j, t, ww, b, n = _sum_scalars(c, xx, vv, third, k, rest, kind)
-    s = a + t
-    xy, yy = (0.5 * (ww - xx - vv), vv) if kind == "add" else (j * third, j * j * vv)
+    a, s, j, xy, yy, ww, b, n = _sum_scalars(c, xx, vv, xv, ww, k, rest, kind)
     cyy = c * yy
     cxxyy = xx * cyy
     p, q = s / n, a * j / n
     gx, gv = _row_sum(g * x).to(a.dtype), _dot_with(g, v, vv)
     if limit is not None:
-        outside, shrink = _shrink(limit, ww, n, stored)
+        outside, shrink = _shrink(limit, xx, vv, a, s, j, ww, n, x.dtype, stored, kind)
         p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
     gy = j * gv
     along = torch.addcmul(gx * s, gy, a) / n  # <g, result>
@@ -704,7 +719,7 @@ def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, third, k=None, rest=N
     else:
         h = 1 / a if kind == "exp" else 1.0
         hhvv, hhc = h * h * vv, h * h * c
-        hby_j = h * (gv * a / n + (third + j * vv) * twice_by_ww)
+        hby_j = h * (gv * a / n + (xv + j * vv) * twice_by_ww)
         slope, slope_rest = _exp_slope(c * hhvv, k, rest, stored)
         by_z = hby_j * slope + by_b * slope_rest
         by_xv, twice_by_vv = j * twice_by_ww, j * j * twice_by_ww + 2 * hhc * by_z
@@ -851,14 +866,14 @@ def log_0(x, c):
 
 def dist(x, y, c):
     """Geodesic distance 2 |d|/sqrt(M) artanc(c|d|^2/M), see logmap. (..., D) -> (..., 1), float32 (float64 for float64
-    rows). At c = 0 it is 2|y - x|, the limit of the family (lambda = 2 at the origin). The gradient at x = y, where the
-    distance has a kink, is taken as 0."""
+    rows). At c = 0 it is 2|y - x|, the limit of the family (lambda = 2 at the origin). At x = y, where the distance has a kink,
+    the gradient is taken as 0; rows nearer than 1e-30 (float64: 1e-150) count as equal: 1/|d| would not fit."""
     c, _, x, y = _prepare(c, x, y)
     xx, xd, dd = _Gram.apply(x, y, -1)
     cx, cy, e = c * xx, c * (xx + 2 * xd + dd), c * dd
     a, b = _inside(1 - cx), _inside(1 - cy)
     m = _denominator(a, b, cx, cy, e)
-    apart = dd > 0
+    apart = dd > (1e-300 if x.dtype == torch.float64 else 1e-60 if dd.dtype == torch.float64 else 1e-37)
     length = torch.where(apart, torch.sqrt(torch.where(apart, dd, 1.0)), 0.0)
     k = artanc(e / m, a * b / m)
     return (2 * length / torch.sqrt(m) * k).to(x.dtype)

@@ -9,8 +9,9 @@ They have the signatures, shapes and formulas of geometry.py, and its derivative
 float32, bfloat16 or float16, any number of them, D <= 8192. c (and limit): a number or a tensor of either sign or 0 that
 broadcasts against (..., 1), e.g. one for all, per head or per token. Arithmetic is float32, so that errors grow as
 eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin, where geometry.py sums in float64 (what
-cancels in gradients has been cancelled on paper: _sum_pull_back). Rows are squared in float32: points longer than 1e18
-(c = 0, or a tiny c) give NaN or Inf, in gradients of c from 1e8 on, and geometry.py takes them up to 1e30. Tangent
+cancels in gradients has been cancelled on paper). Rows are squared in float32: points longer than 1e18
+(c = 0, or a tiny c) give NaN or Inf, in gradients of c from 1e8 on, and geometry.py takes them up to 1e30; for |c| over 1e15
+gradients of c lose digits. Tangent
 vectors over 1e13 are shortened to that. Once differentiable.
 
 Memory. A pass is one read or one write of all rows. The maps keep nothing but their inputs for the backward pass, which finds
@@ -33,7 +34,8 @@ Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row 
 the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a float32 row of partial
 sums for LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward (the 2 are 4 of
 rows of 16 bits). Padded rows of 4,096 numbers and more have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at
-8,192 the backward of log_layernorm spills registers. Rows are read where they are if they are evenly spaced (log_layernorm: if
+8,192 the backward of log_layernorm spills registers, and so do both directions from 1,024 padded numbers on where the head size is
+no multiple of 16. Rows are read where they are if they are evenly spaced (log_layernorm: if
 they are contiguous), else copied first. The model gives the reference point as rows, not 'previous', where it needs them
 anyway (residual 'reference' and 'transport') and with dynamic curvature, where it is projected.
 
@@ -227,8 +229,10 @@ def _sum_scalars(x, v, c, z_low, KIND: tl.constexpr):
         w = x + j[:, None] * v
         ww = _dot(w, w)
     ab, xy, yy = a * b, j * xv, j * j * vv
+    both = (c * xx) * (c * yy)
     s = tl.where(c < 0.0, 1.0 + c * (2.0 * xy + yy), a + c * ww)
-    n = tl.maximum(tl.where(c < 0.0, 1.0 + c * (2.0 * xy) + (c * xx) * (c * yy), ab + c * ww), ab * EPS)
+    n = tl.where(c < 0.0, 1.0 + c * (2.0 * xy) + both, ab + c * ww)
+    n = tl.maximum(n, tl.where(c < 0.0, 1.0 + both, ab) * EPS)
     return a, b, s, n, ww, j, k, beyond, xx, xv, vv
 
 
@@ -244,7 +248,7 @@ def _h(a, KIND: tl.constexpr):
 
 @triton.jit
 def _shrink(limit, ww, n, rounding):
-    """geometry._shrink"""
+    """Where the norm of a sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit (geometry._shrink)"""
     reach = limit * (1.0 + rounding)
     outside = ww > reach * reach * n
     return outside, tl.where(outside, limit * tl.sqrt(n / tl.where(outside, ww, 1.0)), 1.0)
@@ -298,10 +302,11 @@ def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.c
     if KIND != ADD:
         v = _shorten(v)
     a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
-    shrink = n * 0.0 + 1.0
-    if LIMITED:
-        outside, shrink = _shrink(limit, ww, n, rounding)
-    return (shrink * a / n)[:, None] * (x + j[:, None] * v + (c * ww / a)[:, None] * x)
+    out = (a / n)[:, None] * (x + j[:, None] * v + (c * ww / a)[:, None] * x)
+    if LIMITED:  # by the norm that the row has, in which the formula's rounding is magnified where the terms nearly cancel
+        outside, shrink = _shrink(limit, _dot(out, out), 1.0, rounding)
+        out *= shrink[:, None]
+    return out
 
 
 @triton.jit
@@ -678,13 +683,15 @@ def _all_registers(warps):
 
 def tile(D, tensors):
     """(rows a program, columns, options of the launch): 2,048 numbers in each of the row tiles that a program holds, or one
-    row; 1,024 where there are more than three tiles, so that no register is spilled."""
+    row; fewer where there are more than three tiles, so that no register is spilled."""
     if D > MAX_D:
         raise ValueError(f"rows of {D} numbers: the kernels take at most {MAX_D}")
-    block_d = triton.next_power_of_2(D)
-    rows = max(1, (1024 if tensors > 3 else 2048) // block_d)
+    block_d = triton.next_power_of_2(max(1, D))
+    # addresses of columns that are no multiple of 16 are computed a number at a time, in registers
+    numbers = 2048 if tensors <= 3 else 1024 if D % 16 == 0 else 512
+    rows = max(1, numbers // block_d)
     warps = min(16, max(4, block_d // (256 if tensors > 3 else 512)))
-    return rows, block_d, dict(num_warps=warps, **(_all_registers(warps) if tensors > 5 else {}))
+    return rows, block_d, dict(num_warps=warps, **(_all_registers(warps) if tensors > 5 or D % 16 else {}))
 
 
 def _z_low(dtype):
@@ -704,8 +711,18 @@ def _common(rows, *scalars):
 def _to_shape(grad_rows, lead, like):
     """The gradient of c from one number a row, or one number a program where c is one number."""
     if like.numel() == 1:
-        return grad_rows.sum().reshape(like.shape).to(like.dtype)
-    return grad_rows.view(*lead, 1).sum_to_size(like.shape).to(like.dtype)
+        return geometry._narrow(grad_rows.sum().reshape(like.shape), like.dtype, True)
+    return geometry._narrow(grad_rows.view(*lead, 1).sum_to_size(like.shape), like.dtype, True)
+
+
+def _check_shape(name, tensor, shape):
+    """The kernels would read beyond a smaller one."""
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
+
+
+def _float32(shape, beside):
+    return torch.empty(shape, dtype=torch.float32, device=beside.device)
 
 
 def _like(row):
@@ -714,13 +731,15 @@ def _like(row):
 
 def _like_or_none(row, beside):
     """An operator returns tensors only: an empty one where there is no such row"""
-    return torch.empty(0, device=beside.device) if row is None else _like(row)
+    return _float32(0, beside) if row is None else _like(row)
 
 
 @torch.library.custom_op("curvature::sum", mutates_args=())
 def _sum(x: torch.Tensor, r: torch.Tensor | None, v: torch.Tensor, c: torch.Tensor, limit: torch.Tensor | None,
          kind: str) -> torch.Tensor:
     dtype, lead, D = _result_dtype(x, v, *([] if r is None else [r])), x.shape[:-1], x.size(-1)
+    _check_shape("v", v, x.shape)
+    _check_shape("r", r, x.shape)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     (x, R, x_stride), (v, _, v_stride) = _strided(x), _strided(v)
     r, _, r_stride = (x, R, x_stride) if r is None else _strided(r)
@@ -755,8 +774,8 @@ def _sum_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None, v: torch
     rows, block_d, options = tile(D, 7 if kind == "exp_r" else 5)
     programs = triton.cdiv(R, rows)
     # every program, or row, writes its own; without any there are none, and sums over nothing are 0
-    dc = torch.empty(programs if c.numel() == 1 else R, device=x.device)
-    dlimit = torch.empty((programs if bound.numel() == 1 else R) if limit is not None else 1, device=x.device)
+    dc = _float32(programs if c.numel() == 1 else R, x)
+    dlimit = _float32((programs if bound.numel() == 1 else R) if limit is not None else 1, x)
     if R:
         _launch(
             _sum_backward, programs,
@@ -793,6 +812,7 @@ _sum.register_autograd(_sum_autograd, setup_context=_sum_setup)
 @torch.library.custom_op("curvature::logmap", mutates_args=())
 def _logmap(x: torch.Tensor, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     dtype, lead, D = _result_dtype(x, y), x.shape[:-1], x.size(-1)
+    _check_shape("y", y, x.shape)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     (x, R, x_stride), (y, _, y_stride) = _strided(x), _strided(y)
     c, c_div, c_mod = _row_index(c, lead)
@@ -818,7 +838,7 @@ def _logmap_grad(g: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
     rows, block_d, options = tile(D, 5)
     programs = triton.cdiv(R, rows)
     # every program, or row, writes its own; without any there are none, and sums over nothing are 0
-    dc = torch.empty(programs if c.numel() == 1 else R, device=x.device)
+    dc = _float32(programs if c.numel() == 1 else R, x)
     if R:
         _launch(_log_backward, programs, g, x, y, wide_c, dx, dy, dc, R, D, g_stride, x_stride, y_stride, c_div, c_mod,
                 ONE_C=c.numel() == 1, X_LARGEST=_largest(dx.dtype), Y_LARGEST=_largest(dy.dtype), ROWS=rows, BLOCK_D=block_d,
@@ -845,29 +865,40 @@ def check_row(heads, size):
 
 
 def _walk(x):
-    """(tokens, heads, head size, chunks, BLOCK_H, BLOCK_D, warps) of x (B, T, heads, head size)"""
+    """(tokens, heads, head size, chunks, BLOCK_H, BLOCK_D, options of the launch) of x (B, T, heads, head size)"""
     B, T, NH, HS = x.shape
     block_h, block_d = triton.next_power_of_2(NH), triton.next_power_of_2(HS)
     problem = check_row(NH, HS) or (f"{B * T * NH:,} rows: the kernels take fewer than {MOST_ROWS:,}" if B * T * NH >= MOST_ROWS
                                     else None)
     if problem:
         raise ValueError(problem)
-    return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, min(16, max(1, block_h * block_d // 256))
+    return B * T, NH, HS, triton.cdiv(B * T, CHUNK), block_h, block_d, walk_options(block_h * block_d, HS)
 
 
-def walk_back_options(padded):
-    """Of the launch of log_layernorm's backward kernel. It keeps some fifteen numbers a column, so that a thread may take all
-    registers: then none is spilled, at 4,096 columns with half as many threads as forward."""
-    warps = 8 if padded == 4096 else min(16, max(1, padded // 256))
+def walk_options(padded, size):
+    """Of the launch of log_layernorm's forward kernel: 8 numbers of a token a thread, 4 where the head size is no multiple of 16
+    (see tile())."""
+    warps = min(16, max(1, padded // (256 if size % 16 == 0 else 128)))
+    return dict(num_warps=warps, **({} if size % 16 == 0 else _all_registers(warps)))
+
+
+def walk_back_options(padded, size):
+    """The same of the backward kernel. It keeps some fifteen numbers a column, so that a thread may take all registers: then none
+    is spilled, at 4,096 columns with half as many threads as forward."""
+    warps = 8 if padded == 4096 and size % 16 == 0 else walk_options(padded, size)["num_warps"]
     return dict(num_warps=warps, **_all_registers(warps))
 
 
 @torch.library.custom_op("curvature::log_layernorm", mutates_args=())
 def _log_layernorm(x: torch.Tensor, r: torch.Tensor | None, c: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                    reference: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    N, NH, HS, chunks, block_h, block_d, warps = _walk(x)
+    N, NH, HS, chunks, block_h, block_d, options = _walk(x)
+    _check_shape("r", r, x.shape)
+    _check_shape("weight", weight, (NH * HS,))
+    _check_shape("bias", bias, (NH * HS,))
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    mean, rstd = torch.empty(N, device=x.device), torch.empty(N, device=x.device)
+    mean, rstd = _float32(N, x), _float32(N, x)
     c, c_div, c_mod = _row_index(c, x.shape[:-1])
     x = x.contiguous()
     r = x if r is None else r.contiguous()
@@ -876,15 +907,14 @@ def _log_layernorm(x: torch.Tensor, r: torch.Tensor | None, c: torch.Tensor, wei
             _log_layernorm_forward, chunks,
             x, r, c, weight, weight if bias is None else bias, out, mean, rstd, N, x.size(1), NH, HS, NH * HS, NH * HS, c_div, c_mod,
             REFERENCE=REFERENCES[reference], BIAS=bias is not None, LARGEST=_largest(dtype), STEPS=CHUNK,
-            BLOCK_H=block_h, BLOCK_D=block_d, num_warps=warps)
+            BLOCK_H=block_h, BLOCK_D=block_d, **options)
     return out, mean, rstd
 
 
 @_log_layernorm.register_fake
 def _(x, r, c, weight, bias, reference, dtype):
     N = x.size(0) * x.size(1)
-    return (torch.empty(x.shape, dtype=dtype, device=x.device), torch.empty(N, device=x.device, dtype=torch.float32),
-            torch.empty(N, device=x.device, dtype=torch.float32))
+    return torch.empty(x.shape, dtype=dtype, device=x.device), _float32(N, x), _float32(N, x)
 
 
 @torch.library.custom_op("curvature::log_layernorm_backward", mutates_args=())
@@ -892,26 +922,26 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
                         mean: torch.Tensor, rstd: torch.Tensor, with_bias: bool, reference: str
                         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     N, NH, HS, chunks, block_h, block_d, _ = _walk(x)
-    g, x = g.contiguous(), x.contiguous()
+    g, x, weight = g.contiguous(), x.contiguous(), weight.contiguous()
     dx, dr = _like(x), _like_or_none(r, x)
     wide_c, c_div, c_mod = _row_index(c, x.shape[:-1])
-    per_token = c.numel() > 1 and (c_div >= NH or c_mod > NH)
-    dc = torch.empty((N if per_token else chunks, NH), device=x.device)
-    dw = torch.empty((chunks, NH * HS), device=x.device)
+    per_token = c.numel() == 0 or c.numel() > 1 and (c_div >= NH or c_mod > NH)
+    dc = _float32((N if per_token else chunks, NH), x)
+    dw = _float32((chunks, NH * HS), x)
     # its sum takes registers that long rows need: they would spill
     bias_inside = with_bias and block_h * block_d <= 2048
-    db = torch.empty((chunks, NH * HS) if bias_inside else (0, NH * HS), device=x.device)
+    db = _float32((chunks, NH * HS) if bias_inside else (0, NH * HS), x)
     r = x if r is None else r.contiguous()
     if N:
         _launch(
             _log_layernorm_backward, chunks,
             g, x, r, wide_c, weight, mean, rstd, dx, dr, dc, dw, db, N, x.size(1), NH, HS, NH * HS, NH * HS, NH * HS, c_div,
             c_mod, REFERENCE=REFERENCES[reference], BIAS=bias_inside, C_PER_TOKEN=per_token, LARGEST=_largest(dx.dtype),
-            R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, **walk_back_options(block_h * block_d))
+            R_LARGEST=_largest(dr.dtype), STEPS=CHUNK, BLOCK_H=block_h, BLOCK_D=block_d, **walk_back_options(block_h * block_d, HS))
     dc = dc.view(*x.shape[:-1], 1) if per_token else dc.sum(0).view(1, 1, NH, 1)
     dc = dc.sum_to_size((1,) * (4 - c.dim()) + tuple(c.shape)).reshape(c.shape)
     db = g.sum((0, 1), dtype=torch.float32).flatten() if with_bias and not bias_inside else db.sum(0)
-    return dx, dr, dc.to(c.dtype), dw.sum(0).to(weight.dtype), db.to(weight.dtype)
+    return dx, dr, geometry._narrow(dc, c.dtype, True), dw.sum(0).to(weight.dtype), db.to(weight.dtype)
 
 
 @_log_layernorm_grad.register_fake
@@ -945,7 +975,7 @@ _log_layernorm.register_autograd(_log_layernorm_autograd, setup_context=_log_lay
 def _tensor(c, x):
     if c is None:
         return None
-    return c.to(x.device) if isinstance(c, torch.Tensor) else torch.full((), c, device=x.device)
+    return c.to(x.device) if isinstance(c, torch.Tensor) else torch.full((), c, dtype=torch.float32, device=x.device)
 
 
 def mobius_add(x, y, c, limit=None):
@@ -990,5 +1020,4 @@ def log_layernorm(x, c, weight, bias=None, reference="previous", r=None, dtype=N
     dtype = stored if dtype is None else dtype
     if isinstance(c, torch.Tensor) and not geometry.fits(c, x):
         raise ValueError(f"c broadcasts against {(*x.shape[:-1], 1)}, one number a head, and is {tuple(c.shape)}")
-    bias = None if bias is None else bias.contiguous()
-    return _log_layernorm(x, r, _tensor(c, x), weight.contiguous(), bias, reference, dtype)[0]
+    return _log_layernorm(x, r, _tensor(c, x), weight, bias, reference, dtype)[0]

@@ -19,19 +19,26 @@ from errors import UserError, exit_cleanly  # noqa: E402
 STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", "-"), ("#56B4E9", "--")]
 
 
+SUMMARY = ("model", "parameters", "tokens", "train_seconds", "val_loss", "best_val_loss", "status")
+
+
 def read_run(out_dir):
-    """(config, summary, evaluations) of a run directory; evaluations are the metrics lines that have a val_loss."""
+    """(config, summary, evaluations) of a run directory: what the table needs of summary.json, and what the plot needs of the
+    metrics lines that have a val_loss."""
     config = checkpoint.load_config(out_dir)
     try:
         with open(os.path.join(out_dir, "summary.json"), encoding="utf-8") as f:
             summary = json.load(f)
         with open(os.path.join(out_dir, "metrics.jsonl"), encoding="utf-8") as f:
             records = [json.loads(line) for line in f]
+        evaluations = [{key: float(r[key]) for key in ("tokens", "train_seconds", "val_loss")}
+                       for r in records if r.get("val_loss") is not None]
+        summary = {key: summary[key] for key in SUMMARY}
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: the run is not over, or is not a run of train.py") from None
-    except ValueError:
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{out_dir}: summary.json or metrics.jsonl is damaged") from None
-    return config, summary, [r for r in records if "val_loss" in r]
+    return config, summary, evaluations
 
 
 def number(value, digits=4):
@@ -79,7 +86,10 @@ def main(argv):
     path = options.get("out", "curves.png")
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out={path}: the name must end in .png, .svg or .pdf")
-    runs = {os.path.basename(os.path.normpath(f)): read_run(f) for f in folders}
+    names = [os.path.basename(os.path.normpath(f)) for f in folders]
+    if len(set(names)) < len(names):  # a/run and b/run
+        names = [os.path.normpath(f) for f in folders]
+    runs = {name: read_run(f) for name, f in zip(names, folders)}
     print(table(runs))
     plot(runs, path)
     print(f"curves: {path}")

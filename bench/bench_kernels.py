@@ -61,6 +61,9 @@ class BenchConfig:
             for value in getattr(self, key):
                 if value not in allowed:
                     raise UserError(f"{key}: {value!r}; there are {', '.join(allowed)}")
+        for key in ("ops", "dtype", "rows", "D"):
+            if not getattr(self, key):
+                raise UserError(f"{key} is an empty list: nothing to measure")
         if self.rounds < 2 or self.threads < 1 or min(self.rows + self.D) < 1:
             raise UserError("rounds must be at least 2; threads, rows and D at least 1")
         if self.c == "head" and min(self.rows) < HEADS:

@@ -85,22 +85,22 @@ def cases(dtypes, widths):
                    rows * block_d // (32 * options["num_warps"]))
         for heads, size in (t for t in TOKENS if t[0] * t[1] in widths or t[0] == 1 and t[1] in widths):
             x = torch.empty(1, 8, heads, size)
-            _, _, _, _, block_h, block_d, warps = K._walk(x)
-            elements = max(1, block_h * block_d // (32 * warps))
+            _, _, _, _, block_h, block_d, options = K._walk(x)
+            elements = max(1, block_h * block_d // (32 * options["num_warps"]))
             signature = dict(x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", b_ptr="*fp32", out_ptr=row, mean_ptr="*fp32",
                              rstd_ptr="*fp32", N="i32", T="i32", NH="i32", HS="i32", x_stride="i32", r_stride="i32",
                              c_div="i32", c_mod="i32")
             shape = dict(BIAS=False, LARGEST=largest, STEPS=K.CHUNK, BLOCK_H=block_h, BLOCK_D=block_d)
             # outside the loop: the row before the chunk and the weights; in it: x and out
             yield ("log + LayerNorm forward", (heads, size), dtype, K._log_layernorm_forward, signature,
-                   dict(REFERENCE=1, **shape), dict(num_warps=warps), 2, 1, 1, 0, elements)
+                   dict(REFERENCE=1, **shape), options, 2, 1, 1, 0, elements)
             varied = VARIANTS.items() if heads * size == VARIED else ()
             for variant, (other, loads, _, stores, _, _) in varied:
                 if loads:
                     weights = 1 + ("BIAS" in other)
                     yield (f"log + LayerNorm forward, {variant}", (heads, size), dtype, K._log_layernorm_forward, signature,
-                           dict(REFERENCE=1, **shape) | other, dict(num_warps=warps), loads, stores, weights, 0, elements)
-            options = K.walk_back_options(block_h * block_d)
+                           dict(REFERENCE=1, **shape) | other, options, loads, stores, weights, 0, elements)
+            options = K.walk_back_options(block_h * block_d, size)
             elements = max(1, block_h * block_d // (32 * options["num_warps"]))
             signature = dict(g_ptr=row, x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", mean_ptr="*fp32", rstd_ptr="*fp32",
                              dx_ptr=row, dr_ptr=row, dc_ptr="*fp32", dw_ptr="*fp32", db_ptr="*fp32", N="i32", T="i32",
@@ -114,14 +114,23 @@ def cases(dtypes, widths):
                        elements)
 
 
-def compile_case(function, signature, constants, options, arch):
-    """The compiled kernel: pointers 16-byte aligned, sizes and strides multiples of 16, as a launch on whole rows finds them."""
+def aligned(D):
+    """What Triton knows of a launch on contiguous rows: are the columns, the strides multiples of 16?"""
+    columns, stride = (D[1], D[0] * D[1]) if isinstance(D, tuple) else (D, D)
+    return columns % 16 == 0, stride % 16 == 0
+
+
+def compile_case(function, signature, constants, options, arch, D):
+    """The compiled kernel as a launch on contiguous rows finds it: pointers 16-byte aligned, sizes and strides divisible by 16 if
+    they are."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     signature = {**signature, **{name: "constexpr" for name in constants}}
     names = function.arg_names
-    divisible = [n for n, kind in signature.items() if kind.startswith("*") or n in ("D", "HS") or n.endswith("stride")]
+    columns, strides = aligned(D)
+    divisible = [n for n, kind in signature.items() if kind.startswith("*") or columns and n in ("D", "HS")
+                 or strides and n.endswith("stride")]
     source = ASTSource(function, {n: signature[n] for n in names}, constexprs={(names.index(n),): v for n, v in constants.items()},
                        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in divisible})
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -162,8 +171,9 @@ def loses_nan(ptx):
 
 def rows_of(archs, dtypes, widths, names=("",)):
     for name, D, dtype, function, signature, constants, options, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
+        elements = elements if all(aligned(D)) else 0  # then accesses are of a number each
         for arch in archs if any(part in name for part in names) else ():
-            compiled = compile_case(function, signature, constants, options, arch)
+            compiled = compile_case(function, signature, constants, options, arch, D)
             code = read_cubin(compiled.asm["cubin"])
             yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": options["num_warps"], **code,
                    "loses_nan": loses_nan(compiled.asm["ptx"]),
@@ -174,11 +184,18 @@ def rows_of(archs, dtypes, widths, names=("",)):
 @exit_cleanly
 def main(argv):
     config, _ = configurator.resolve(argv, MachineCodeConfig, script_doc=__doc__)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise UserError("TRITON_INTERPRET=1 makes Triton interpret, not compile; unset it")
+    import kernels as K
+    if K.INTERPRETED:
+        raise UserError("TRITON_INTERPRET in the environment makes Triton interpret, not compile; unset it")
     for dtype in config.dtype or ():
         if dtype not in TYPES:
             raise UserError(f"dtype {dtype!r}: there are {', '.join(TYPES)}")
+    for width in config.width or ():
+        if not 1 <= width <= K.MAX_D:
+            raise UserError(f"width {width}: the kernels take 1 to {K.MAX_D}")
+    for arch in config.arch or ():
+        if not 80 <= arch <= 90:
+            raise UserError(f"arch {arch}: the compute capabilities 80 to 90 (A100 to H100) are compiled for")
     rows = []
     print(f"{'kernel':38}{'D':>10} {'dtype':9}{'sm':>4}{'warps':>6}{'regs':>6}{'stack':>6}{'LDG.128':>9}{'wanted':>7}{'STG.128':>9}"
           f"{'wanted':>7}")
@@ -188,6 +205,8 @@ def main(argv):
         print(f"{row['kernel']:38}{D:>10} {row['dtype']:9}{row['arch']:>4}{row['warps']:>6}{row['registers']:>6}{row['stack']:>6}"
               f"{row['loads_16_bytes']:>9}{row['expected_loads'] or '-':>7}{row['stores_16_bytes']:>9}"
               f"{row['expected_stores'] or '-':>7}", flush=True)
+    if not rows:
+        raise UserError(f"no kernel has {' or '.join(map(repr, config.kernel))} in its name")
     if config.json:
         with open(config.json, "w") as f:
             json.dump(rows, f, indent=1)

@@ -35,6 +35,7 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
     (["--max_iters=1e3"], "max_iters takes a whole number"),
     (["--max_iters=ten"], "max_iters takes a whole number"),
     (["--max_iters=True"], "max_iters takes a whole number"),
+    (["--warmup_iters=1" + 400 * "0"], "warmup_iters takes a whole number (of 64 bits)"),
     (["--learning_rate=fast"], "learning_rate takes a number"),
     (["--learning_rate=nan"], "learning_rate takes a number"),
     (["--learning_rate=1e999"], "learning_rate takes a number"),
@@ -95,8 +96,9 @@ def test_text_stays_text_where_the_key_takes_text():
         start: str = "a"
         k: int | None = None
         mode: Literal["1", "two"] = "two"
-    options, _ = configurator.resolve(["--start=1", "--k=None", "--mode=1"], Options)
-    assert (options.start, options.k, options.mode) == ("1", None, "1")
+        name: str | None = "x"
+    options, _ = configurator.resolve(["--start=1", "--k=None", "--mode=1", "--name=None"], Options)
+    assert (options.start, options.k, options.mode, options.name) == ("1", None, "1", None)
     for text in ("{{}}", "{[]: 1}"):
         assert configurator.resolve([f"--start={text}"], Options)[0].start == text
     with pytest.raises(UserError, match="k takes"):

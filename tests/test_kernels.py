@@ -125,6 +125,55 @@ def test_gradient_of_c_keeps_its_digits(c, length, step):
             assert (ours.grad - exact.grad).norm() <= 2e-6 * condition * exact.grad.norm(), (name, limit)
 
 
+def test_rows_and_weights_of_other_shapes_are_refused():
+    """The kernels would read, and write, beyond the smaller one."""
+    x, weight = torch.zeros(2, 5, 2, 4), torch.ones(8)
+    for arguments in ((x, 1.0, weight, None, "given", x[:1, :1]), (x, 1.0, weight[:4]), (x, 1.0, weight, weight[:4]),
+                      (x, 1.0, torch.ones(16))):
+        with pytest.raises(ValueError, match="has shape"):
+            K.log_layernorm(*arguments)
+    with pytest.raises(ValueError, match="has shape"):
+        K._sum(x, None, x[:1], torch.tensor(1.0), None, "add")
+
+
+def test_no_tokens_and_no_columns():
+    for shape in ((1, 0, 2, 4), (0, 3, 2, 4)):
+        x = torch.zeros(shape, requires_grad=True)
+        for c_shape in ((*shape[:3], 1), (*shape[:2], 1, 1), (2, 1), ()):
+            c = torch.zeros(c_shape, requires_grad=True)
+            K.log_layernorm(x, c, torch.ones(8)).sum().backward()
+            assert c.grad.shape == c.shape
+    empty = torch.zeros(3, 0)
+    assert K.logmap(empty, empty, 1.0).shape == K.expmap(empty, empty, 1.0).shape == (3, 0)
+
+
+def test_arithmetic_is_float32_whatever_the_default_dtype_is():
+    x, weight = rows((1, 6, 2, 8), 0.7), torch.ones(16)
+    results = []
+    for default in (torch.float32, torch.bfloat16, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            leaf = x.clone().requires_grad_()
+            K.log_layernorm(leaf, 0.7, weight).square().sum().backward()
+            results.append((leaf.grad, K.logmap(x, x.flip(1), 0.7)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for other in results[1:]:
+        for a, b in zip(other, results[0]):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["mobius_add", "expmap", "add_exp_0"])
+def test_a_limited_sum_is_inside_however_its_terms_cancel(name):
+    x = F.normalize(torch.randn(500, 3), dim=-1)
+    stored, limit = G.project(3 * x, 1.0), G.max_norm(torch.tensor(1.0), torch.float32)
+    for length in (0.5, 1, 5, 8, 9, 10, 12, 20):
+        v = (-x + 1e-3 * torch.rand(500, 1) * torch.randn(500, 3)) * length
+        v = G.project(v, 1.0) if name == "mobius_add" else v * 1e-4 if name == "expmap" else v
+        out = getattr(K, name)(stored, v, 1.0, limit)
+        assert (out.norm(dim=-1) <= limit * (1 + 2 * G.ROUNDING[torch.float32])).all(), length
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_16_bit_rows_err_at_most_twice_as_much_as_pytorch(name, dtype):
@@ -463,7 +512,8 @@ def test_training_with_the_kernels_from_the_command_line(small_run):
 @pytest.mark.parametrize("sizes", [
     (('--dtype=["float32"]', "--width=[4096]"), ('--dtype=["bfloat16","float16"]', "--width=[64]"),
      ('--dtype=["float32"]', "--width=[1024]", '--kernel=["exp_0 backward, c per row","given"]'),
-     ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[90]", '--kernel=["LayerNorm backward"]')),
+     ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[90]", '--kernel=["LayerNorm backward"]'),
+     ('--dtype=["float32"]', "--width=[40]", "--arch=[80]", '--kernel=["exp_r backward","exp_0 backward"]')),
     pytest.param(([],), marks=pytest.mark.exhaustive)], ids=["some", "all"])
 def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_path):
     """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact."""
