@@ -39,8 +39,6 @@ class SampleConfig:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(f"{key} = {value}: must be at least {least}")
-        if self.seed >= 2 ** 63:
-            raise UserError(f"seed = {self.seed}: must be less than {2 ** 63}")
 
 
 def prompt_text(start):

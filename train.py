@@ -111,7 +111,7 @@ class TrainConfig:
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least {least}")
-        for key, limit in (("seed", 2 ** 63), ("muon_ns_steps", 100), ("threads", 2 ** 16)):
+        for key, limit in (("muon_ns_steps", 100), ("threads", 2 ** 16)):
             if getattr(self, key) >= limit:
                 raise UserError(f"{key} = {getattr(self, key)}: must be less than {limit}")
         if self.overwrite and self.init_from != "scratch":

@@ -629,7 +629,7 @@ def test_weights_with_a_nan_never_replace_a_checkpoint(small_run, tmp_path, caps
     (["--device=cuda:77"], ["not available"]),
     (["--parallel=fsdp"], ["torchrun --nproc-per-node"]),
     (["--save_interval=0"], ["save_interval = 0"]),
-    (["--seed=99999999999999999999"], ["seed", "less than"]),
+    (["--seed=99999999999999999999"], ["seed", "64 bits"]),
     (["--optimizer=muon", "--muon_ns_steps=100"], ["muon_ns_steps", "less than 100"]),
     (["--overwrite=True", "--init_from=auto"], ["overwrite = True", "auto"]),
     (["--threads=3000000000"], ["threads", "less than"]),
@@ -891,7 +891,7 @@ def test_sample_writes_text_that_the_seed_decides(finished, tmp_path, capsys):
     (["--start=Ω"], ["not among the"]),
     (["--top_k=0"], ["top_k"]),
     (["--temperature=-1"], ["temperature"]),
-    (["--seed=99999999999999999999999"], ["seed", "less than"]),
+    (["--seed=99999999999999999999999"], ["seed", "64 bits"]),
     (["--checkpoint=first"], ["'best' | 'last'"]),
     (["--out_dir=/nowhere/run"], ["no such run"]),
 ])
