@@ -24,9 +24,9 @@ beta (w + rho x): three squared norms (x.x, y.y, w.w), two row coefficients, one
 (tests/test_geometry.py compares both forms with 60 digits). The denominators are A B + c|w|^2: for c > 0 a sum of positive
 numbers. Derivatives of the maps that models use are in closed form.
 
-Domain. Points are inside the ball: project() puts them there, and the limit of a sum keeps them there. Any finite tangent vector is accepted; on the sphere the
-exponential map stops just before the antipode (SPHERE_CAP). The antipode of the origin is at infinity in this chart;
-sums that meet it give large but finite rows. For such inputs no result and no derivative is NaN or Inf (floors under A,
+Domain. Points are inside the ball: project() puts them there, and the limit of a sum keeps them there. Any finite tangent
+vector is accepted; on the sphere the exponential map stops just before the antipode (SPHERE_CAP). The antipode of the
+origin is at infinity in this chart; sums that meet it give large but finite rows. For such inputs no result and no derivative is NaN or Inf (floors under A,
 M and N; casts saturate).
 
 References

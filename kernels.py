@@ -34,8 +34,8 @@ Programs of log_layernorm walk along CHUNK tokens and keep the neighbouring row 
 the backward pass, x and g after it) is read once more, and the backward pass writes and reads again a float32 row of partial
 sums for LayerNorm's weight (and one for its bias): for CHUNK = 8 tokens 9 + 8 rows forward, 10 + 9 + 8 + 2 backward (the 2 are 4 of
 rows of 16 bits). Padded rows of 4,096 numbers and more have the gradient of LayerNorm's bias summed by PyTorch, one pass more; at
-8,192 the backward of log_layernorm spills registers, and so do both directions from 1,024 padded numbers on where the head size is
-no multiple of 16. Rows are read where they are if they are evenly spaced (log_layernorm: if
+8,192 the backward of log_layernorm spills registers, and where the head size is no multiple of 16 it does from 2,048 on, and
+forward from 4,096. Rows are read where they are if they are evenly spaced (log_layernorm: if
 they are contiguous), else copied first. The model gives the reference point as rows, not 'previous', where it needs them
 anyway (residual 'reference' and 'transport') and with dynamic curvature, where it is projected.
 
@@ -311,7 +311,8 @@ def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.c
 
 @triton.jit
 def _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
-    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward"""
+    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward. Which rows are over the limit, and by
+    how much, is the formula's, |w|^2/N; _sum_rows takes it of the row, another by its rounding."""
     if KIND != ADD:
         v = _shorten(v)
     a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)

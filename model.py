@@ -86,6 +86,8 @@ class MixedConfig(GPTConfig):
         found = {"curvature": "curvature_initialization"} if self.curvature_initialization is not None else {}
         if self.curvature_mode == "fixed" and not self.dynamic_curvature:
             found["curvature_lr_mult"] = "a model that learns no curvature"
+        if self.reference == "origin" and self.residual != "origin":
+            found["residual"] = "reference = 'origin', where all of them are x (+) exp_0(v)"
         return found
 
 

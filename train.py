@@ -141,6 +141,8 @@ class TrainConfig:
             found.update(dict.fromkeys(("muon_lr", "muon_momentum", "muon_ns_steps"), f"optimizer = {self.optimizer!r}"))
         if not self.decay_lr:
             found.update(dict.fromkeys(("min_lr", "lr_decay_iters"), "decay_lr = False"))
+        if not self.wandb_log:
+            found.update(dict.fromkeys(("wandb_project", "wandb_run_name"), "wandb_log = False"))
         return found
 
 

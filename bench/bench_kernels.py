@@ -39,6 +39,7 @@ from train import pick_device  # noqa: E402
 # map -> rows that it takes. Necessary passes: forward reads them and writes one; backward reads them and the cotangent, and
 # writes a gradient for each
 OPERATIONS = {"mobius_add": 2, "expmap": 2, "add_exp_0": 2, "add_exp": 3, "logmap": 2, "log_layernorm": 1}
+LIMIT = {"add_exp_0": 2.0, "add_exp": 2.0}  # models call these with the projection; no row of make_inputs is as long
 DTYPES = ("float32", "bfloat16", "float16")
 HEADS = 12
 
@@ -136,16 +137,25 @@ def log_layernorm(x, c, weight):
     return F.layer_norm(u.to(weight.dtype), weight.shape, weight).to(x.dtype).view(x.shape)
 
 
+def as_models_call(module, name):
+    f = getattr(module, name)
+    return (lambda *inputs: f(*inputs, limit=LIMIT[name])) if name in LIMIT else f
+
+
 def in_pytorch(name):
-    return log_layernorm if name == "log_layernorm" else getattr(geometry, name)
+    return log_layernorm if name == "log_layernorm" else as_models_call(geometry, name)
+
+
+def in_triton(name):
+    import kernels
+    return as_models_call(kernels, name)
 
 
 def providers(device):
     """name -> a function that returns a map by name"""
     found = {"eager": in_pytorch, "compiled": lambda name: torch.compile(in_pytorch(name), fullgraph=True, dynamic=False)}
     if device.startswith("cuda"):
-        import kernels
-        found["triton"] = lambda name: getattr(kernels, name)
+        found["triton"] = in_triton
     return found
 
 

@@ -36,7 +36,7 @@ def test_bench_kernels_writes_a_table_and_a_plot(tmp_path):
 
 
 def test_bad_input_is_one_line(capsys):
-    for arguments in (['--ops=["expmapp"]'], ["--rounds=1"], ["--row=[3]"], ["--c=head", "--rows=[8]"]):
+    for arguments in (['--ops=["expmapp"]'], ["--rounds=1"], ["--row=[3]"], ["--c=head", "--rows=[8]"], ["--rows=[]"], ["--ops=[]"]):
         with pytest.raises(SystemExit) as end:
             bench_kernels.main(arguments)
         said = capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_the_roofline_file_is_what_the_script_writes():
 @pytest.mark.parametrize("c", ["one", "head", "row"])
 def test_every_provider_of_bench_kernels_passes_its_check(c):
     """The kernels among them, which need a GPU or, here, the interpreter."""
-    found = {"eager": bench_kernels.in_pytorch, "triton": lambda name: getattr(kernels, name)}
+    found = {"eager": bench_kernels.in_pytorch, "triton": bench_kernels.in_triton}
     for name in bench_kernels.OPERATIONS:
         inputs, g = bench_kernels.make_inputs(name, 24, 8, torch.float32, c, "cpu")
         for provider, get in found.items():

@@ -54,6 +54,8 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
     (["--min_lr=1.0"], "min_lr = 1.0"),
     (["--dropout=1.0"], "dropout = 1.0"),
     (["--muon_lr=0.1"], "command line: muon_lr has no effect with optimizer = 'adamw'"),
+    (["--wandb_project=x"], "command line: wandb_project has no effect with wandb_log = False"),
+    (["--model=mixed", "--reference=origin", "--residual=transport"], "residual has no effect with reference = 'origin'"),
     (["config/demo_flat.py", "--decay_lr=False", "--min_lr=1e-4"], "min_lr has no effect with decay_lr = False"),
     (["--model=mixed", "--n_layer=2", "--curvature_mode=parametric", "--curvature_initialization=[0.5,0.5]", "--curvature=2"],
      "curvature has no effect with curvature_initialization"),

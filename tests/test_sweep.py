@@ -146,8 +146,9 @@ def test_the_hash_is_of_what_decides_the_result_alone():
         return sweep.config_hash(configurator.resolve(argv, train.TrainConfig, models.CONFIGS))
     assert len(hashed()) == 64 and hashed() == hashed()
     for same in ("--out_dir=x", "--data_dir=/x", "--threads=3", "--device=cpu", "--init_from=resume",
-                 "--overwrite=True", "--wandb_project=x", "--log_interval=3", "--min_lr=1e-4", "--learning_rate=0.001"):
+                 "--overwrite=True", "--log_interval=3", "--min_lr=1e-4", "--learning_rate=0.001"):
         assert hashed(same) == hashed(), same
+    assert hashed("--wandb_log=True", "--wandb_project=x") == hashed()
     changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
                                    "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
     assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
