@@ -1,6 +1,7 @@
 """
 The files that a run leaves in its out_dir, but for the checkpoints (checkpoint.py): config.json, env.json, metrics.jsonl,
-summary.json and tensorboard/. What they are is said in train.py.
+summary.json and tensorboard/. What they are is said in train.py. While a run is under way its process holds the lock of the file
+`lock` there.
 """
 import contextlib
 import json
@@ -14,10 +15,16 @@ import time
 import torch
 
 import checkpoint
+import locks
+import paths
 from errors import UserError
-from whole_files import naming, write_file, write_json
+from whole_files import is_temporary, naming, write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+
+LOCK = "lock"
+# what may be in a run's folder before the run has a config.json: left by a run that was killed early, or by its sweep
+OWN_FILES = {"config.json", "env.json", "metrics.jsonl", "summary.json", "tensorboard", "ckpt", "wandb", "log.txt", LOCK}
 
 
 def environment(command, device, threads, world):
@@ -36,11 +43,40 @@ def environment(command, device, threads, world):
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
 
 
+@contextlib.contextmanager
+def hold_run(config, parallel):
+    """out_dir is this run's alone until its process ends. Of several processes the first one holds it. A look at a run that is
+    there (eval_only) writes nothing and needs no lock."""
+    looking = config.eval_only and config.init_from != "scratch" and holds_run(config.out_dir)
+    with contextlib.ExitStack() as held:
+        def take():
+            if config.init_from == "resume":
+                checkpoint.load_config(config.out_dir)  # without a run there is nothing to hold
+            check_place(config.out_dir)
+            held.enter_context(locks.held(config.out_dir, f"{config.out_dir}: another process is training in this folder; wait for "
+                                          "it, stop it, or choose another --out_dir", LOCK))
+        parallel.on_main(take if not looking else lambda: None)
+        yield
+
+
+def check_place(out_dir):
+    """May a run be in this folder? Raises UserError where it is not one or holds what is not a run's."""
+    paths.folder_to_write(out_dir, f"out_dir = '{out_dir}'")
+    foreign = [] if holds_run(out_dir) or not os.path.isdir(out_dir) else sorted(
+        name for name in os.listdir(out_dir) if name not in OWN_FILES and not is_temporary(name))
+    if foreign:
+        raise UserError(f"{out_dir} is not empty and holds no run (there is {foreign[0]}): choose another --out_dir, such as "
+                        f"{os.path.join(out_dir, 'run')}")
+
+
+def holds_run(out_dir):
+    return os.path.lexists(os.path.join(out_dir, "config.json"))
+
+
 def check_run(out_dir, init_from, overwrite, full, fixed):
     """May this run begin, or go on, in out_dir? Writes nothing. full: the resolved configuration as a dict. fixed: its keys
     that a resumed run keeps. -> (resume?, is there a checkpoint to resume from?)"""
-    holds_run = os.path.exists(os.path.join(out_dir, "config.json"))
-    if init_from == "resume" or (init_from == "auto" and holds_run):
+    if init_from == "resume" or (init_from == "auto" and holds_run(out_dir)):
         before = checkpoint.load_config(out_dir)
         for key in fixed:
             if key not in before:
@@ -48,7 +84,7 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
             if before[key] != full[key]:
                 raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
         return True, checkpoint.can_resume(out_dir)
-    if holds_run and not overwrite:
+    if holds_run(out_dir) and not overwrite:
         raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
                         f"--overwrite=True replaces it, or choose another --out_dir")
     if any(checkpoint.exists(out_dir, name) for name in ("last", "best")) and not overwrite:
@@ -61,7 +97,6 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
 def start_run(out_dir, resume, full):
     """Make out_dir this run's: what an earlier run left goes, unless it is resumed. The body makes the rest of its files; if
     that fails (a full disk), no run is left that the next attempt would have to overwrite."""
-    is_new = not os.path.isdir(out_dir)
     if not resume:
         # the checkpoints first: what is left if this is interrupted is a run that has not come far
         checkpoint.remove_all(out_dir)
@@ -75,9 +110,8 @@ def start_run(out_dir, resume, full):
             write_json(os.path.join(out_dir, "config.json"), full)
             yield
     except OSError:
-        if is_new:
-            shutil.rmtree(out_dir, ignore_errors=True)
-        elif not resume:
+        if not resume:
+            shutil.rmtree(os.path.join(out_dir, "tensorboard"), ignore_errors=True)
             for name in ("metrics.jsonl", "env.json", "config.json"):
                 with contextlib.suppress(OSError):
                     os.remove(os.path.join(out_dir, name))
@@ -91,13 +125,13 @@ def start_wandb(config, full):
     except ImportError:
         raise UserError("wandb_log = True needs Weights & Biases: pip install wandb") from None
     name = config.wandb_run_name or os.path.basename(os.path.normpath(config.out_dir))
-    is_new = not os.path.isdir(config.out_dir)
-    os.makedirs(config.out_dir, exist_ok=True)  # its own files go there, too
+    own = os.path.join(config.out_dir, "wandb")  # its files go there, too
+    is_new = not os.path.lexists(own)
     try:
         return wandb.init(project=config.wandb_project, name=name, config=full, dir=config.out_dir)
     except Exception as error:  # whatever its network, login or settings raise
         if is_new:
-            shutil.rmtree(config.out_dir)
+            shutil.rmtree(own, ignore_errors=True)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"Weights & Biases did not start: {reason}; log in with 'wandb login', or use --wandb_log=False"
                         ) from None

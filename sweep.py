@@ -45,6 +45,8 @@ Exit status: 0 every run finished or diverged, or a signal stopped the sweep; 1 
 command of `after` failed; 2 bad input, of which most is found before anything starts, or runs.csv cannot be written
 (a full disk): what is running is saved first, and the same command goes on.
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import collections
 import contextlib
 import csv
@@ -73,12 +75,15 @@ import torch
 
 import checkpoint
 import configurator
+import locks
 import models
+import paths
 import train
 from configurator import Parser
 from dataloader import load_meta
 from errors import UserError, exit_cleanly
 from interrupts import Stop
+from run_directory import LOCK
 from whole_files import naming, write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -146,7 +151,7 @@ def load(path):
     """The assignments of a sweep file, checked; arms as a list of {name, config, role, overrides, grid, seeds}."""
     kinds = {"arms": dict, "grid": dict, "seeds": list, "runs": list, "budget": dict, "defaults": dict, "slurm": dict,
              "after": list}
-    given = configurator.run_file(path)
+    given = configurator.run_file(path, "sweep file")
     check_names(given, kinds, path)
     try:
         json.dumps(given)
@@ -241,7 +246,7 @@ def short(path):
 
 def config_path(config):
     """A sweep's config files are named from the repository, wherever it is started."""
-    return os.path.join(HERE, config)
+    return os.path.join(HERE, paths.expand(config))
 
 
 def flags(overrides):
@@ -485,11 +490,8 @@ class Job:
     def start(self):
         """False: another process has this run in use."""
         os.makedirs(self.run.folder, exist_ok=True)
-        self.lock = open(os.path.join(self.run.folder, "lock"), "a")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.lock.close()
+        self.lock = locks.try_lock(os.path.join(self.run.folder, LOCK))
+        if self.lock is None:
             return False
         if self.run.hash not in self.rows.read():  # it may have ended elsewhere since we looked
             self._attempt()
@@ -498,7 +500,8 @@ class Job:
     def _attempt(self):
         self.tries += 1
         arguments = command_of(self.run, self.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1",
+                       locks.INHERITED: str(self.lock.fileno())}
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpu
         note(self.run, f"# attempt of {time.strftime('%Y-%m-%dT%H:%M:%S%z')} on {platform.node()}: "
@@ -549,14 +552,13 @@ class Job:
 
 
 def in_use(run):
-    try:
-        with open(os.path.join(run.folder, "lock")) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    path = os.path.join(run.folder, LOCK)
+    if not os.path.exists(path):
         return False
-    except BlockingIOError:
-        return True
-    return False
+    lock = locks.try_lock(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -831,11 +833,19 @@ def run_after(commands, folder, runs, rows):
     return True
 
 
+def check_folder(folder, given):
+    """A new folder, an empty one or that of a sweep. Raises UserError."""
+    paths.folder_to_write(folder, f"--out {given}")
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    if found and not {"sweep.json", "runs", "runs.csv"}.intersection(found):
+        raise UserError(f"--out {given} is not empty and holds no sweep (there is {min(found)}): choose another folder")
+
+
 def parse(argv):
     parser = Parser("sweep.py", __doc__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("sweep", help="a sweep file")
-    parser.add_argument("--out", help="folder of the sweep (default: out/sweeps/<name of the file>)")
+    parser.add_argument("sweep", type=paths.expand, help="a sweep file")
+    parser.add_argument("--out", type=paths.expand, help="folder of the sweep (default: out/sweeps/<name of the file>)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     parser.add_argument("--threads", type=int, default=cores,
                         help="CPU threads of all jobs together (%(default)s); on Slurm each has the cpus of the file")
@@ -854,7 +864,9 @@ def parse(argv):
 def main(argv, command=TRAIN):
     options = parse(argv)
     sweep = load(options.sweep)
-    folder = os.path.abspath(options.out or os.path.join("out", "sweeps", sweep_name(options.sweep)))
+    given = options.out or os.path.join("out", "sweeps", sweep_name(options.sweep))
+    folder = os.path.abspath(given)
+    check_folder(folder, given)
     threads = threads_of_a_run(options, sweep["slurm"])
     runs = make_runs(sweep, options.sweep, folder, threads)
     rows = Rows(folder)

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 
 
 @contextlib.contextmanager
@@ -37,6 +38,11 @@ def write_temporary(path, data):
         remove([temporary])
         raise
     return temporary
+
+
+def is_temporary(name):
+    """Is this file one that write_temporary() had begun when it was killed?"""
+    return re.fullmatch(r"\..+\.\d+\.tmp", name) is not None
 
 
 def remove(paths):

@@ -16,7 +16,6 @@ A data set of shards is a folder with the shards and meta.json, which is written
     options                              the options that it was made with
 """
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -98,24 +97,6 @@ def writing(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; the same command goes on where this "
                         "one stopped") from None
-
-
-@contextlib.contextmanager
-def locked(folder):
-    """The folder, made if need be, is this process's alone. Raises UserError where another one is at work in it."""
-    with writing(folder):
-        os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, ".lock"), "wb")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process no longer holds it
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is preparing data there; wait for it, or give another "
-                            "--out_dir") from None
-        for name in os.listdir(folder):  # what write_file had begun when it was killed
-            if re.fullmatch(r"\.(progress|meta)\.json\.\d+\.tmp", name):
-                os.remove(os.path.join(folder, name))
-        yield
 
 
 def shard_files(folder):

