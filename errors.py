@@ -9,8 +9,11 @@ import errno
 import functools
 import os
 import sys
+import unicodedata
 
 import torch
+
+import startup
 
 
 class UserError(Exception):
@@ -31,6 +34,21 @@ class AlreadySaid(Exception):
     def __init__(self, status):
         super().__init__(status)
         self.status = status
+
+
+def shown(value):
+    """A value in a message as the user typed it: text without the backslashes that Python's repr puts into it."""
+    if isinstance(value, str):
+        return f"'{value}'" if value.isprintable() else repr(value)
+    return repr(value)
+
+
+def shown_character(c):
+    """One character in a message: itself where it can be seen, and its code point and name for those who cannot see it (or whose
+    terminal cannot show it)."""
+    name = {"\n": "a newline", "\r": "a carriage return", "\t": "a tab"}.get(c) or unicodedata.name(c, "").lower()
+    about = ", ".join(filter(None, [f"U+{ord(c):04X}", name]))
+    return f"'{c}' ({about})" if c.isprintable() else about
 
 
 _launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
@@ -63,6 +81,7 @@ def exit_cleanly(main):
     def run(*args, **kwargs):
         if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # characters that a terminal's encoding does not have
+        startup.raise_as_usual()
         try:
             status = main(*args, **kwargs) or 0
         except UserError as error:
@@ -88,6 +107,7 @@ def exit_cleanly(main):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             status = 130
+        startup.leave_at_once()  # what Python still does at its end is nothing to wait for
         sys.stdout.flush()
         sys.exit(status)
 

@@ -3,6 +3,8 @@ Validation losses of runs: a table on the terminal and a plot of the curves.
 
     python plot_runs.py out/demo_baseline out/demo_flat out/demo_mixed --out=out/demo.png
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import json
 import os
 import sys

@@ -15,6 +15,8 @@ plots in one file) and the plots as .png and .svg. A sweep that is still running
 what is missing. A sweep with target_val_loss is about time: its runs stop at the target, so everything that is said of
 losses above is said of the steps to the target, learning rates included, and the headline also of the seconds.
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import argparse
 import csv
 import dataclasses

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

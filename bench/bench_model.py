@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 

@@ -24,8 +24,10 @@ import time
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import configurator  # noqa: E402
+from configurator import Path  # noqa: E402
 from data import shards  # noqa: E402
 from data.fineweb import prepare  # noqa: E402
 from data.shakespeare_text import get_text  # noqa: E402
@@ -35,7 +37,7 @@ from tokenizer import gpt2_encoding  # noqa: E402
 
 @dataclass
 class BenchConfig:
-    input: str | None = None  # a UTF-8 text file; without it Shakespeare
+    input: Path | None = None  # a UTF-8 text file; without it Shakespeare
     megabytes: int = 16  # of documents, drawn from the text
     characters: int = 3000  # of a document, on average (FineWeb's)
     rounds: int = 7  # timed runs of each

@@ -20,10 +20,13 @@ import tempfile
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 
 import configurator  # noqa: E402
+import paths  # noqa: E402
+from configurator import Path  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -39,7 +42,7 @@ VARIANTS = {"origin": (dict(REFERENCE=0), 1, 3, 1, 1, 1), "given": (dict(REFEREN
 
 @dataclass
 class MachineCodeConfig:
-    json: str | None = None  # write the rows here
+    json: Path | None = None  # write the rows here
     arch: list[int] | None = None  # compute capabilities (None: 80 and 90)
     dtype: list[str] | None = None  # of the rows (None: float32, bfloat16, float16)
     width: list[int] | None = None  # D (None: 32, 64, 128, 384, 768, 1024, 2048 and 4096)
@@ -208,7 +211,7 @@ def main(argv):
     if not rows:
         raise UserError(f"no kernel has {' or '.join(map(repr, config.kernel))} in its name")
     if config.json:
-        with open(config.json, "w") as f:
+        with open(paths.file_to_write(config.json, f"json = '{config.json}'"), "w") as f:
             json.dump(rows, f, indent=1)
     return 0
 

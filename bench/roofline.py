@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import configurator  # noqa: E402
 from errors import exit_cleanly  # noqa: E402

@@ -14,14 +14,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-import torch
-
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+
+import torch  # noqa: E402
 
 import configurator  # noqa: E402
 import models  # noqa: E402
+import paths  # noqa: E402
 import train  # noqa: E402
+from configurator import Path  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 from optimizer import make_optimizers, parameter_groups  # noqa: E402
 from parallel import Parallel  # noqa: E402
@@ -38,7 +41,7 @@ PROCESSES = 2
 
 @dataclass
 class Options:
-    out: str = os.path.join(HERE, "docs", "scaling.md")  # the file to write
+    out: Path = os.path.join(HERE, "docs", "scaling.md")  # the file to write
     micro_batch: int = 8  # B of the predictions
     micro_steps: int = 1  # m of the predictions
     worker: str | None = None  # used by the script itself: measure as one of torchrun's processes
@@ -229,6 +232,7 @@ def main(argv):
     if options.worker:
         measure(*options.worker.split(","))
         return 0
+    paths.file_to_write(options.out, f"out = '{options.out}'")  # before a minute's work
     text = page(options)
     os.makedirs(os.path.dirname(os.path.abspath(options.out)), exist_ok=True)
     write_file(options.out, text.encode("utf-8"))

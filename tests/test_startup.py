@@ -1,0 +1,52 @@
+"""Ctrl-C in the first second of every script, while its imports are under way."""
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_train import ROOT
+
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for pattern in ("*.py", "bench/*.py", "data/*/prepare.py") for p in pathlib.Path(ROOT).glob(pattern)
+                 if '__name__ == "__main__"' in p.read_text())
+
+# stands for a package that takes a while to import: Ctrl-C comes meanwhile
+SLOW = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+
+
+def test_all_scripts_are_found():
+    assert {"train.py", "sample.py", "sweep.py", "data/fineweb/prepare.py", "bench/bench_kernels.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
+    for name in ("torch", "numpy", "matplotlib", "tiktoken", "requests"):
+        (tmp_path / f"{name}.py").write_text(SLOW)
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_program_that_is_none_of_ours_keeps_its_own_ctrl_c():
+    code = "import signal, errors; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n"
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored(tmp_path):
+    """A shell starts background jobs so: Ctrl-C is for the job in the foreground."""
+    (tmp_path / "torch.py").write_text("import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN); raise SystemExit")
+    done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert done.stdout == "True\n"
+
+
+def test_ctrl_c_in_main_is_one_line_too(tmp_path):
+    """After the imports main() gets KeyboardInterrupt as any program does, and its line is the same."""
+    script = pathlib.Path(ROOT) / "bench" / "roofline.py"
+    code = ("import os, signal, sys, runpy\nsys.argv = [sys.argv[1]]\nimport configurator\n"
+            "configurator.resolve = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
