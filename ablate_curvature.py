@@ -18,6 +18,8 @@ The other weights were trained with the curvature they had, so a change that hur
 c, not that a model trained without it would be worse. That takes other arms: the flat control, and curvature_lr_mult =
 0, which trains with c frozen at exactly this start.
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import argparse
 import math
 import os
@@ -29,6 +31,7 @@ import torch
 
 import checkpoint
 import models
+import paths
 from configurator import Parser
 from dataloader import Loader, load_meta
 from errors import UserError, exit_cleanly
@@ -253,7 +256,7 @@ def whole_number(least):
 @exit_cleanly
 def main(argv):
     parser = Parser("ablate_curvature.py", __doc__)
-    parser.add_argument("run", help="directory of a run of train.py")
+    parser.add_argument("run", type=paths.expand, help="directory of a run of train.py")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which of its checkpoints")
     parser.add_argument("--batches", type=whole_number(1), help="evaluation batches (default: the run's eval_iters)")
     options = parser.parse_args(argv)

@@ -21,6 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import geometry  # noqa: E402
+import paths  # noqa: E402
 from errors import UserError  # noqa: E402
 from isotropy import MIN_CONTEXTS  # noqa: E402
 from hyperbolicity import POINTS  # noqa: E402
@@ -462,11 +463,8 @@ def markdown(results, settings, plots, captions):
 
 def check_folder(out):
     """Raise UserError unless `out` is new, empty or an earlier report."""
-    if not os.path.lexists(out):
-        return
-    if not os.path.isdir(out):
-        raise UserError(f"--out={out} is a file; name a folder")
-    found = sorted(os.listdir(out))
+    paths.folder_to_write(out, f"--out={out}")
+    found = sorted(os.listdir(out)) if os.path.isdir(out) else []
     own = set()
     if "metrics.json" in found:
         try:

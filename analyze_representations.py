@@ -16,6 +16,8 @@ the number of groups is chosen (16 to 64).
 In the folder --out: report.md (tables and plots), metrics.json (every number with its interval), plots as PNG and SVG.
 A folder that holds an earlier analysis is replaced; one that holds anything else is refused.
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import os
 import sys
 import time
@@ -35,7 +37,10 @@ import configurator  # noqa: E402
 import hidden_states  # noqa: E402
 import hyperbolicity  # noqa: E402
 import isotropy  # noqa: E402
+import locks  # noqa: E402
 import models  # noqa: E402
+import paths  # noqa: E402
+from configurator import Path  # noqa: E402
 from dataloader import Loader, load_meta  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 from group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of  # noqa: E402
@@ -50,7 +55,7 @@ TYPES = 64  # most frequent token types, for the self-similarity
 
 @dataclass
 class AnalysisConfig:
-    out: str = "analysis_out"  # folder of the report; it may hold an earlier one, nothing else
+    out: Path = "analysis_out"  # folder of the report; it may hold an earlier one, nothing else
     checkpoint: Literal["best", "last"] = "best"  # which checkpoint of each run
     tokens: int = 32768  # validation tokens to read, in whole sequences of the run's block_size, spread over the split
     pairs: int = 20000  # random pairs of tokens for the mean cosine
@@ -58,7 +63,7 @@ class AnalysisConfig:
     bootstrap: int = 200  # replicates behind each interval
     seed: int = 1337  # of what is drawn: tokens kept, pairs, samples, replicates, null sets
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps': where the models run
-    data_dir: str | None = None  # where the data sets are (None: where each run had them)
+    data_dir: Path | None = None  # where the data sets are (None: where each run had them)
     batch_size: int = 16  # sequences read at a time
 
     def __post_init__(self):
@@ -285,7 +290,7 @@ def split_arguments(argv):
         elif argument.startswith("-"):
             options.append(argument)
         else:
-            folders.append(argument)
+            folders.append(paths.expand(argument))
     return folders, options
 
 
@@ -325,12 +330,12 @@ def open_text(folder, config, device):
 
 def names_of(folders):
     """A short name for each run: the folder's, or the whole path where two are called the same."""
-    paths = [os.path.normpath(f) for f in folders]
-    for path in paths:
-        if paths.count(path) > 1:
+    full = [os.path.normpath(f) for f in folders]
+    for path in full:
+        if full.count(path) > 1:
             raise UserError(f"{path} is given twice")
-    short = [os.path.basename(os.path.abspath(p)) for p in paths]
-    return [p if short.count(s) > 1 else s for p, s in zip(paths, short)]
+    short = [os.path.basename(os.path.abspath(p)) for p in full]
+    return [p if short.count(s) > 1 else s for p, s in zip(full, short)]
 
 
 def facts_of(run):
@@ -354,6 +359,13 @@ def main(argv):
         raise UserError("name at least one run: python analyze_representations.py out/demo_mixed --out analysis_out/x")
     device = pick_device(config.device)
     names = names_of(folders)
+    paths.folder_to_write(config.out, f"--out={config.out}")
+    with locks.held(os.path.dirname(os.path.abspath(config.out)), f"--out={config.out}: another process is writing an analysis there; "
+                    "wait for it, or name another folder", f".{os.path.basename(os.path.abspath(config.out))}.lock"):
+        return analyze(folders, names, config, device, argv)
+
+
+def analyze(folders, names, config, device, argv):
     analysis_report.check_folder(config.out)
     texts = [open_text(folder, config, device) for folder in folders]  # all of them, before minutes of work
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import models
+import paths
 from errors import UserError
 from parallel import full, named_parameters, placed_like
 
@@ -216,10 +217,12 @@ def remove_all(out_dir):
 def load_config(out_dir):
     """config.json of a run: every key of train.py and of the model, resolved."""
     path = os.path.join(out_dir, "config.json")
-    if not os.path.isdir(out_dir):
+    if not os.path.lexists(out_dir):
         raise UserError(f"{out_dir}: no such run")
+    paths.folder_to_read(out_dir, out_dir, "the folder of a run")
     if not os.path.isfile(path):
-        raise UserError(f"{out_dir} is not a run: it has no config.json")
+        found = paths.what_is(path)
+        raise UserError(f"{out_dir} is not a run: " + (f"its config.json {found}" if found else "it has no config.json"))
     try:
         with open(path, encoding="utf-8") as f:
             config = json.load(f)

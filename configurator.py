@@ -12,6 +12,7 @@ which a dataclass's `without_effect()` says that the other values switch it off;
 """
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -22,7 +23,10 @@ import textwrap
 import types
 import typing
 
-from errors import UserError
+import paths
+from errors import UserError, shown
+
+Path = typing.Annotated[str, "path"]  # type of a key that names a file or folder: a leading ~ is the user's home
 
 
 def keys_of(schema):
@@ -39,18 +43,22 @@ def derived(**kwargs):
 # types
 
 def _describe(kind):
+    if kind is Path:
+        return "a path"
     if typing.get_origin(kind) is typing.Literal:
         return " | ".join(repr(a) for a in typing.get_args(kind))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " | ".join(_describe(a) for a in typing.get_args(kind))
     if typing.get_origin(kind) is list:
         return f"a list, each {_describe(typing.get_args(kind)[0])}"
-    return {bool: "True | False", int: "a whole number (of 64 bits)", float: "a number", str: "text",
+    return {bool: "True | False", int: "a whole number", float: "a number", str: "text",
             type(None): "None"}[kind]
 
 
 def _fit(value, kind):
     """(True, value as that type) or (False, None). Strict: a bool is no int, 1.0 is no int, an int is a float."""
+    if kind is Path:
+        kind = str
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         for option in args:
@@ -79,6 +87,7 @@ def _fit(value, kind):
 def _from_text(text, kind):
     """A command-line value: as the text itself where the key takes it (so --start=1 is text; but None is None where there may be
     none), else as a literal."""
+    text = as_typed(text)
     if text == "None" and _fit(None, kind)[0]:
         return None
     try:
@@ -88,31 +97,46 @@ def _from_text(text, kind):
     return value if _fit(value, kind)[0] and not _fit(text, kind)[0] else (text if _fit(text, kind)[0] else value)
 
 
+def as_typed(argument):
+    """What the user typed: where the locale is not that of the terminal, bytes of UTF-8 reach Python as lone surrogates."""
+    if any("\udc80" <= character <= "\udcff" for character in argument):
+        with contextlib.suppress(UnicodeError):
+            return os.fsencode(argument).decode("utf-8")
+    return argument
+
+
 def checked(key, value, field, where):
     """The value in the type of its dataclass field, or UserError."""
     fits, fitted = _fit(value, field.type)
     if not fits:
-        raise UserError(f"{where}: {key} = {value!r}: {key} takes {_describe(field.type)}")
-    return fitted
+        if _takes(field.type, int) and type(value) is int:
+            digits = str(value) if abs(value) < 10 ** 30 else f"a number of {len(str(abs(value)))} digits"
+            raise UserError(f"{where}: {key} = {digits}: a whole number has to be between -2^63 and 2^63")
+        raise UserError(f"{where}: {key} = {shown(value)}: {key} takes {_describe(field.type)}")
+    return paths.expand(fitted) if _takes(field.type, Path) and isinstance(fitted, str) else fitted
+
+
+def _takes(kind, option):
+    """Is `option` this type, or one of those that it may be?"""
+    return kind is option or option in typing.get_args(kind)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # config files
 
-def run_file(path):
-    """The assignments of a config file, as a dict."""
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder; a config file is needed")
-    if not os.path.isfile(path):
+def run_file(path, kind="config file"):
+    """The assignments of a config file, or of another Python file of that form, as a dict."""
+    if not os.path.lexists(path):
         folder = os.path.dirname(path) or "."
         near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], 1)
         hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
-        raise UserError(f"{path}: no such config file{hint}")
+        raise UserError(f"{path}: no such {kind}{hint}")
+    paths.file_to_read(path, path, f"a {kind}")
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             text = f.read()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, so not a config file") from None
+        raise UserError(f"{path}: not UTF-8 text, so not a {kind}") from None
     names = {}
     try:
         exec(compile(text, path, "exec"), names)
@@ -211,7 +235,7 @@ def resolve(argv, schema, variants=None, selector="model", script_doc="", refuse
         elif arg.startswith("-") and arg != "-":
             raise UserError(f"{arg}: options are written --key=value (--help lists every key)")
         else:
-            for key, value in run_file(arg).items():
+            for key, value in run_file(paths.expand(arg)).items():
                 put(key, value, arg)
 
     def refuse_without_effect(config):

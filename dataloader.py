@@ -22,17 +22,21 @@ import numpy as np
 import torch
 
 from errors import UserError
+from paths import missing_above, short, what_is
 
 HEADER_WORDS, MAGIC, VERSION = 256, 20240520, 1
 
 
 def load_meta(folder):
     """meta.json of a data set, checked for what training needs."""
-    path = os.path.join(folder, "meta.json")
+    path, folder = os.path.join(folder, "meta.json"), short(folder)
     prepare = os.path.join(folder, "prepare.py")
     if not os.path.isfile(path):
-        hint = f"run: python {prepare}" if os.path.isfile(prepare) else f"there is no {prepare}; see data/ for the sets"
-        raise UserError(f"no prepared data in {folder}: {hint}")
+        there = what_is(folder)
+        raise UserError(f"no prepared data in {folder}: " + (
+            f"run: python {prepare}" if os.path.isfile(prepare) else f"there is no such folder{missing_above(folder)}; see data/ for the sets" if there is None
+            else f"there is no {prepare} either; see data/ for the sets" if os.path.isdir(folder)
+            else f"it {there}, a folder is needed"))
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
@@ -49,7 +53,7 @@ def load_meta(folder):
         if not all(type(meta.get(key, "")) is str for key in ("tokenizer", "characters")):  # for sampling, long after
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path} is damaged; run: python {prepare}") from None
+        raise UserError(f"{short(path)} is damaged; run: python {prepare}") from None
     return meta
 
 
@@ -58,6 +62,7 @@ class TokenFile:
 
     def __init__(self, path, tokens, header_bytes, vocab_size):
         self.path, self.vocab_size = path, vocab_size
+        path = short(path)
         self.prepare = f"run: python {os.path.join(os.path.dirname(path), 'prepare.py')}"
         if not os.path.isfile(path):
             raise UserError(f"{path} is missing; {self.prepare}")
