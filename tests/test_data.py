@@ -297,7 +297,7 @@ def test_gpt2_known_ids():
 def test_char_known_ids_and_unknown_character():
     char = tokenizer.load_tokenizer({"tokenizer": "char", "characters": "\nab"})
     assert char.vocab_size == 3 and char.encode("ba\n") == [2, 1, 0]
-    with pytest.raises(UserError, match=r"'é' \(U\+00E9\) is not among the 3 characters"):
+    with pytest.raises(UserError, match=r"'é' \(U\+00E9, latin small letter e with acute\) is not among the 3 characters"):
         char.encode("abé")
 
 
@@ -509,7 +509,7 @@ def test_command_line(text_file, tmp_path):
     (["--input=."], "is a folder"),
     (["--input="], "--input is empty"),
     (["--input=own text.txt", "--out_dir="], "--out_dir is empty"),
-    (["--input=own text.txt", "--out_dir=empty"], "cannot write the data set: File exists"),
+    (["--input=own text.txt", "--out_dir=empty"], "out_dir = 'empty' is a file; a folder is needed"),
     (["--inptu=x"], "unknown key 'inptu'; did you mean 'input'?"),
     (["--input", "x"], "options are written --key=value"),
 ])

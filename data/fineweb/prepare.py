@@ -43,9 +43,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))  # the repository, for a script that is run by its path
+import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
@@ -54,8 +56,10 @@ import requests  # noqa: E402
 import tqdm  # noqa: E402
 
 import configurator  # noqa: E402
+import paths  # noqa: E402
+from configurator import Path  # noqa: E402
 from data import shards  # noqa: E402
-from data.sources import CONNECT_SECONDS, READ_SECONDS, network_reason, sha256_of  # noqa: E402
+from data.sources import CONNECT_SECONDS, READ_SECONDS, network_reason, preparing, sha256_of, tidy  # noqa: E402
 from errors import UserError, exit_cleanly  # noqa: E402
 from interrupts import Stop  # noqa: E402
 from tokenizer import GPT2_END_OF_TEXT, gpt2_encoding  # noqa: E402
@@ -77,11 +81,12 @@ PIECE_CHARACTERS = 100_000    # of one document that tiktoken gets at once
 @dataclass
 class Options:
     source: str = "shards"  # 'shards': tokens made by others | 'hub': FineWeb's text | files and patterns, with commas
-    out_dir: str | None = None  # folder for the shards and meta.json; without it the script's own
+    out_dir: Path | None = None  # folder for the shards and meta.json; without it the script's own
     num_shards: int | None = None  # train shards to make; without it 9 of 'shards', all of a text
     num_tokens: int | None = None  # train tokens to make, instead of num_shards
     mirror: str | None = None  # address in place of https://huggingface.co; HF_ENDPOINT does the same
     text_column: str = "text"  # of FILES: column or key of the text
+    newlines: Literal["keep", "lf"] = "keep"  # of FILES: 'lf' turns line ends with CR (Windows) into LF
     val_share: float = 0.005  # of a text: share of the documents for validation
     shard_tokens: int = 100_000_000  # of a text: tokens a shard
     commit_seconds: float = 10.0  # of a text: how much work a kill may cost
@@ -103,7 +108,8 @@ class Options:
             raise UserError(f"shard_tokens = {self.shard_tokens}: a shard's header holds at most {2 ** 31 - 1:,}")
         if self.commit_seconds < 0:
             raise UserError(f"commit_seconds = {self.commit_seconds}: must be at least 0")
-        keys = {"shards": ("text_column", "val_share", "shard_tokens", "commit_seconds"), "hub": ("text_column",)}
+        keys = {"shards": ("text_column", "newlines", "val_share", "shard_tokens", "commit_seconds"),
+                "hub": ("text_column", "newlines")}
         for key in keys.get(self.source, ()):
             if getattr(self, key) != getattr(Options, key):
                 raise UserError(f"{key} has no effect on --source={self.source}; leave it out")
@@ -265,12 +271,15 @@ def prepare_shards(options, folder, stop):
 def local_files(source):
     """The files that --source=FILES means, in order, each once. Raises UserError."""
     files = []
-    for pattern in filter(None, (part.strip() for part in source.split(","))):
+    for given in filter(None, (part.strip() for part in source.split(","))):
+        pattern = paths.expand(given)
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise UserError(f"--source: {pattern}: no such file; it takes 'shards', 'hub', or files and patterns")
+            raise UserError(f"--source: {given}: no such file; it takes 'shards', 'hub', or files and patterns")
         files += found
     for path in files:
+        if not os.path.exists(path):
+            raise UserError(f"--source: {path} {paths.what_is(path)}")
         if os.path.isdir(path):
             raise UserError(f"--source: {path} is a folder; give its files, as '{os.path.join(path, '*.parquet')}'")
         if not path.endswith(tuple(ROWS_OF)):
@@ -318,25 +327,32 @@ def text_rows(path, column):
         yield f.read()
 
 
+SAID = []  # by rows_of
 ROWS_OF = {".parquet": parquet_rows, ".jsonl": jsonl_rows, ".jsonl.gz": jsonl_rows, ".jsonl.zst": jsonl_rows,
            ".txt": text_rows}
 
 
-def rows_of(files, column):
-    """The documents of some files, one after another, as `datasets` takes them: {column: text or None}."""
+def rows_of(files, column, newlines):
+    """The documents of some files, one after another, as `datasets` takes them: {column: text or None}. What is done to the
+    first one that has a byte-order mark or line ends with CR is said. (`datasets` calls this once a file.)"""
     for path in files:
         read = next(rows for ending, rows in ROWS_OF.items() if path.endswith(ending))
         try:
             for text in read(path, column):
+                text, said = tidy(text, newlines) if text else (text, [])
+                if said and not SAID:
+                    SAID.extend(said)
+                    for sentence in said:
+                        print(f"note: {path}: {sentence}; so in other documents like it", file=sys.stderr)
                 yield {column: text}
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
-def open_local(files, column):
+def open_local(files, column, newlines):
     import datasets  # takes two seconds, which downloads need not wait for
 
-    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"files": files, "column": column})
+    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"files": files, "column": column, "newlines": newlines})
 
 
 def local_fingerprint(files):
@@ -396,7 +412,7 @@ def open_source(options, version):
     files = local_files(options.source)
     names = [os.path.basename(path) for path in files]
     names = ", ".join(names if len(names) <= 4 else [*names[:2], f"... ({len(names):,} files)", names[-1]])
-    dataset = open_local(files, options.text_column)
+    dataset = open_local(files, options.text_column, options.newlines)
     return local_fingerprint(files), dataset, dataset, {"corpus": names, "source": names}
 
 
@@ -539,6 +555,8 @@ def prepare_text(options, folder, stop):
     num_tokens = options.num_shards * options.shard_tokens if options.num_shards else options.num_tokens
     made_with = {"source": options.source, "text_column": options.text_column, "num_tokens": num_tokens,
                  "val_share": options.val_share, "shard_tokens": options.shard_tokens}
+    if options.newlines != "keep":  # data made before there was this option kept them
+        made_with["newlines"] = options.newlines
     progress = None
     if not options.overwrite:
         if meta := shards.read_json(folder, shards.META):
@@ -551,6 +569,7 @@ def prepare_text(options, folder, stop):
         if not progress and shards.shard_files(folder):
             refuse(folder, "has shards of which nothing is known")
 
+    SAID.clear()
     version, dataset, rows, about = open_source(options, progress and progress["version"])
     if progress and progress["version"] != version:
         refuse(folder, "has an unfinished run, and its source has changed since")
@@ -588,7 +607,7 @@ def main(argv):
         print("verified    header, size, SHA-256 and greatest token of every shard")
         return 0
     stop = Stop()
-    with shards.locked(folder):
+    with preparing(folder):
         try:
             (prepare_shards if options.source == "shards" else prepare_text)(options, folder, stop)
         except Stopped:
