@@ -19,7 +19,10 @@ Exit status: 0 finished, or stopped by a signal and resumable; 2 bad input; 3 di
 Micro-batch k of a run is a function of the data, the seed and k, and so are the random numbers drawn in it (dropout): a
 resumed run is the run that was never stopped, bit for bit on the CPU, and W processes train as one.
 """
+import startup  # first: Ctrl-C while the others are imported is one line
+
 import contextlib
+import datetime
 import importlib.util
 import math
 import os
@@ -37,15 +40,17 @@ from tqdm import tqdm
 import checkpoint
 import configurator
 import models
+from configurator import Path
 from dataloader import Loader, load_meta
 from errors import Diverged, UserError, exit_cleanly, speak_as
 from interrupts import Stop
 from optimizer import make_optimizers, set_lr
 from parallel import Parallel, clip_gradients, gradient_norm
-from run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
+from run_directory import Metrics, NoMetrics, check_run, environment, hold_run, start_run, start_wandb
 from whole_files import write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+REPORT_SECONDS = 60  # without a terminal: between two lines of progress, beside those of evaluations
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -54,14 +59,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 @dataclass
 class TrainConfig:
     model: Literal[*models.MODELS] = "baseline"  # which file: model_baseline.py | model.py | model_controls.py
-    out_dir: str = "out"  # the run's own directory
+    out_dir: Path = "out"  # the run's own directory
     overwrite: bool = False  # replace the run that out_dir holds
     init_from: Literal["scratch", "resume", "auto"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so
         # if out_dir holds a run, and starts one if not
     seed: int = 1337  # of the weights, of dropout and of the order of the data
     # data
     dataset: str = "shakespeare_char"  # folder in data_dir, prepared by its prepare.py
-    data_dir: str = os.path.join(HERE, "data")  # where the data sets are
+    data_dir: Path = os.path.join(HERE, "data")  # where the data sets are
     batch_size: int = 12  # sequences in a micro-batch
     gradient_accumulation_steps: int = 1  # micro-batches in a step, of all processes; tokens a step = this * batch_size *
         # block_size
@@ -259,7 +264,7 @@ def seed_micro_batch(seed, k):
 def main(argv):
     config, model_config = configurator.resolve(argv, TrainConfig, models.CONFIGS, "model", __doc__)
     parallel = Parallel(config.parallel, pick_device(config.device))
-    with parallel.watching():
+    with parallel.watching(), hold_run(config, parallel):
         status = train(config, model_config, parallel, argv)
     parallel.close()  # not after an error: nccl would wait for processes that wait for this one
     return status
@@ -317,7 +322,8 @@ def train(config, model_config, parallel, argv):
             "tokenizer": {k: meta[k] for k in ("tokenizer", "vocab_size", "characters") if k in meta}}
     resume, has_checkpoint = parallel.on_main(lambda: check_run(config.out_dir, config.init_from, config.overwrite, full, fixed=[
         "model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]))
-    recording = parallel.main and not (resume and config.eval_only)  # a look at a run changes nothing of it
+    looking = resume and config.eval_only  # a look at a run changes nothing of it
+    recording = parallel.main and not looking
     start, best, best_step, seconds = 0, math.inf, None, 0.0
     state = None
     if has_checkpoint:  # a run that was killed before its first one starts again
@@ -333,7 +339,10 @@ def train(config, model_config, parallel, argv):
         checkpoint.load_optimizer_state(model, optimizers, state["optimizers"])
         if scaler.is_enabled() and state["scaler"]:  # it was another dtype's run if there is none
             scaler.load_state_dict(state["scaler"])
-        start, best, best_step, seconds = state["step"], state["best"], state["best_step"], state["seconds"]
+        start, seconds = state["step"], state["seconds"]
+        if parallel.on_main(lambda: checkpoint.exists(config.out_dir, "best")) or state["best_step"] == start:
+            best, best_step = state["best"], state["best_step"]
+        # else its files are gone, and what the run calls best has to be there: the next evaluation makes it anew
     if start > config.max_iters:
         raise UserError(f"{config.out_dir} is at step {start} already, beyond max_iters = {config.max_iters}")
     if parallel.sum(start) != [start * parallel.world]:
@@ -413,7 +422,7 @@ def train(config, model_config, parallel, argv):
         return where
 
     speak_as(parallel.rank, parallel.world)
-    if state and best_step == start and not config.eval_only and not parallel.on_main(
+    if state and best_step == start and not looking and not parallel.on_main(
             lambda: checkpoint.best_is_last(config.out_dir)):
         save(["best"], start)  # the run was killed between the two
     stop = Stop()
@@ -427,6 +436,20 @@ def train(config, model_config, parallel, argv):
     bar = tqdm(total=config.max_iters, initial=start, disable=None if parallel.main else True, unit="step",
                dynamic_ncols=True)
 
+    def report(step, what):
+        """A line for people: where the run is."""
+        nonlocal reported
+        reported = time.perf_counter()
+        left = (reported - loop_began) / (step - start) * (config.max_iters - step) if step > start else 0
+        if config.max_seconds is not None:
+            left = min(left, config.max_seconds - seconds)
+        if parallel.main:
+            bar.write(f"step {step}: {what}, {seconds:,.1f} s of training"
+                      + (f", about {datetime.timedelta(seconds=round(left))} left" if left >= 1 else ""))
+            sys.stdout.flush()
+
+    loop_began = reported = time.perf_counter()
+    value = None  # the loss of the last step
     for step in range(start, config.max_iters + 1):
         last_step = step == config.max_iters or out_of_time or config.eval_only
         improved = False
@@ -445,17 +468,16 @@ def train(config, model_config, parallel, argv):
             for block, values in stats.items():
                 record.update({f"geometry/{block}/{k}": v for k, v in values.items()})
             metrics.log(record)
-            if parallel.main:
-                bar.write(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}, "
-                          f"{seconds:,.1f} s of training")
-            if losses["val"] < best and not config.eval_only:
+            report(step, f"train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
+                   + (f", last batch {value:.4f}" if value is not None else ""))
+            if losses["val"] < best and not looking:
                 best, best_step, improved = losses["val"], step, True
             if config.target_val_loss is not None and losses["val"] <= config.target_val_loss:
                 reached = {"target_step": step, "target_tokens": step * tokens_per_step, "target_seconds": seconds}
                 last_step = True
         at_interval = step % config.eval_interval == 0 or (config.save_interval and step % config.save_interval == 0)
         due = (at_interval or last_step or stopping) and step != saved_at
-        if (due or improved) and step and not config.eval_only:
+        if (due or improved) and not looking:
             save(["last", "best"] if improved else ["last"], step)  # in this order: checkpoint.can_resume
             saved_at = step
         if last_step:
@@ -523,8 +545,8 @@ def train(config, model_config, parallel, argv):
             metrics.log({"step": step, "tokens": (step + 1) * tokens_per_step, "train_seconds": round(seconds, 3),
                          "loss": value, "lr": lr, "grad_norm": norm.item(), "dt": took, "tok_per_s": tok_per_s,
                          "data_wait": since["waited"] / since["seconds"]})
-            if bar.disable:
-                say(f"step {step}: loss {value:.4f}, {took * 1000:.0f} ms, {tok_per_s:,.0f} tokens/s", flush=True)
+            if bar.disable and time.perf_counter() - reported > REPORT_SECONDS:
+                report(step + 1, f"last batch {value:.4f}, {took * 1000:.0f} ms a step, {tok_per_s:,.0f} tokens/s")
             bar.set_postfix_str(f"loss {smooth:.4f}, {tok_per_s:,.0f} tok/s", refresh=False)
             since = dict(seconds=0.0, tokens=0, waited=0.0)
         bar.update(1)
@@ -534,8 +556,9 @@ def train(config, model_config, parallel, argv):
               **({"target_reached": reached is not None} if config.target_val_loss is not None else {}))
     metrics.close()
     stream.close()
-    say(f"final: val loss {losses['val']:.4f} (best {min(best, losses['val']):.4f}), {step * tokens_per_step:,} tokens, "
-        f"{seconds:,.1f} s of training; run in {config.out_dir}")
+    best_one = f" (best {best:.4f}, step {best_step})" if best_step is not None else ""
+    say(f"final: val loss {losses['val']:.4f}{best_one}, {step * tokens_per_step:,} tokens, {seconds:,.1f} s of training; run in "
+        f"{config.out_dir}")
     if config.target_val_loss is not None:
         say(f"target_val_loss {config.target_val_loss} " + (
             f"reached after {step * tokens_per_step:,} tokens and {seconds:,.1f} s" if reached else "not reached"))

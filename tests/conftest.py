@@ -1,6 +1,8 @@
 """Shared fixtures: a small prepared data set, and tiny model shapes."""
 import json
 import os
+import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -39,6 +41,14 @@ def data_dir(tmp_path):
     ids = [CHARACTERS.index(c) for c in text]
     write_dataset(tmp_path / "data" / "words", ids[:10000], ids[10000:12000])
     return tmp_path / "data"
+
+
+def wait_for_step(out_dir, step, child, seconds=120):
+    """Until the process `child` has logged that step of the run in out_dir; fails if it ends before."""
+    path, end = pathlib.Path(out_dir) / "metrics.jsonl", time.monotonic() + seconds
+    while not (path.exists() and f'{{"step": {step}, "tokens"' in path.read_text()):
+        assert child.poll() is None and time.monotonic() < end, f"no step {step} in {path}"
+        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
     (["--max_iters=1e3"], "max_iters takes a whole number"),
     (["--max_iters=ten"], "max_iters takes a whole number"),
     (["--max_iters=True"], "max_iters takes a whole number"),
-    (["--warmup_iters=1" + 400 * "0"], "warmup_iters takes a whole number (of 64 bits)"),
+    (["--warmup_iters=1" + 400 * "0"], "a whole number has to be between -2^63 and 2^63"),
     (["--learning_rate=fast"], "learning_rate takes a number"),
     (["--learning_rate=nan"], "learning_rate takes a number"),
     (["--learning_rate=1e999"], "learning_rate takes a number"),

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from conftest import wait_for_step
 from test_train import ROOT, one_line, records, run
 
 import checkpoint
@@ -108,9 +109,7 @@ def two_processes_after_some_steps(args):
     """(torchrun with two of train.py that have done some steps, the process id of one of them)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *args]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
-    for line in child.stdout:
-        if line.startswith("step 5:"):
-            break
+    wait_for_step(next(a for a in args if a.startswith("--out_dir=")).partition("=")[2], 5, child)
     return child, int(subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()[-1])
 
 

@@ -29,7 +29,7 @@ import model_baseline
 import models
 import sample
 import train
-from conftest import write_dataset
+from conftest import wait_for_step, write_dataset
 from errors import UserError, exit_cleanly
 from optimizer import make_optimizers, parameter_groups
 
@@ -303,15 +303,15 @@ def test_a_damaged_or_missing_last_checkpoint_never_begins_a_run_again(small_run
     assert "no checkpoint yet" in run(train.main, small_run + ["--init_from=resume"], capsys)[1]
 
 
-@pytest.mark.parametrize("steps", [6, 12])
+@pytest.mark.parametrize("steps", [0, 6, 12])
 def test_a_run_killed_between_last_and_best_has_both_when_it_is_resumed(steps, small_run, tmp_path, capsys, monkeypatch):
-    """In its first save and in its second: the best weights are those of the run that was never killed."""
+    """In its first save, its second and its third: the best weights are those of the run that was never killed."""
     args, whole, parts = [*small_run, f"--max_iters={steps}", "--learning_rate=1e-2"], tmp_path / "whole", tmp_path / "run"
     saved, save = [], checkpoint.save
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save", lambda *what: (saved.append(what[1]), save(*what)))
         assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
-    assert saved == ["last", "best"] * (steps // 6)
+    assert saved == ["last", "best"] * (1 + steps // 6)
 
     class Killed(BaseException):
         pass
@@ -343,9 +343,8 @@ def started(args):
     """A training process, given back when it has done some steps."""
     child = subprocess.Popen([sys.executable, "train.py", *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
-    for line in child.stdout:
-        if line.startswith("step 5:"):
-            break
+    out_dir = next(a for a in args if a.startswith("--out_dir=")).partition("=")[2]
+    wait_for_step(out_dir, 5, child)
     return child
 
 
@@ -366,7 +365,7 @@ def test_an_evaluation_at_the_step_of_the_resumed_checkpoint_keeps_the_best_mode
     with monkeypatch.context() as patched:
         patched.setattr(train, "Stop", lambda: SimpleNamespace(signal="SIGTERM"))
         assert run(train.main, [*args, "--max_iters=2"], capsys)[0] == 0
-    assert not (tmp_path / "run" / "ckpt" / "best").exists()
+    assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "best")["step"] == 0
     assert run(train.main, [*args, "--max_iters=1", "--init_from=resume"], capsys)[0] == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_step"] == 1
     assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "best")["step"] == 1
@@ -525,7 +524,8 @@ def test_no_run_inherits_the_checkpoints_of_another(small_run, tmp_path, capsys)
     assert run(train.main, small_run, capsys)[0] == 0
     assert (disk / "last").is_dir()
     assert run(train.main, small_run + ["--overwrite=True", "--seed=2", "--max_iters=0"], capsys)[0] == 0
-    assert not (disk / "last").exists() and not (disk / "best").exists()
+    assert all(checkpoint.load_state(disk / name)["step"] == 0 for name in ("last", "best"))
+    assert sorted(p.name for p in disk.iterdir()) == ["best", "last"]
     assert run(train.main, small_run + ["--overwrite=True"], capsys)[0] == 0
     (out_dir / "config.json").unlink()
     for how in ("auto", "scratch"):
@@ -629,7 +629,7 @@ def test_weights_with_a_nan_never_replace_a_checkpoint(small_run, tmp_path, caps
     (["--device=cuda:77"], ["not available"]),
     (["--parallel=fsdp"], ["torchrun --nproc-per-node"]),
     (["--save_interval=0"], ["save_interval = 0"]),
-    (["--seed=99999999999999999999"], ["seed", "64 bits"]),
+    (["--seed=99999999999999999999"], ["seed", "between -2^63 and 2^63"]),
     (["--optimizer=muon", "--muon_ns_steps=100"], ["muon_ns_steps", "less than 100"]),
     (["--overwrite=True", "--init_from=auto"], ["overwrite = True", "auto"]),
     (["--threads=3000000000"], ["threads", "less than"]),
@@ -762,6 +762,7 @@ def test_files_without_permission_are_named_and_nothing_begins_again(small_run, 
     args = [*small_run, "--data_dir=data", "--out_dir=run"]
     last = tmp_path / "run" / "ckpt" / "last"
     (last / "model.safetensors").chmod(0o644)
+    (tmp_path / "run").chmod(0o777)
     for path, how, part in ((last / "model.safetensors", "--init_from=resume", "run/ckpt/last/model.safetensors: no permission"),
                             (last / "state.pt", "--init_from=resume", "run/ckpt/last/state.pt: no permission"),
                             (last.parent, "--init_from=resume", "run/ckpt/last: no permission"),
@@ -891,7 +892,7 @@ def test_sample_writes_text_that_the_seed_decides(finished, tmp_path, capsys):
     (["--start=Ω"], ["not among the"]),
     (["--top_k=0"], ["top_k"]),
     (["--temperature=-1"], ["temperature"]),
-    (["--seed=99999999999999999999999"], ["seed", "64 bits"]),
+    (["--seed=99999999999999999999999"], ["seed", "between -2^63 and 2^63"]),
     (["--checkpoint=first"], ["'best' | 'last'"]),
     (["--out_dir=/nowhere/run"], ["no such run"]),
 ])
