@@ -18,7 +18,7 @@ The other weights were trained with the curvature they had, so a change that hur
 c, not that a model trained without it would be worse. That takes other arms: the flat control, and curvature_lr_mult =
 0, which trains with c frozen at exactly this start.
 """
-import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # first: Ctrl-C while the others are imported is one line
 
 import argparse
 import math
@@ -29,14 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import checkpoint
+from training import checkpoint
 import models
-import paths
+from common import paths
 from configurator import Parser
-from dataloader import Loader, load_meta
-from errors import UserError, exit_cleanly
+from training.dataloader import Loader, load_meta
+from common.errors import UserError, exit_cleanly
 from sweep_statistics import Estimate, mean_interval
-from train import pick_device
+from training.machine import pick_device
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ the number of groups is chosen (16 to 64).
 In the folder --out: report.md (tables and plots), metrics.json (every number with its interval), plots as PNG and SVG.
 A folder that holds an earlier analysis is replaced; one that holds anything else is refused.
 """
-import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # first: Ctrl-C while the others are imported is one line
 
 import os
 import sys
@@ -31,21 +31,21 @@ import numpy as np  # noqa: E402
 import scipy  # noqa: E402
 import torch  # noqa: E402
 
-import analysis_report  # noqa: E402
-import checkpoint  # noqa: E402
+from analysis import report  # noqa: E402
+from training import checkpoint  # noqa: E402
 import configurator  # noqa: E402
-import hidden_states  # noqa: E402
-import hyperbolicity  # noqa: E402
-import isotropy  # noqa: E402
-import locks  # noqa: E402
+from analysis import hidden_states  # noqa: E402
+from analysis import hyperbolicity  # noqa: E402
+from analysis import isotropy  # noqa: E402
+from common import locks  # noqa: E402
 import models  # noqa: E402
-import paths  # noqa: E402
+from common import paths  # noqa: E402
 from configurator import Path  # noqa: E402
-from dataloader import Loader, load_meta  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
-from group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of  # noqa: E402
-from run_directory import environment  # noqa: E402
-from train import pick_device  # noqa: E402
+from training.dataloader import Loader, load_meta  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
+from analysis.group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of  # noqa: E402
+from training.run_directory import environment  # noqa: E402
+from training.machine import pick_device  # noqa: E402
 
 KEPT_TOKENS = 4096  # for what needs the vectors themselves: pairs, partition function, delta, the picture
 MIN_SEQUENCES = 16  # fewer give no interval worth the name
@@ -366,7 +366,7 @@ def main(argv):
 
 
 def analyze(folders, names, config, device, argv):
-    analysis_report.check_folder(config.out)
+    report.check_folder(config.out)
     texts = [open_text(folder, config, device) for folder in folders]  # all of them, before minutes of work
 
     results, discs = [], {}
@@ -396,8 +396,8 @@ def analyze(folders, names, config, device, argv):
                 "command": " ".join(["python analyze_representations.py", *argv])}
     env = {**environment(settings["command"], device, torch.get_num_threads(), 1), "numpy": np.__version__,
            "scipy": scipy.__version__}
-    print(analysis_report.terminal_tables(results))
-    analysis_report.write(config.out, results, discs, settings, env)
+    print(report.terminal_tables(results))
+    report.write(config.out, results, discs, settings, env)
     print(f"report: {os.path.join(config.out, 'report.md')}; numbers: {os.path.join(config.out, 'metrics.json')}")
     return 0
 

@@ -23,8 +23,8 @@ import textwrap
 import types
 import typing
 
-import paths
-from errors import UserError, shown
+from common import paths
+from common.errors import UserError, shown
 
 Path = typing.Annotated[str, "path"]  # type of a key that names a file or folder: a leading ~ is the user's home
 

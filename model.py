@@ -36,7 +36,7 @@ import torch.nn as nn
 
 import geometry
 import model_baseline
-from errors import UserError
+from common.errors import UserError
 from model_baseline import GPTConfig, append, previous_token
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from configurator import derived
-from errors import UserError
+from common.errors import UserError
 
 
 @dataclass
@@ -182,7 +182,7 @@ class GPT(nn.Module):
     """Token ids -> logits. A variant overrides make_block(), and what it needs of make_extras(), embed(), enter(), for_blocks()
     and _init_special()."""
 
-    # for compile = 'auto': what torch.compile costs, and saves of the time that a step's matrix products take (train.pick_compile)
+    # for compile = 'auto': what torch.compile costs, and saves of the time that a step's matrix products take (training/machine.py)
     compile_seconds, compile_saving = 15, dict(cpu=0.1, cuda=0.3)
     activation_checkpointing = False  # train.py's key
 
@@ -292,7 +292,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None, vocab_size=None):
         """Yields one sampled token (B, 1) at a time. idx: (B, T) prompt, T >= 1. temperature 0 takes the likeliest.
-        vocab_size: of the tokenizer, where the model has more (train.padded_vocabulary).
+        vocab_size: of the tokenizer, where the model has more (training.machine.padded_vocabulary).
 
         Within block_size each token is read once, through the cache. Beyond it the model sees the last block_size tokens,
         as in training; positions are absolute, so all of them move by one and the window is read anew for each token.

@@ -14,7 +14,7 @@ import torch
 
 import kernels
 import model
-from errors import UserError
+from common.errors import UserError
 
 
 class Block(model.Block):

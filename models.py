@@ -6,7 +6,7 @@ import configurator
 import model
 import model_baseline
 import model_controls
-from errors import UserError
+from common.errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
     "baseline": (model_baseline.BaselineConfig, model_baseline.GPT),

@@ -3,7 +3,7 @@ Validation losses of runs: a table on the terminal and a plot of the curves.
 
     python plot_runs.py out/demo_baseline out/demo_flat out/demo_mixed --out=out/demo.png
 """
-import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # first: Ctrl-C while the others are imported is one line
 
 import json
 import os
@@ -14,8 +14,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-import checkpoint  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
+from training import checkpoint  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
 
 # Okabe and Ito's colours, which the colour-blind tell apart, with line styles for print
 STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", "-"), ("#56B4E9", "--")]

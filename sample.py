@@ -8,7 +8,7 @@ Each token is read once (a key/value cache, and for the mixed model the rows tha
 the text fits block_size; beyond that the last block_size tokens are read anew for each one, because positions are
 absolute.
 """
-import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # first: Ctrl-C while the others are imported is one line
 
 import codecs
 import sys
@@ -17,13 +17,13 @@ from typing import Literal
 
 import torch
 
-import checkpoint
+from training import checkpoint
 import configurator
-import paths
+from common import paths
 from configurator import Path
-from errors import UserError, exit_cleanly
-from tokenizer import load_tokenizer
-from train import pick_device
+from common.errors import UserError, exit_cleanly
+from data.tokenizer import load_tokenizer
+from training.machine import pick_device
 
 
 @dataclass

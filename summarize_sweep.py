@@ -15,7 +15,7 @@ plots in one file) and the plots as .png and .svg. A sweep that is still running
 what is missing. A sweep with target_val_loss is about time: its runs stop at the target, so everything that is said of
 losses above is said of the steps to the target, learning rates included, and the headline also of the seconds.
 """
-import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # first: Ctrl-C while the others are imported is one line
 
 import argparse
 import csv
@@ -36,11 +36,11 @@ import sweep
 import sweep_plots
 from ablate_curvature import interval_text
 from configurator import Parser
-from errors import UserError, exit_cleanly
+from common.errors import UserError, exit_cleanly
 from sweep_plots import REFERENCES
 from sweep_statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
                               measuring_pair, paired_difference, place_in_grid, value_at, wins)
-from whole_files import write_file
+from common.whole_files import write_file
 
 @dataclass(frozen=True)
 class Metric:

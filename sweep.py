@@ -45,7 +45,7 @@ Exit status: 0 every run finished or diverged, or a signal stopped the sweep; 1 
 command of `after` failed; 2 bad input, of which most is found before anything starts, or runs.csv cannot be written
 (a full disk): what is running is saved first, and the same command goes on.
 """
-import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # first: Ctrl-C while the others are imported is one line
 
 import collections
 import contextlib
@@ -73,18 +73,18 @@ from dataclasses import dataclass
 
 import torch
 
-import checkpoint
+from training import checkpoint
 import configurator
-import locks
+from common import locks
 import models
-import paths
+from common import paths
 import train
 from configurator import Parser
-from dataloader import load_meta
-from errors import UserError, exit_cleanly
-from interrupts import Stop
-from run_directory import LOCK
-from whole_files import naming, write_file, write_json
+from training.dataloader import load_meta
+from common.errors import UserError, exit_cleanly
+from common.interrupts import Stop
+from training.run_directory import LOCK
+from common.whole_files import naming, write_file, write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in HERE

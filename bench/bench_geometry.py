@@ -15,13 +15,13 @@ import time
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 
 import configurator  # noqa: E402
 import geometry  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
 
 
 @dataclass

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -34,8 +34,8 @@ from torch.nn import functional as F  # noqa: E402
 import configurator  # noqa: E402
 import geometry  # noqa: E402
 from bench_model import _status_kib  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
-from train import pick_device  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
+from training.machine import pick_device  # noqa: E402
 
 # map -> rows that it takes. Necessary passes: forward reads them and writes one; backward reads them and the cotangent, and
 # writes a gradient for each

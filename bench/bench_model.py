@@ -26,16 +26,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 
 import configurator  # noqa: E402
 import models  # noqa: E402
-from compiled import compile_parts  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
-from optimizer import make_optimizers  # noqa: E402
-from train import TrainConfig, pick_device, pick_dtype  # noqa: E402
+from training.compiled import compile_parts  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
+from training.optimizer import make_optimizers  # noqa: E402
+from training.config import TrainConfig  # noqa: E402
+from training.machine import pick_device, pick_dtype  # noqa: E402
 
 SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size
     "small": (4, 4, 128, 128, 24),  # 3,072 tokens a step

@@ -24,15 +24,15 @@ import time
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import configurator  # noqa: E402
 from configurator import Path  # noqa: E402
 from data import shards  # noqa: E402
 from data.fineweb import prepare  # noqa: E402
 from data.shakespeare_text import get_text  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
-from tokenizer import gpt2_encoding  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
+from data.tokenizer import gpt2_encoding  # noqa: E402
 
 
 @dataclass

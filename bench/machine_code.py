@@ -20,14 +20,14 @@ import tempfile
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 
 import configurator  # noqa: E402
-import paths  # noqa: E402
+from common import paths  # noqa: E402
 from configurator import Path  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WIDTHS = (32, 64, 128, 384, 768, 1024, 2048, 4096)

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
-import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
 
 import torch  # noqa: E402
 
 import configurator  # noqa: E402
 import models  # noqa: E402
-import paths  # noqa: E402
-import train  # noqa: E402
+from common import paths  # noqa: E402
+from training.config import TrainConfig  # noqa: E402
 from configurator import Path  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
-from optimizer import make_optimizers, parameter_groups  # noqa: E402
-from parallel import Parallel  # noqa: E402
-from whole_files import write_file  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
+from training.optimizer import make_optimizers, parameter_groups  # noqa: E402
+from training.parallel import Parallel  # noqa: E402
+from common.whole_files import write_file  # noqa: E402
 
 SHAPES = {  # n_layer, n_head, n_embd
     "124M": (12, 12, 768), "350M": (24, 16, 1024), "774M": (36, 20, 1280), "1.6B": (48, 25, 1600), "2.7B": (32, 32, 2560),
@@ -118,7 +118,7 @@ def measure(kind, optimizer):
     torch.manual_seed(0)
     model = models.build("baseline", models.CONFIGS["baseline"](**SMALL))
     step_model, _ = parallel.wrap(model, compiled=False)
-    optimizers = make_optimizers(model, train.TrainConfig(optimizer=optimizer), "cpu")
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer), "cpu")
     idx = torch.randint(SMALL["vocab_size"], (SMALL_BATCH, SMALL["block_size"]))
 
     def step():

@@ -25,11 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
-import whole_files
+from common import whole_files
 from data.sources import sha256_of
-from dataloader import HEADER_WORDS, MAGIC, VERSION
-from errors import UserError
-from tokenizer import GPT2_VOCAB_SIZE
+from data.shard_format import HEADER_WORDS, MAGIC, VERSION
+from common.errors import UserError
+from data.tokenizer import GPT2_VOCAB_SIZE
 
 HEADER_BYTES = 4 * HEADER_WORDS
 BLOCK_BYTES = 1 << 22  # of a file that is read through

@@ -25,10 +25,10 @@ import zipfile
 import numpy as np
 import requests
 
-import locks
-import paths
-from errors import UserError
-from whole_files import is_temporary, remove, write_temporary
+from common import locks
+from common import paths
+from common.errors import UserError
+from common.whole_files import is_temporary, remove, write_temporary
 
 CONNECT_SECONDS = 10  # to reach a server at all
 READ_SECONDS = 30     # between two pieces of an answer

@@ -9,8 +9,8 @@ import pytest
 import bench_kernels
 import configurator
 import models
-from errors import UserError
-from train import TrainConfig
+from common.errors import UserError
+from training.config import TrainConfig
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

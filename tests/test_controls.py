@@ -5,7 +5,7 @@ from test_model_baseline import randomised
 from test_models import CONTROLS, build, same_function
 
 import geometry
-from optimizer import parameter_groups
+from training.optimizer import parameter_groups
 
 
 def parameters(name, **options):

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import tiktoken.registry
 
-import tokenizer
+from data import tokenizer
 from data import shakespeare_text, sources
 from data.sources import FetchError
-from errors import UserError
+from common.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHAR = os.path.join(ROOT, "data", "shakespeare_char", "prepare.py")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import write_dataset
 
-from dataloader import HEADER_WORDS, MAGIC, VERSION, Loader, load_meta
-from errors import UserError
+from training.dataloader import HEADER_WORDS, MAGIC, VERSION, Loader, load_meta
+from common.errors import UserError
 
 
 def loader(folder, n=1000, batch_size=4, block_size=10, seed=3, vocab_size=2000):

@@ -25,8 +25,8 @@ import pytest
 import zstandard
 from hypothesis import given, settings, strategies
 
-import dataloader
-import tokenizer
+from training import dataloader
+from data import tokenizer
 from data import shards
 from data.fineweb import prepare
 

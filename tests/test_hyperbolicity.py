@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import pdist, squareform
 
-import hyperbolicity as hyp
+from analysis import hyperbolicity as hyp
 import oracle
 
 

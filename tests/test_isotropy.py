@@ -7,8 +7,8 @@ import pytest
 from scipy import integrate, stats
 from scipy.spatial.distance import cosine
 
-import isotropy
-from group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of
+from analysis import isotropy
+from analysis.group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of
 
 
 def spectrum_of(points):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import geometry as G
 import kernels as K
 import models
-from errors import UserError
+from common.errors import UserError
 from test_model_baseline import randomised
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -5,7 +5,7 @@ from conftest import TINY
 from model_baseline import GPT, BaselineConfig, sample_token
 from torch.nn import functional as F
 
-from errors import UserError
+from common.errors import UserError
 
 
 def randomised(model, seed=0, scale=0.2):

@@ -11,8 +11,8 @@ import geometry
 import model
 import model_baseline
 import models
-from compiled import PARTS, compile_parts
-from errors import UserError
+from training.compiled import PARTS, compile_parts
+from common.errors import UserError
 from model_baseline import Cache
 
 REFERENCES = ("previous", "origin", "mean", "window", "ema")

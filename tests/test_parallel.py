@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from conftest import wait_for_step
 from test_train import ROOT, one_line, records, run
 
-import checkpoint
+from training import checkpoint
 import models
-import parallel
+from training import parallel
 import train
 from run_each import newton_schulz_in_float32
 

@@ -8,7 +8,7 @@ from test_train import ROOT, files_of, one_line, run
 import ablate_curvature
 import analyze_representations
 import configurator
-import paths
+from common import paths
 import plot_runs
 import sample
 import summarize_sweep
@@ -16,7 +16,7 @@ import sweep
 import train
 from data.fineweb import prepare as fineweb
 from data.shakespeare_char import prepare as shakespeare
-from errors import UserError
+from common.errors import UserError
 
 SWEEP = "arms = {'a': dict(config='config/demo_baseline.py')}\n"
 

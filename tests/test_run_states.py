@@ -13,7 +13,7 @@ from test_train import MIXED, ROOT, one_line, records, run
 
 import ablate_curvature
 import analyze_representations
-import checkpoint
+from training import checkpoint
 import plot_runs
 import sample
 import train

@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 import ablate_curvature
-import checkpoint
+from training import checkpoint
 import models
 import summarize_sweep
 import sweep

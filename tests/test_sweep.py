@@ -24,7 +24,7 @@ import configurator
 import models
 import sweep
 import train
-from errors import UserError
+from common.errors import UserError
 from test_train import one_line, records, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -22,16 +22,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
-import diagnose
+from training import checkpoint
+from training import diagnose
 import model
 import model_baseline
 import models
 import sample
 import train
 from conftest import wait_for_step, write_dataset
-from errors import UserError, exit_cleanly
-from optimizer import make_optimizers, parameter_groups
+from common.errors import UserError, exit_cleanly
+from training.optimizer import make_optimizers, parameter_groups
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MIXED = ["--model=mixed"]
@@ -193,7 +193,8 @@ def test_a_run_killed_twenty_times_is_the_run_that_was_never_killed(small_run, t
         import os, random, signal, sys, time
         sys.path.insert(0, ".")
         import torch._dynamo  # which the optimizers import at their first step
-        import checkpoint, train
+        import train
+        from training import checkpoint
         out_dir, chance, found = sys.argv[1], random.Random(5), []
         def lines():
             try:

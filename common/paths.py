@@ -5,7 +5,7 @@ A path that is wrong is said with the option that it was given with (--out_dir=x
 """
 import os
 
-from errors import UserError
+from common.errors import UserError
 
 
 def expand(text):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _leave(number, frame):
@@ -18,9 +18,9 @@ def _leave(number, frame):
 
 
 def _is_script():
-    """Is the program that runs one of this folder's?"""
+    """Is the program that runs one of this repository's?"""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    return main is not None and os.path.abspath(main).startswith(HERE + os.sep) and os.sep + ".venv" + os.sep not in main
+    return main is not None and os.path.abspath(main).startswith(REPOSITORY + os.sep) and os.sep + ".venv" + os.sep not in main
 
 
 def leave_at_once():

@@ -21,12 +21,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import geometry  # noqa: E402
-import paths  # noqa: E402
-from errors import UserError  # noqa: E402
-from isotropy import MIN_CONTEXTS  # noqa: E402
-from hyperbolicity import POINTS  # noqa: E402
+from common import paths  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from analysis.isotropy import MIN_CONTEXTS  # noqa: E402
+from analysis.hyperbolicity import POINTS  # noqa: E402
 from plot_runs import STYLES  # noqa: E402
-from whole_files import write_file  # noqa: E402
+from common.whole_files import write_file  # noqa: E402
 
 WRITTEN_BY = "analyze_representations.py"
 COLOURS, MARKERS = [colour for colour, _ in STYLES], "osD^v*X"

@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MODELS = [REPOSITORY, *(os.path.join(REPOSITORY, package) for package in ("geometry", "kernels"))]
 
 
 def _finite(value):
@@ -17,8 +18,8 @@ def _finite(value):
 
 def _line_of(frames):
     """The innermost of these (file, line, function), outermost first, that is a line of this project's models."""
-    own = [f"{os.path.basename(file)}:{line} in {function}" for file, line, function in frames
-           if os.path.dirname(os.path.abspath(file)) == HERE and os.path.basename(file) != "diagnose.py"]
+    own = [f"{os.path.relpath(file, REPOSITORY)}:{line} in {function}" for file, line, function in frames
+           if os.path.dirname(os.path.abspath(file)) in MODELS]
     return own[-1] if own else "torch"
 
 

@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import models
-import paths
-from errors import UserError
-from parallel import full, named_parameters, placed_like
+from common import paths
+from common.errors import UserError
+from training.parallel import full, named_parameters, placed_like
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 

@@ -20,8 +20,8 @@ import tempfile
 import tiktoken
 
 from data.sources import FetchError, download, pip_wheel_member, sha256_of
-from errors import UserError, shown_character
-from whole_files import write_file
+from common.errors import UserError, shown_character
+from common.whole_files import write_file
 
 GPT2_VOCAB_SIZE = 50257
 GPT2_END_OF_TEXT = 50256

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 
 import geometry
-from errors import UserError
+from common.errors import UserError
 from model_baseline import previous_token
 
 CURVED = ("heads", "curvature_of", "limit", "project_entry", "tangent", "residual")  # what a curved block has beyond a Euclidean one

@@ -5,8 +5,8 @@ import fcntl
 import os
 import sys
 
-from errors import UserError
-from whole_files import naming
+from common.errors import UserError
+from common.whole_files import naming
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 INHERITED = "RUN_LOCK"  # environment: the number of an open file that holds a run's lock for the process that gets it

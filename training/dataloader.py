@@ -21,10 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from errors import UserError
-from paths import missing_above, short, what_is
-
-HEADER_WORDS, MAGIC, VERSION = 256, 20240520, 1
+from common.errors import UserError
+from data.shard_format import HEADER_WORDS, MAGIC, VERSION
+from common.paths import missing_above, short, what_is
 
 
 def load_meta(folder):

@@ -13,7 +13,7 @@ import unicodedata
 
 import torch
 
-import startup
+from common import startup
 
 
 class UserError(Exception):

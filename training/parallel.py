@@ -20,10 +20,10 @@ import warnings
 import torch
 import torch.distributed as dist
 
-import errors
-from compiled import compile_parts, set_options
-from errors import UserError
-from optimizer import group_of
+from common import errors
+from training.compiled import compile_parts, set_options
+from common.errors import UserError
+from training.optimizer import group_of
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: as long as the slowest step or checkpoint may take
 
@@ -60,6 +60,9 @@ class Parallel:
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the processes did not find each other: {str(error).splitlines()[0]}; start with torchrun") from None
+
+    def describe(self):
+        return f", {self.world} processes, {self.kind}" if self.launched else ""
 
     @property
     def main(self):

@@ -14,13 +14,13 @@ import time
 
 import torch
 
-import checkpoint
-import locks
-import paths
-from errors import UserError
-from whole_files import is_temporary, naming, write_file, write_json
+from training import checkpoint
+from training.config import REPOSITORY
+from common import locks
+from common import paths
+from common.errors import UserError
+from common.whole_files import is_temporary, naming, write_file, write_json
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 
 LOCK = "lock"
 # what may be in a run's folder before the run has a config.json: left by a run that was killed early, or by its sweep
@@ -30,7 +30,7 @@ OWN_FILES = {"config.json", "env.json", "metrics.jsonl", "summary.json", "tensor
 def environment(command, device, threads, world):
     """env.json: what the run ran on."""
     def git(*args):
-        done = subprocess.run(["git", "-C", HERE, *args], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", REPOSITORY, *args], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
     try:
         commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

@@ -1,0 +1,1 @@
+"""What analyze_representations.py is made of: hidden states, their isotropy and hyperbolicity, intervals, the report."""

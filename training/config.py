@@ -1,0 +1,104 @@
+"""The keys of train.py. Those of each model are in its own file."""
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import models
+from configurator import Path
+from common.errors import UserError
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@dataclass
+class TrainConfig:
+    model: Literal[*models.MODELS] = "baseline"  # which file: model_baseline.py | model.py | model_controls.py
+    out_dir: Path = "out"  # the run's own directory
+    overwrite: bool = False  # replace the run that out_dir holds
+    init_from: Literal["scratch", "resume", "auto"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so
+        # if out_dir holds a run, and starts one if not
+    seed: int = 1337  # of the weights, of dropout and of the order of the data
+    # data
+    dataset: str = "shakespeare_char"  # folder in data_dir, prepared by its prepare.py
+    data_dir: Path = os.path.join(REPOSITORY, "data")  # where the data sets are
+    batch_size: int = 12  # sequences in a micro-batch
+    gradient_accumulation_steps: int = 1  # micro-batches in a step, of all processes; tokens a step = this * batch_size *
+        # block_size
+    num_workers: int = 1  # threads that read batches ahead; 0: read them in the loop
+    # length and evaluation
+    max_iters: int = 5000  # optimizer steps
+    max_seconds: float | None = None  # finish after this many seconds of training, if max_iters is not reached before
+    target_val_loss: float | None = None  # stop when reached; tokens and training seconds are reported
+    eval_interval: int = 250  # steps between evaluations (each also writes ckpt/last)
+    save_interval: int | None = None  # steps between further writings of ckpt/last (None: at evaluations only)
+    eval_iters: int = 50  # batches of each split in an evaluation (at most the whole split); always the same ones
+    eval_only: bool = False  # evaluate once and stop
+    log_interval: int = 10  # steps between lines of metrics.jsonl
+    # optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # 'muon': torch.optim.Muon for the 2-D weights of the blocks
+    learning_rate: float = 1e-3  # peak, of AdamW
+    weight_decay: float = 0.1  # of matrices and embeddings
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.99  # AdamW; 0.95 for large batches
+    grad_clip: float = 1.0  # global gradient norm; 0 switches it off
+    curvature_lr_mult: float = 1.0  # lr of learned curvatures = this * learning_rate
+    muon_lr: float = 0.02  # peak, of Muon
+    muon_momentum: float = 0.95  # Muon
+    muon_ns_steps: int = 5  # Newton-Schulz iterations of Muon
+    # learning-rate schedule: linear warm-up, then cosine
+    decay_lr: bool = True  # False: constant after the warm-up
+    warmup_iters: int = 100  # steps
+    lr_decay_iters: int | None = None  # step at which min_lr is reached (None: max_iters)
+    min_lr: float | None = None  # None: learning_rate / 10
+    # machine
+    device: str = "auto"  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' | 'mps'
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products (autocast); weights are float32
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; 'auto': where it pays off for the planned steps
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole weights on each process, or in shards
+    activation_checkpointing: bool = False  # keep a block's input alone and compute the block again in the backward pass
+    threads: int = 0  # CPU threads (0: torch's choice)
+    # logs
+    tensorboard_log: bool = True  # event files in out_dir/tensorboard
+    wandb_log: bool = False  # Weights & Biases (pip install wandb)
+    wandb_project: str = "mixed-curvature-gpt"  # Weights & Biases
+    wandb_run_name: str | None = None  # None: the name of out_dir
+
+    def __post_init__(self):
+        at_least = dict(batch_size=1, gradient_accumulation_steps=1, max_iters=0, eval_interval=1, eval_iters=1,
+                        log_interval=1, muon_ns_steps=1, warmup_iters=0, threads=0, seed=0, learning_rate=0,
+                        weight_decay=0, grad_clip=0, curvature_lr_mult=0, muon_lr=0, num_workers=0)
+        for key, least in at_least.items():
+            if getattr(self, key) < least:
+                raise UserError(f"{key} = {getattr(self, key)}: must be at least {least}")
+        for key, limit in (("muon_ns_steps", 100), ("threads", 2 ** 16)):
+            if getattr(self, key) >= limit:
+                raise UserError(f"{key} = {getattr(self, key)}: must be less than {limit}")
+        if self.overwrite and self.init_from != "scratch":
+            raise UserError(f"overwrite = True replaces the run that init_from = {self.init_from!r} goes on with; take one of them")
+        if not self.out_dir:
+            raise UserError("out_dir is empty: name the run's folder")
+        for key in ("beta1", "beta2", "muon_momentum"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"{key} = {getattr(self, key)}: must be in [0, 1)")
+        for key in ("save_interval", "max_seconds"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise UserError(f"{key} = {getattr(self, key)}: must be more than 0, or None")
+        if self.learning_rate == 0:
+            raise UserError("learning_rate = 0: nothing would be learned")
+        if self.lr_decay_iters is None:
+            self.lr_decay_iters = self.max_iters
+        if self.min_lr is None:
+            self.min_lr = self.learning_rate / 10
+        if not 0 <= self.min_lr <= self.learning_rate:
+            raise UserError(f"min_lr = {self.min_lr}: must be between 0 and learning_rate = {self.learning_rate}")
+
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        found = {}
+        if self.optimizer != "muon":
+            found.update(dict.fromkeys(("muon_lr", "muon_momentum", "muon_ns_steps"), f"optimizer = {self.optimizer!r}"))
+        if not self.decay_lr:
+            found.update(dict.fromkeys(("min_lr", "lr_decay_iters"), "decay_lr = False"))
+        if not self.wandb_log:
+            found.update(dict.fromkeys(("wandb_project", "wandb_run_name"), "wandb_log = False"))
+        return found
