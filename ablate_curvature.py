@@ -35,7 +35,7 @@ import paths
 from configurator import Parser
 from dataloader import Loader, load_meta
 from errors import UserError, exit_cleanly
-from sweep_statistics import Estimate, mean_interval
+from experiments.statistics import Estimate, mean_interval
 from train import pick_device
 
 

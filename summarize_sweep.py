@@ -32,14 +32,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import ablate_curvature
-import sweep
 import sweep_plots
 from ablate_curvature import interval_text
 from configurator import Parser
 from errors import UserError, exit_cleanly
+from experiments import sweep_file
+from experiments.rows import Rows
+from experiments.runs import HERE, make_runs
+from experiments.statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
+                                    measuring_pair, paired_difference, place_in_grid, value_at, wins)
 from sweep_plots import REFERENCES
-from sweep_statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
-                              measuring_pair, paired_difference, place_in_grid, value_at, wins)
 from whole_files import write_file
 
 @dataclass(frozen=True)
@@ -184,12 +186,12 @@ def planned_runs(plan, folder, tried):
     """[(name, role, lr, seed)] of every run of the sweep, and a note or None. sweep.json has the union of the arms'
     grids and seeds; which arm has which is in the sweep file. tried: learning rates, for a plan that names none."""
     arms = {arm["name"]: arm for arm in plan["arms"]}
-    path = os.path.realpath(os.path.join(sweep.HERE, plan["file"]))
+    path = os.path.realpath(os.path.join(HERE, plan["file"]))
     try:
         if path.startswith(os.path.realpath(folder) + os.sep):  # a folder from somebody else runs no code of theirs
             raise UserError(f"{path}: a sweep file in the sweep's own folder is not read")
         return [(full_name(arms[r.arm], r.overrides, plan), arms[r.arm]["role"], r.lr, r.seed)
-                for r in sweep.make_runs(sweep.load(path), path, folder) if r.arm in arms], None
+                for r in make_runs(sweep_file.load(path), path, folder) if r.arm in arms], None
     except UserError as error:
         lrs = plan["grid"].get("muon_lr") or plan["grid"].get("learning_rate") or tried
         planned = [(name, arm["role"], float(lr), seed)
@@ -200,7 +202,7 @@ def planned_runs(plan, folder, tried):
 def read_rows(folder, plan, metric):
     """([(name, role, lr, seed, Run)] of runs.csv, names of arms that sweep.json does not have)."""
     arms, found, unknown = {arm["name"]: arm for arm in plan["arms"]}, [], set()
-    for place, row in enumerate(sweep.Rows(folder).read().values(), 2):
+    for place, row in enumerate(Rows(folder).read().values(), 2):
         if row["arm"] not in arms:
             unknown.add(row["arm"])
             continue

@@ -25,7 +25,12 @@ import models
 import sweep
 import train
 from errors import UserError
+from experiments.rows import COLUMNS, Rows
+from experiments.runs import NOT_IN_HASH, SPEED, config_hash, description, make_runs
+from experiments.sweep_file import load
+from experiments.terminal import Table
 from test_train import one_line, records, run
+from whole_files import write_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STUB = '''
@@ -122,13 +127,13 @@ def wait_for(condition, seconds=60):
 # sweep files
 
 def runs_of(path, folder="/nowhere"):
-    return sweep.make_runs(sweep.load(str(path)), str(path), str(folder))
+    return make_runs(load(str(path)), str(path), str(folder))
 
 
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "sweeps").glob("*.py")))
 def test_every_shipped_sweep_resolves(file):
     runs = runs_of(ROOT / "sweeps" / file)
-    described = sweep.description(sweep.load(str(ROOT / "sweeps" / file)), file, runs)
+    described = description(load(str(ROOT / "sweeps" / file)), file, runs)
     roles = {arm["role"] for arm in described["arms"]}
     assert {"baseline", "flat", "mixed"} <= roles and len(runs) >= 5
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
@@ -143,7 +148,7 @@ def test_every_shipped_sweep_resolves(file):
 def test_the_hash_is_of_what_decides_the_result_alone():
     def hashed(*overrides, model="mixed"):
         argv = [f"--model={model}", *overrides]
-        return sweep.config_hash(configurator.resolve(argv, train.TrainConfig, models.CONFIGS))
+        return config_hash(configurator.resolve(argv, train.TrainConfig, models.CONFIGS))
     assert len(hashed()) == 64 and hashed() == hashed()
     for same in ("--out_dir=x", "--data_dir=/x", "--threads=3", "--device=cpu", "--init_from=resume",
                  "--overwrite=True", "--log_interval=3", "--min_lr=1e-4", "--learning_rate=0.001"):
@@ -152,7 +157,7 @@ def test_the_hash_is_of_what_decides_the_result_alone():
     changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
                                    "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
     assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
-    assert sweep.SPEED <= sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+    assert SPEED <= NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
     # where seconds are the limit, what decides the speed decides the steps
     speeds = "--threads=3", "--device=cpu", "--parallel=fsdp", "--num_workers=0"
     timed = [hashed("--max_seconds=9", *speed) for speed in ([], *zip(speeds))]
@@ -173,7 +178,7 @@ runs = [dict(arms=['flat'], grid=dict(learning_rate=[1e-2], weight_decay=[0.5]),
     assert runs[0].folder == f"/nowhere/runs/a-lr0.001-seed0-weight_decay=0.0-{runs[0].hash[:8]}"
     places = [(r.seed in (0, 3)) for r in runs if r.arm != "flat"]
     assert places == sorted(places, reverse=True)  # first seeds first
-    about = sweep.description(sweep.load(str(path)), str(path), runs)
+    about = description(load(str(path)), str(path), runs)
     assert about["grid"] == {"learning_rate": [1e-3, 1e-2], "weight_decay": [0.0, 0.5], "muon_lr": [0.5]}
     assert sorted(about["seeds"]) == [0, 3, 4, 7, 8] and about["name"] == "small"
     assert about["arms"][2] == {"name": "few", "config": "config/demo_mixed.py", "role": "other",
@@ -286,7 +291,7 @@ def test_a_dry_run_prints_commands_that_run_and_creates_nothing(sweep_file, fold
     for command in commands:
         assert command[:3] == ["python", "train.py", "config/demo_baseline.py"] and "--threads=3" in command
         config, model = configurator.resolve([str(ROOT / command[2]), *command[3:]], train.TrainConfig, models.CONFIGS)
-        assert config.out_dir.endswith(sweep.config_hash((config, model))[:8]) and config.max_iters == 40
+        assert config.out_dir.endswith(config_hash((config, model))[:8]) and config.max_iters == 40
         assert config.min_lr == config.learning_rate / 10
 
 
@@ -302,7 +307,7 @@ def test_outcomes_are_recorded_and_what_ended_is_skipped(sweep_file, folder, stu
         0: ("finished", 1), 1: ("finished", 2), 2: ("crashed", 2), 3: ("crashed", 2), 4: ("crashed", 2),
         5: ("diverged", 1), 12: ("finished", 2)}
     good, bad = table["baseline 0 0.003"], table["baseline 2 0.003"]
-    assert tuple(good) == sweep.COLUMNS
+    assert tuple(good) == COLUMNS
     assert [good[k] for k in ("step", "tokens", "val_loss", "best_val_loss", "best_step", "parameters",
                               "flops_per_token", "target_step")] == ["7", "70", "2.5", "2.25", "5", "11", "66", ""]
     assert (bad["step"], bad["tokens"], bad["val_loss"]) == ("3", "30", "")
@@ -342,7 +347,7 @@ def test_no_row_is_lost_between_the_two_tables(sweep_file, folder, stub, capsys,
     """Stopped at any write while rows change sides, every row is still in one of the tables."""
     old, new = sweep_file(), "budget = dict(steps=41)"
     assert run(stub, [old, f"--out={folder}"], capsys)[0] == 0
-    whole, table = sweep.write_file, sweep.Rows(str(folder))
+    table = Rows(str(folder))
     for text in (new, ""):  # there, and back again
         runs = runs_of(sweep_file(text), folder)
         for stop_at in (1, 2, 3, 4):
@@ -351,8 +356,8 @@ def test_no_row_is_lost_between_the_two_tables(sweep_file, folder, stub, capsys,
             def write(path, data):
                 if next(writes) == stop_at:
                     raise KeyboardInterrupt
-                whole(path, data)
-            monkeypatch.setattr(sweep, "write_file", write)
+                write_file(path, data)
+            monkeypatch.setattr("experiments.rows.write_file", write)
             with contextlib.suppress(KeyboardInterrupt):
                 table.sort_out(runs, False)
             assert len(table.known()) == 1
@@ -402,7 +407,7 @@ print(os.path.exists(home + "/starts"), flush=True)
 
 
 def test_gpus_go_round(sweep_file, folder, stub, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "gpus_of_this_machine", lambda: ["4", "6"])
+    monkeypatch.setattr("experiments.launchers.gpus_of_this_machine", lambda: ["4", "6"])
     assert run(stub, [sweep_file(seeds=(8, 9, 10, 11)), f"--out={folder}", "--jobs=2"], capsys)[0] == 0
     used = [starts(folder, f"*seed{s}-*")[0]["CUDA_VISIBLE_DEVICES"] for s in (8, 9, 10, 11)]
     assert used == ["4", "6", "6", "6"]  # the first is slow and keeps its own
@@ -448,14 +453,14 @@ def test_a_signal_saves_and_says_how_to_go_on(number, sweep_file, folder, stub, 
 
 def test_a_resumed_run_is_timed_by_the_steps_of_this_job(sweep_file, folder, capsys, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     only, = runs_of(sweep_file(), folder)
     os.makedirs(only.folder)
 
     def at(step):
         pathlib.Path(only.folder, "metrics.jsonl").write_text(json.dumps({"step": step, "loss": 3.0}) + "\n")
     at(20)  # of 40, before the job begins
-    table = sweep.Table([only], [])
+    table = Table([only], [])
     table.show([only])
     for step, eta in ((30, "0:01:40"),  # 10 steps took 100 s
                       (15, "-"),  # that was from a checkpoint at step 15
