@@ -7,7 +7,7 @@ What a sweep says: tables, plots and a report, from the files that sweep.py leav
 Per arm: the validation loss at its own best learning rate with a 95% interval over seeds; paired differences to the
 baseline, to the flat control and, of mixed arms, to the best control; wins at every learning rate; the loss at equal steps, tokens and training seconds;
 parameters, FLOPs a token; steps, tokens and seconds to a target loss; the share of diverged runs; for mixed arms what
-their curvature does. The statistics and why they are these: sweep_statistics.py; the plots: sweep_plots.py; the
+their curvature does. The statistics and why they are these: experiments/statistics.py; the plots: sweep_plots.py; the
 curvature: ablate_curvature.py.
 
 Written to <sweep>/summary: summary.md, summary.csv (a line an arm), summary.json (everything), report.html (tables and
@@ -96,16 +96,16 @@ class Arm:
     planned: set = field(default_factory=set)  # {(lr, seed)}
     choice: Choice | None = None
     estimate: Estimate = Estimate(0)  # of the loss at the chosen learning rate
-    edge: str = ""  # sweep_statistics.place_in_grid
+    edge: str = ""  # statistics.place_in_grid
     curves: dict = field(default_factory=dict)  # {seed: Curve}, chosen learning rate, the seeds that measure
     against: dict = field(default_factory=dict)  # {role of the reference: (Difference, p after Holm)}
-    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: as sweep_statistics.wins}}
+    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: as statistics.wins}}
     at_budget: dict = field(default_factory=dict)  # {key of BUDGETS: {seed: loss}}
     to_target: dict = field(default_factory=dict)  # {key of BUDGETS: [value, or None if not reached]}
     ablations: dict = field(default_factory=dict)  # {seed: ablate_curvature.Ablation}
 
     def losses(self):
-        """{lr: {seed: loss}}, as sweep_statistics has them."""
+        """{lr: {seed: loss}}, as statistics has them."""
         out = {}
         for (lr, seed), run in sorted(self.runs.items()):
             if run.loss is not None:
