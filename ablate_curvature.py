@@ -35,7 +35,7 @@ from common import paths
 from configurator import Parser
 from training.dataloader import Loader, load_meta
 from common.errors import UserError, exit_cleanly
-from sweep_statistics import Estimate, mean_interval
+from experiments.statistics import Estimate, mean_interval
 from training.machine import pick_device
 
 

@@ -7,7 +7,7 @@ What a sweep says: tables, plots and a report, from the files that sweep.py leav
 Per arm: the validation loss at its own best learning rate with a 95% interval over seeds; paired differences to the
 baseline, to the flat control and, of mixed arms, to the best control; wins at every learning rate; the loss at equal steps, tokens and training seconds;
 parameters, FLOPs a token; steps, tokens and seconds to a target loss; the share of diverged runs; for mixed arms what
-their curvature does. The statistics and why they are these: sweep_statistics.py; the plots: sweep_plots.py; the
+their curvature does. The statistics and why they are these: experiments/statistics.py; the plots: sweep_plots.py; the
 curvature: ablate_curvature.py.
 
 Written to <sweep>/summary: summary.md, summary.csv (a line an arm), summary.json (everything), report.html (tables and
@@ -32,14 +32,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import ablate_curvature
-import sweep
 import sweep_plots
 from ablate_curvature import interval_text
 from configurator import Parser
 from common.errors import UserError, exit_cleanly
+from experiments import sweep_file
+from experiments.rows import Rows
+from experiments.runs import HERE, make_runs
+from experiments.statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
+                                    measuring_pair, paired_difference, place_in_grid, value_at, wins)
 from sweep_plots import REFERENCES
-from sweep_statistics import (Choice, Estimate, candidates, censored_median, choose_lr, holm, mean_interval,
-                              measuring_pair, paired_difference, place_in_grid, value_at, wins)
 from common.whole_files import write_file
 
 @dataclass(frozen=True)
@@ -94,16 +96,16 @@ class Arm:
     planned: set = field(default_factory=set)  # {(lr, seed)}
     choice: Choice | None = None
     estimate: Estimate = Estimate(0)  # of the loss at the chosen learning rate
-    edge: str = ""  # sweep_statistics.place_in_grid
+    edge: str = ""  # statistics.place_in_grid
     curves: dict = field(default_factory=dict)  # {seed: Curve}, chosen learning rate, the seeds that measure
     against: dict = field(default_factory=dict)  # {role of the reference: (Difference, p after Holm)}
-    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: as sweep_statistics.wins}}
+    wins: dict = field(default_factory=dict)  # {role of the reference: {lr: as statistics.wins}}
     at_budget: dict = field(default_factory=dict)  # {key of BUDGETS: {seed: loss}}
     to_target: dict = field(default_factory=dict)  # {key of BUDGETS: [value, or None if not reached]}
     ablations: dict = field(default_factory=dict)  # {seed: ablate_curvature.Ablation}
 
     def losses(self):
-        """{lr: {seed: loss}}, as sweep_statistics has them."""
+        """{lr: {seed: loss}}, as statistics has them."""
         out = {}
         for (lr, seed), run in sorted(self.runs.items()):
             if run.loss is not None:
@@ -184,12 +186,12 @@ def planned_runs(plan, folder, tried):
     """[(name, role, lr, seed)] of every run of the sweep, and a note or None. sweep.json has the union of the arms'
     grids and seeds; which arm has which is in the sweep file. tried: learning rates, for a plan that names none."""
     arms = {arm["name"]: arm for arm in plan["arms"]}
-    path = os.path.realpath(os.path.join(sweep.HERE, plan["file"]))
+    path = os.path.realpath(os.path.join(HERE, plan["file"]))
     try:
         if path.startswith(os.path.realpath(folder) + os.sep):  # a folder from somebody else runs no code of theirs
             raise UserError(f"{path}: a sweep file in the sweep's own folder is not read")
         return [(full_name(arms[r.arm], r.overrides, plan), arms[r.arm]["role"], r.lr, r.seed)
-                for r in sweep.make_runs(sweep.load(path), path, folder) if r.arm in arms], None
+                for r in make_runs(sweep_file.load(path), path, folder) if r.arm in arms], None
     except UserError as error:
         lrs = plan["grid"].get("muon_lr") or plan["grid"].get("learning_rate") or tried
         planned = [(name, arm["role"], float(lr), seed)
@@ -200,7 +202,7 @@ def planned_runs(plan, folder, tried):
 def read_rows(folder, plan, metric):
     """([(name, role, lr, seed, Run)] of runs.csv, names of arms that sweep.json does not have)."""
     arms, found, unknown = {arm["name"]: arm for arm in plan["arms"]}, [], set()
-    for place, row in enumerate(sweep.Rows(folder).read().values(), 2):
+    for place, row in enumerate(Rows(folder).read().values(), 2):
         if row["arm"] not in arms:
             unknown.add(row["arm"])
             continue

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
+from experiments.statistics import mean_interval
 from plot_runs import STYLES  # also chooses a backend that needs no display
-from sweep_statistics import mean_interval
 
 COLOURS = [colour for colour, _ in STYLES] + ["#000000", "#999999"]
 MARKERS = "osD^vPX*<"  # one more than colours: together they begin again after 72 arms

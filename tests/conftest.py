@@ -1,7 +1,9 @@
-"""Shared fixtures: a small prepared data set, and tiny model shapes."""
+"""Shared fixtures: a small prepared data set, tiny model shapes, sweeps of tiny runs."""
+import functools
 import json
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -58,3 +60,34 @@ def small_run(data_dir, tmp_path):
             "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12", "--eval_interval=6", "--eval_iters=2",
             "--log_interval=1", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu",
             "--dtype=float32"]  # numbers are compared: bfloat16 where a CPU has its instructions would be less exact
+
+
+@pytest.fixture
+def stub():
+    """sweep.py's main, with runs of the stub trainer."""
+    import sweep  # here: not every test file needs what it imports
+    return functools.partial(sweep.main, command=(sys.executable, str(pathlib.Path(__file__).with_name("stub_trainer.py"))))
+
+
+@pytest.fixture
+def sweep_file(data_dir, tmp_path):
+    """A function that writes a sweep of tiny runs on the test's text and returns its path."""
+    def write(text="", seeds=(0,), arms="arms = {'baseline': dict(config='config/demo_baseline.py', role='baseline')}"):
+        path = tmp_path / "small.py"
+        path.write_text(f"""
+defaults = dict(data_dir={str(data_dir)!r}, dataset='words', n_layer=1, n_head=2, n_embd=16, block_size=16,
+                batch_size=4, warmup_iters=2, min_lr=None, eval_interval=20, eval_iters=2, log_interval=1,
+                tensorboard_log=False, device='cpu')
+budget = dict(steps=40)
+seeds = {list(seeds)}
+{arms}
+{text}
+""")
+        return path
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of a sweep; it is not there yet."""
+    return tmp_path / "sweep"

@@ -22,10 +22,10 @@ import ablate_curvature
 from training import checkpoint
 import models
 import summarize_sweep
-import sweep
 import sweep_plots
-import sweep_statistics as ss
 from conftest import TINY, write_dataset
+from experiments import statistics as ss
+from experiments.rows import COLUMNS
 from test_train import ROOT, one_line, run
 
 SEEDS, LRS = [1, 2, 3, 4], [1e-3, 3e-3, 1e-2]
@@ -163,7 +163,7 @@ class Written:
             final = loss(arm, lr, seed)
             if final is None:
                 continue
-            row = dict.fromkeys(sweep.COLUMNS, "")
+            row = dict.fromkeys(COLUMNS, "")
             name = f"{arm}-{lr}-{seed}"
             row.update(hash=name, arm=arm, lr=lr, seed=seed, dir=f"runs/{name}", overrides="{}", parameters=1000,
                        flops_per_token=6000, status=final if isinstance(final, str) else "finished")
@@ -173,7 +173,7 @@ class Written:
                 self.metrics(folder / row["dir"], final, duration, arms[arm] == "mixed")
             rows.append(row)
         with open(folder / "runs.csv", "w", newline="") as f:
-            table = csv.DictWriter(f, sweep.COLUMNS)
+            table = csv.DictWriter(f, COLUMNS)
             table.writeheader()
             table.writerows(rows)
 
@@ -397,7 +397,7 @@ def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
         found = steps(row["arm"], float(row["lr"]), int(row["seed"]))
         row.update(target_step=found or "", target_seconds=2 * found if found else "")
     with open(written.folder / "runs.csv", "w", newline="") as f:
-        table = csv.DictWriter(f, sweep.COLUMNS)
+        table = csv.DictWriter(f, COLUMNS)
         table.writeheader()
         table.writerows(rows)
     found, arms = written.summary()
@@ -477,7 +477,7 @@ def test_other_keys_of_the_grid_make_arms_of_their_own(tmp_path):
         if row["arm"] == "mixed":
             row["overrides"] = json.dumps({"learning_rate": 3e-3, "curvature": [0.1, 1.0][i % 2]})
     with open(written.folder / "runs.csv", "w", newline="") as f:
-        table = csv.DictWriter(f, sweep.COLUMNS)
+        table = csv.DictWriter(f, COLUMNS)
         table.writeheader()
         table.writerows(rows)
     _, arms = written.summary()
@@ -864,7 +864,7 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
 
 def test_the_committed_results_say_what_their_readme_says():
     """results/shakespeare_lr: the tables are of the committed runs, and the headline of results/README.md is theirs."""
-    results = os.path.join(summarize_sweep.sweep.HERE, "results")
+    results = os.path.join(ROOT, "results")
     found = summarize_sweep.summarize(os.path.join(results, "shakespeare_lr"), batches=0)
     with open(os.path.join(results, "README.md"), encoding="utf-8") as f:
         text = " ".join(f.read().split())

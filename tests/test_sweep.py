@@ -1,16 +1,14 @@
-"""sweep.py: what is run and what is skipped, crashes, signals, kills, launchers. Most runs here are of a stub trainer
-that keeps train.py's contract and takes no time; those that must be exact are real."""
+"""sweep.py: what is run and what is skipped, crashes, signals, kills, launchers. Most runs here are of stub_trainer.py; those
+that must be exact are real. What is said of a sweep file: test_sweep_file.py."""
 import contextlib
 import csv
 import errno
 import fcntl
-import functools
 import glob
 import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,84 +18,14 @@ import time
 
 import pytest
 
-import configurator
-import models
 import sweep
-import train
-from common.errors import UserError
+from experiments.rows import COLUMNS, Rows
+from experiments.terminal import Table
+from test_sweep_file import ONE, runs_of
 from test_train import one_line, records, run
+from common.whole_files import write_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STUB = '''
-import json, os, signal, sys, time
-options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
-out, seed = options["out_dir"], int(options["seed"])
-with open(os.path.join(out, "starts"), "a") as f:
-    f.write(json.dumps({k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")} | options) + "\\n")
-starts = len(open(os.path.join(out, "starts")).readlines())
-def summary(status):
-    with open(os.path.join(out, "summary.json"), "w") as f:
-        json.dump({"status": status, "step": 7, "tokens": 70, "train_seconds": 1.5, "val_loss": 2.5,
-                   "best_val_loss": 2.25, "best_step": 5, "parameters": 11, "flops_per_token": 66}, f)
-asked = []
-for s in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(s, lambda *_: asked.append(1))
-with open(os.path.join(out, "metrics.jsonl"), "w") as f:
-    f.write('{"step": 3, "tokens": 30, "train_seconds": 0.5, "loss": 3.0}\\n')
-if seed == 1 and starts == 1 or seed == 2:
-    sys.exit("RuntimeError: no luck")
-if seed == 3:
-    os.kill(os.getpid(), signal.SIGKILL)
-if seed == 4:
-    print("error: out of device memory", file=sys.stderr)
-    sys.exit(2)
-if seed == 12 and starts == 1:
-    print("error: the disk is full", file=sys.stderr)
-    sys.exit(2)
-if seed == 5:
-    summary("diverged")
-    sys.exit(3)
-if seed == 6 and starts == 1:
-    while not asked:
-        time.sleep(0.01)
-    summary("stopped")
-    sys.exit(0)
-if seed == 7:
-    os.kill(os.getppid(), signal.SIGKILL)  # the job of submitit
-    sys.exit(1)
-if seed == 8:
-    time.sleep(1.2)
-summary("finished")
-'''
-
-
-@pytest.fixture
-def stub(tmp_path):
-    (tmp_path / "stub.py").write_text(STUB)
-    return functools.partial(sweep.main, command=(sys.executable, str(tmp_path / "stub.py")))
-
-
-@pytest.fixture
-def sweep_file(data_dir, tmp_path):
-    """A function that writes a sweep of tiny runs on the test's text and returns its path."""
-    def write(text="", seeds=(0,), arms="arms = {'baseline': dict(config='config/demo_baseline.py', role='baseline')}"):
-        path = tmp_path / "small.py"
-        path.write_text(f"""
-defaults = dict(data_dir={str(data_dir)!r}, dataset='words', n_layer=1, n_head=2, n_embd=16, block_size=16,
-                batch_size=4, warmup_iters=2, min_lr=None, eval_interval=20, eval_iters=2, log_interval=1,
-                tensorboard_log=False, device='cpu')
-budget = dict(steps=40)
-seeds = {list(seeds)}
-{arms}
-{text}
-""")
-        return path
-    return write
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "sweep"
 
 
 def rows(folder):
@@ -119,178 +47,6 @@ def wait_for(condition, seconds=60):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# sweep files
-
-def runs_of(path, folder="/nowhere"):
-    return sweep.make_runs(sweep.load(str(path)), str(path), str(folder))
-
-
-@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "sweeps").glob("*.py")))
-def test_every_shipped_sweep_resolves(file):
-    runs = runs_of(ROOT / "sweeps" / file)
-    described = sweep.description(sweep.load(str(ROOT / "sweeps" / file)), file, runs)
-    roles = {arm["role"] for arm in described["arms"]}
-    assert {"baseline", "flat", "mixed"} <= roles and len(runs) >= 5
-    counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
-               "speedrun.py": 6 * 4 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 8 * 3}  # as their comments count
-    assert len(runs) == counted[file]
-    if file != "fineweb_lr.py":
-        assert {run.max_iters for run in runs} <= {1500, 3000}
-    else:
-        assert {run.max_iters for run in runs} == {int(2.5e9) // (40 * 12 * 1024)}
-
-
-def test_the_hash_is_of_what_decides_the_result_alone():
-    def hashed(*overrides, model="mixed"):
-        argv = [f"--model={model}", *overrides]
-        return sweep.config_hash(configurator.resolve(argv, train.TrainConfig, models.CONFIGS))
-    assert len(hashed()) == 64 and hashed() == hashed()
-    for same in ("--out_dir=x", "--data_dir=/x", "--threads=3", "--device=cpu", "--init_from=resume",
-                 "--overwrite=True", "--log_interval=3", "--min_lr=1e-4", "--learning_rate=0.001"):
-        assert hashed(same) == hashed(), same
-    assert hashed("--wandb_log=True", "--wandb_project=x") == hashed()
-    changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
-                                   "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
-    assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
-    assert sweep.SPEED <= sweep.NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
-    # where seconds are the limit, what decides the speed decides the steps
-    speeds = "--threads=3", "--device=cpu", "--parallel=fsdp", "--num_workers=0"
-    timed = [hashed("--max_seconds=9", *speed) for speed in ([], *zip(speeds))]
-    assert len(set(timed)) == 5 and hashed("--max_seconds=9", "--out_dir=x", "--log_interval=3") == timed[0]
-
-
-def test_grid_seeds_and_stages(sweep_file, folder):
-    path = sweep_file("""
-grid = dict(learning_rate=[1e-3, 1e-2], weight_decay=[0.0, 0.5])
-runs = [dict(arms=['flat'], grid=dict(learning_rate=[1e-2], weight_decay=[0.5]), seeds=[0, 7, 8])]
-""", arms="""arms = [dict(name='a', config='config/demo_baseline.py'), dict(name='flat', config='config/demo_flat.py'),
-        dict(name='few', config='config/demo_mixed.py', grid=dict(muon_lr=[0.5]), seeds=[3, 4], optimizer='muon')]""")
-    runs = runs_of(path)
-    points = {(r.arm, r.lr, r.overrides.get("weight_decay"), r.seed) for r in runs}
-    assert len(points) == len(runs) == 4 + 4 + 2 + 2
-    assert {p for p in points if p[0] == "few"} == {("few", 0.5, None, 3), ("few", 0.5, None, 4)}
-    assert {p for p in points if p[3] > 6} == {("flat", 1e-2, 0.5, 7), ("flat", 1e-2, 0.5, 8)}
-    assert runs[0].folder == f"/nowhere/runs/a-lr0.001-seed0-weight_decay=0.0-{runs[0].hash[:8]}"
-    places = [(r.seed in (0, 3)) for r in runs if r.arm != "flat"]
-    assert places == sorted(places, reverse=True)  # first seeds first
-    about = sweep.description(sweep.load(str(path)), str(path), runs)
-    assert about["grid"] == {"learning_rate": [1e-3, 1e-2], "weight_decay": [0.0, 0.5], "muon_lr": [0.5]}
-    assert sorted(about["seeds"]) == [0, 3, 4, 7, 8] and about["name"] == "small"
-    assert about["arms"][2] == {"name": "few", "config": "config/demo_mixed.py", "role": "other",
-                                "overrides": {"optimizer": "muon"}}
-
-
-def test_a_default_that_means_nothing_to_an_arm_is_left_out_of_its_runs(sweep_file):
-    """So that train.py does not refuse it; what the arm itself sets is refused."""
-    text = "defaults = dict(optimizer='muon', muon_lr=0.01, curvature_lr_mult=2.0)"
-    path = sweep_file(text, arms="""arms = [dict(name='adam', config='config/demo_flat.py', optimizer='adamw'),
-        dict(name='muon', config='config/demo_mixed.py')]""")
-    given = {r.arm: {"muon_lr", "curvature_lr_mult"} & r.overrides.keys() for r in runs_of(path)}
-    assert given == {"adam": set(), "muon": {"muon_lr", "curvature_lr_mult"}}
-    path = sweep_file(text, arms="arms = [dict(name='adam', config='config/demo_flat.py', optimizer='adamw', muon_momentum=0.9)]")
-    with pytest.raises(UserError, match="arm 'adam'.*muon_momentum has no effect"):
-        runs_of(path)
-
-
-@pytest.mark.parametrize("budget, key, value", [
-    ("dict(steps=9)", "max_iters", 9), ("dict(tokens=1000)", "max_iters", 1000 // 64),
-    ("dict(seconds=30)", "max_seconds", 30.0)])
-def test_budgets(budget, key, value, sweep_file):
-    only, = runs_of(sweep_file(f"budget = {budget}"))
-    assert only.overrides[key] == value
-    assert (only.max_seconds if key == "max_seconds" else only.max_iters) == value
-
-
-@pytest.mark.parametrize("budget, to_do", [("steps=9", 0), ("seconds=30", 1)])
-def test_other_threads_are_other_runs_where_seconds_are_the_budget(budget, to_do, sweep_file, folder, stub, capsys):
-    args = [sweep_file(f"budget = dict({budget})"), f"--out={folder}"]
-    assert run(stub, [*args, "--threads=1"], capsys)[0] == 0
-    assert " 0 to do" in run(stub, [*args, "--threads=1", "--dry-run"], capsys)[1]
-    assert f" {to_do} to do" in run(stub, [*args, "--threads=2", "--dry-run"], capsys)[1]
-
-
-ONE = "arms = {'a': dict(config='config/demo_baseline.py', %s)}"
-
-
-@pytest.mark.parametrize("text, parts", [
-    ("grids = dict(learning_rate=[1e-3])", ["unknown name 'grids'", "'grid'"]),
-    ("arms = {}", ["no arms"]),
-    ("arms = {'a': dict(role='flat')}", ["arm 'a'", "config is missing"]),
-    ("arms = {'a/b': dict(config='config/demo_flat.py')}", ["a/b", "letters, digits"]),
-    ("arms = {'a': dict(config='config/demo_flut.py')}", ["arm 'a'", "config/demo_flat.py"]),
-    (ONE % "role='best'", ["arm 'a'", "role = 'best'"]),
-    (ONE % "learning_rat=1e-3", ["arm 'a'", "unknown key 'learning_rat'", "'learning_rate'"]),
-    (ONE % "curvature=0.1", ["arm 'a'", "curvature belongs to"]),
-    (ONE % "n_head=3", ["arm 'a'", "not divisible"]),
-    (ONE % "max_iters=3", ["arm 'a'", "max_iters", "budget"]),
-    (ONE % "seed=3", ["arm 'a'", "use seeds"]),
-    (ONE % "batch_size=2.5", ["arm 'a'", "batch_size takes a whole number"]),
-    (ONE % "learning_rate=1e-3" + "; grid = dict(learning_rate=[1e-3])", ["arm 'a'", "by the arm and by the grid"]),
-    ("grid = dict(learning_rate=[])", ["is empty"]),
-    ("grid = dict(learning_rate=1e-3)", ["must be a list"]),
-    ("grid = dict(seed=[1])", ["use seeds"]),
-    ("grid = dict(num_workers=[0, 4])", ["num_workers cannot be in a grid"]),
-    ("seeds = []", ["seeds is empty"]),
-    ("after = ['']", ["not a command line"]),
-    ("seeds = [1.5]", ["must be a whole number"]),
-    ("budget = dict(stps=3)", ["unknown name 'stps'", "'steps'"]),
-    ("budget = dict(steps=3, tokens=4)", ["steps and tokens"]),
-    ("budget = dict(tokens=float('inf'))", ["budget of tokens", "finite"]),
-    ("budget = dict(seconds=float('nan'))", ["budget of seconds", "finite"]),
-    ("budget = dict(tokens=3)", ["less than one step, 64"]),
-    ("slurm = dict(time=3)", ["unknown name 'time'", "'time_min'"]),
-    ("slurm = dict(gpus='2')", ["gpus", "a whole number"]),
-    ("after = ['echo {run}']", ["after", "{runs}"]),
-    ("after = ['echo {out.x}']", ["not a command line"]),
-    ("after = ['echo {out[a]}']", ["not a command line"]),
-    ("runs = [dict(arms=['basline'])]", ["unknown name 'basline'", "'baseline'"]),
-    ("arms = {'a': dict(config='config/demo_baseline.py'), 'b': dict(config='config/demo_baseline.py')}",
-     ["'a' and 'b' are one configuration"]),
-    ("import pathlib as _p; defaults = dict(dataset=_p.Path('x'))", ["values must be"]),
-    ("1 / 0", ["ZeroDivisionError"]),
-    ("raise SystemExit(3)", ["SystemExit: 3"]),
-])
-def test_a_mistake_in_a_sweep_file_is_one_line_and_starts_nothing(text, parts, sweep_file, folder, stub, capsys):
-    status, _, err = run(stub, [sweep_file(text), f"--out={folder}"], capsys)
-    assert status == 2
-    one_line(err, *parts)
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("options, parts", [
-    ([], ["sweep"]), (["nothing.py"], ["nothing.py"]), (["FILE", "--jobs", "0"], ["--jobs=0"]),
-    (["FILE", "--jobs", "two"], ["two"]), (["FILE", "--launchr", "slurm"], ["--launchr"]),
-    (["FILE", "--launcher", "slurm"], ["sbatch"])])
-def test_a_mistaken_command_line_is_one_line(options, parts, sweep_file, folder, stub, capsys, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    args = [sweep_file() if o == "FILE" else o for o in options]
-    status, _, err = run(stub, [*args, f"--out={folder}"] if args else [], capsys)
-    assert status == 2
-    one_line(err, *parts)
-    assert not folder.exists()
-
-
-def test_data_that_are_not_prepared_are_one_line(sweep_file, folder, stub, capsys):
-    status, _, err = run(stub, [sweep_file(ONE % "dataset='others'"), f"--out={folder}"], capsys)
-    assert status == 2
-    one_line(err, "no prepared data")
-
-
-def test_a_dry_run_prints_commands_that_run_and_creates_nothing(sweep_file, folder, stub, tmp_path, capsys):
-    before = sorted(tmp_path.rglob("*"))
-    path = sweep_file("grid = dict(learning_rate=[1e-3, 1e-2])", seeds=(0, 1))
-    before = sorted([*before, path])
-    status, out, _ = run(sweep.main, [path, f"--out={folder}", "--dry-run", "--jobs=2", "--threads=6"], capsys)
-    commands = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
-    assert status == 0 and len(commands) == 4 and sorted(tmp_path.rglob("*")) == before
-    for command in commands:
-        assert command[:3] == ["python", "train.py", "config/demo_baseline.py"] and "--threads=3" in command
-        config, model = configurator.resolve([str(ROOT / command[2]), *command[3:]], train.TrainConfig, models.CONFIGS)
-        assert config.out_dir.endswith(sweep.config_hash((config, model))[:8]) and config.max_iters == 40
-        assert config.min_lr == config.learning_rate / 10
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # the runs, with the stub
 
 def test_outcomes_are_recorded_and_what_ended_is_skipped(sweep_file, folder, stub, capsys):
@@ -302,7 +58,7 @@ def test_outcomes_are_recorded_and_what_ended_is_skipped(sweep_file, folder, stu
         0: ("finished", 1), 1: ("finished", 2), 2: ("crashed", 2), 3: ("crashed", 2), 4: ("crashed", 2),
         5: ("diverged", 1), 12: ("finished", 2)}
     good, bad = table["baseline 0 0.003"], table["baseline 2 0.003"]
-    assert tuple(good) == sweep.COLUMNS
+    assert tuple(good) == COLUMNS
     assert [good[k] for k in ("step", "tokens", "val_loss", "best_val_loss", "best_step", "parameters",
                               "flops_per_token", "target_step")] == ["7", "70", "2.5", "2.25", "5", "11", "66", ""]
     assert (bad["step"], bad["tokens"], bad["val_loss"]) == ("3", "30", "")
@@ -342,7 +98,7 @@ def test_no_row_is_lost_between_the_two_tables(sweep_file, folder, stub, capsys,
     """Stopped at any write while rows change sides, every row is still in one of the tables."""
     old, new = sweep_file(), "budget = dict(steps=41)"
     assert run(stub, [old, f"--out={folder}"], capsys)[0] == 0
-    whole, table = sweep.write_file, sweep.Rows(str(folder))
+    table = Rows(str(folder))
     for text in (new, ""):  # there, and back again
         runs = runs_of(sweep_file(text), folder)
         for stop_at in (1, 2, 3, 4):
@@ -351,8 +107,8 @@ def test_no_row_is_lost_between_the_two_tables(sweep_file, folder, stub, capsys,
             def write(path, data):
                 if next(writes) == stop_at:
                     raise KeyboardInterrupt
-                whole(path, data)
-            monkeypatch.setattr(sweep, "write_file", write)
+                write_file(path, data)
+            monkeypatch.setattr("experiments.rows.write_file", write)
             with contextlib.suppress(KeyboardInterrupt):
                 table.sort_out(runs, False)
             assert len(table.known()) == 1
@@ -402,7 +158,7 @@ print(os.path.exists(home + "/starts"), flush=True)
 
 
 def test_gpus_go_round(sweep_file, folder, stub, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "gpus_of_this_machine", lambda: ["4", "6"])
+    monkeypatch.setattr("experiments.launchers.gpus_of_this_machine", lambda: ["4", "6"])
     assert run(stub, [sweep_file(seeds=(8, 9, 10, 11)), f"--out={folder}", "--jobs=2"], capsys)[0] == 0
     used = [starts(folder, f"*seed{s}-*")[0]["CUDA_VISIBLE_DEVICES"] for s in (8, 9, 10, 11)]
     assert used == ["4", "6", "6", "6"]  # the first is slow and keeps its own
@@ -448,14 +204,14 @@ def test_a_signal_saves_and_says_how_to_go_on(number, sweep_file, folder, stub, 
 
 def test_a_resumed_run_is_timed_by_the_steps_of_this_job(sweep_file, folder, capsys, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     only, = runs_of(sweep_file(), folder)
     os.makedirs(only.folder)
 
     def at(step):
         pathlib.Path(only.folder, "metrics.jsonl").write_text(json.dumps({"step": step, "loss": 3.0}) + "\n")
     at(20)  # of 40, before the job begins
-    table = sweep.Table([only], [])
+    table = Table([only], [])
     table.show([only])
     for step, eta in ((30, "0:01:40"),  # 10 steps took 100 s
                       (15, "-"),  # that was from a checkpoint at step 15
@@ -508,7 +264,7 @@ def test_submitit_runs_and_a_preempted_job_saves_and_goes_on(sweep_file, folder,
         for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # it has ended
                 below = commands_below(command.parent.name) if str(folder).encode() in command.read_bytes() else []
-                if any("stub.py" in c and f"--seed={seed} " in c for c in below):
+                if any("stub_trainer.py" in c and f"--seed={seed} " in c for c in below):
                     return int(command.parent.name)
     groups = []
 

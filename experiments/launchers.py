@@ -1,0 +1,181 @@
+"""Launchers: each runs what is missing and returns when every run has ended or a signal came."""
+import collections
+import contextlib
+import functools
+import io
+import os
+import subprocess
+import time
+import types
+
+import torch
+
+from common.errors import UserError
+from experiments.job import TRIES, Job, in_use, note, progress, row_of
+from experiments.rows import Rows
+from experiments.runs import HERE, short
+from experiments.sweep_file import SLURM
+
+POLL_SECONDS = 0.2
+
+
+def gpus_of_this_machine():
+    """Names for CUDA_VISIBLE_DEVICES, if there are several GPUs; else []."""
+    if torch.cuda.device_count() < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def threads_of_a_run(options, slurm):
+    return slurm.get("cpus", 1) if options.launcher == "slurm" else max(1, options.threads // options.jobs)
+
+
+def run_local(runs, rows, options, command, table, stop):
+    gpus = gpus_of_this_machine()
+    threads = threads_of_a_run(options, {})
+    waiting, jobs, told = collections.deque(runs), {}, set()  # jobs: slot -> Job
+    try:
+        while jobs or (waiting and not stop.signal):
+            for slot in range(options.jobs) if not stop.signal else ():
+                for _ in range(len(waiting) if slot not in jobs else 0):
+                    run = waiting.popleft()
+                    job = Job(run, rows, command, threads, gpus[slot % len(gpus)] if gpus else None)
+                    if job.start():
+                        jobs[slot] = job
+                        break
+                    waiting.append(run)
+                    if run.hash not in told:
+                        told.add(run.hash)
+                        table.say(f"in use by another process, waited for: {short(run.folder)}")
+            if stop.signal and not all(job.stopping for job in jobs.values()):
+                table.say(f"{stop.signal}: saving {len(jobs)} runs")
+                for job in jobs.values():
+                    job.stop()
+            for slot, job in list(jobs.items()):
+                status = job.poll()
+                if status:
+                    del jobs[slot]
+                    table.ended(job.run, status, rows.read().get(job.run.hash))
+            table.show([job.run for job in jobs.values()])
+            time.sleep(POLL_SECONDS)
+    except Exception:  # the sweep's own, a full disk say: what is running saves first, as on a signal
+        for job in jobs.values():
+            job.stop()
+        for job in jobs.values():
+            if job.process:
+                job.process.wait()
+        raise
+
+
+class Worker:
+    """What a Slurm job does: one run, until it has ended. Pickled by submitit."""
+
+    def __init__(self, folder, command, threads):
+        self.folder, self.command, self.threads = folder, command, threads
+        self.job = None
+
+    def __call__(self, run):
+        while True:
+            self.job = Job(run, Rows(self.folder), self.command, self.threads)
+            while not self.job.start():
+                time.sleep(POLL_SECONDS)
+            try:
+                while (status := self.job.poll()) is None:
+                    time.sleep(POLL_SECONDS)
+            finally:
+                self.job.stop()
+            # train.py got a signal that was meant for us too (Slurm's go to all processes): if the job is really to
+            # end, nothing is lost by going on until it does
+            if status != "stopped":
+                return status
+
+    def checkpoint(self, run):
+        """submitit calls this in its signal handler, before it queues the job again."""
+        import submitit
+        self.job.stop()
+        if self.job.process:
+            with contextlib.suppress(ChildProcessError):  # not Popen.wait(): we may have interrupted Popen.poll()
+                os.waitid(os.P_PID, self.job.process.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Worker(self.folder, self.command, self.threads), run)
+
+
+def run_submitit(runs, rows, options, command, table, stop, slurm):
+    """Through submitit: one job array on Slurm, or (to try it) its local executor with at most --jobs processes."""
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported; USR2 would kill train.py
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(f"--launcher {options.launcher} needs submitit: pip install submitit==1.5.4") from None
+    local = options.launcher == "local-submitit"
+    threads = threads_of_a_run(options, slurm)
+    # jobs import this module
+    os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
+    executor = submitit.AutoExecutor(os.path.join(rows.folder, "submitit"), cluster="local" if local else "slurm",
+                                     slurm_max_num_timeout=100)  # long runs are queued again as often as they need
+    if local:  # Ctrl-C is for the sweep alone, which cancels its jobs; submitit would have them in the terminal's group
+        said = open(os.path.join(rows.folder, "submitit", "controllers.log"), "a", encoding="utf-8")
+        submitit.local.local.subprocess = types.SimpleNamespace(
+            Popen=functools.partial(subprocess.Popen, start_new_session=True, stderr=said))
+    executor.update_parameters(name=os.path.basename(rows.folder), slurm_array_parallelism=options.jobs,
+                               **{SLURM[k]: v for k, v in {"time_min": 7 * 24 * 60, "cpus": 1, **slurm}.items()})
+    worker = Worker(rows.folder, command, threads)
+    waiting, jobs = collections.deque(runs), {}  # jobs: hash -> (Run, submitit's Job)
+    tries = collections.Counter()  # by hash
+
+    def submit(*these):
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats what sbatch says
+                submitted = [executor.submit(worker, run) for run in these]
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            reason = [line for line in str(error).splitlines() if line.strip()]
+            raise UserError(f"sbatch refused the jobs: {reason[-1] if reason else type(error).__name__}") from None
+        jobs.update({run.hash: (run, job) for run, job in zip(these, submitted)})
+        tries.update(run.hash for run in these)
+        return [job.job_id for job in submitted]
+
+    def lost(run, job):
+        """Its job ended without a result: node, memory, time. Once it is submitted again."""
+        os.makedirs(run.folder, exist_ok=True)
+        said = [line for line in (job.stderr() or "").splitlines() if line.strip()] or ["no message"]
+        note(run, f"\n{said[-1]}\n# job {job.job_id} ended without a result")
+        if tries[run.hash] < TRIES:
+            try:
+                submit(run)
+                return
+            except UserError as error:
+                note(run, error)
+        rows.put(row_of(run, "crashed", progress(run)))
+
+    def cancel():
+        for _, job in jobs.values():
+            job.cancel(check=False)
+        while any(in_use(run) for run, _ in jobs.values()):
+            time.sleep(POLL_SECONDS)
+
+    if not local:
+        ids = submit(*runs)
+        waiting.clear()
+        table.say(f"submitted {len(jobs)} jobs: {ids[0]} to {ids[-1]}")
+    try:
+        while (waiting or jobs) and not stop.signal:
+            while local and waiting and len(jobs) < options.jobs:
+                submit(waiting.popleft())
+            # a job that returned has written its row, wherever the file system has it by now
+            failed = {h for h, (_, job) in jobs.items() if job.done() and job.exception() is not None}
+            ended = rows.read()
+            for run, job in list(jobs.values()):
+                if run.hash in failed and run.hash not in ended and not in_use(run):
+                    lost(run, job)
+                    ended = rows.read()
+                if run.hash in ended:
+                    del jobs[run.hash]
+                    table.ended(run, ended[run.hash]["status"], ended[run.hash])
+            table.show([run for run, _ in jobs.values() if in_use(run)])
+            time.sleep(POLL_SECONDS if local else 2)
+    except Exception:  # as in run_local
+        cancel()
+        raise
+    if jobs:
+        table.say(f"{stop.signal}: cancelling {len(jobs)} jobs, which save their runs")
+        cancel()

@@ -1,0 +1,185 @@
+"""Sweep files and the command line: the runs that they give, and what is said of mistakes."""
+import pathlib
+import shlex
+
+import pytest
+
+import configurator
+import models
+import sweep
+import train
+from common.errors import UserError
+from experiments.runs import NOT_IN_HASH, SPEED, config_hash, description, make_runs
+from experiments.sweep_file import load
+from test_train import one_line, run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def runs_of(path, folder="/nowhere"):
+    return make_runs(load(str(path)), str(path), str(folder))
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "sweeps").glob("*.py")))
+def test_every_shipped_sweep_resolves(file):
+    runs = runs_of(ROOT / "sweeps" / file)
+    described = description(load(str(ROOT / "sweeps" / file)), file, runs)
+    roles = {arm["role"] for arm in described["arms"]}
+    assert {"baseline", "flat", "mixed"} <= roles and len(runs) >= 5
+    counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
+               "speedrun.py": 6 * 4 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 8 * 3}  # as their comments count
+    assert len(runs) == counted[file]
+    if file != "fineweb_lr.py":
+        assert {run.max_iters for run in runs} <= {1500, 3000}
+    else:
+        assert {run.max_iters for run in runs} == {int(2.5e9) // (40 * 12 * 1024)}
+
+
+def test_the_hash_is_of_what_decides_the_result_alone():
+    def hashed(*overrides, model="mixed"):
+        argv = [f"--model={model}", *overrides]
+        return config_hash(configurator.resolve(argv, train.TrainConfig, models.CONFIGS))
+    assert len(hashed()) == 64 and hashed() == hashed()
+    for same in ("--out_dir=x", "--data_dir=/x", "--threads=3", "--device=cpu", "--init_from=resume",
+                 "--overwrite=True", "--log_interval=3", "--min_lr=1e-4", "--learning_rate=0.001"):
+        assert hashed(same) == hashed(), same
+    assert hashed("--wandb_log=True", "--wandb_project=x") == hashed()
+    changed = [hashed(c) for c in ("--seed=2", "--max_iters=4", "--learning_rate=2e-3", "--curvature=0.5",
+                                   "--eval_iters=3", "--n_layer=3", "--dataset=fineweb", "--dtype=bfloat16")]
+    assert len({hashed(), hashed(model="baseline"), *changed}) == len(changed) + 2
+    assert SPEED <= NOT_IN_HASH <= configurator.keys_of(train.TrainConfig).keys()
+    # where seconds are the limit, what decides the speed decides the steps
+    speeds = "--threads=3", "--device=cpu", "--parallel=fsdp", "--num_workers=0"
+    timed = [hashed("--max_seconds=9", *speed) for speed in ([], *zip(speeds))]
+    assert len(set(timed)) == 5 and hashed("--max_seconds=9", "--out_dir=x", "--log_interval=3") == timed[0]
+
+
+def test_grid_seeds_and_stages(sweep_file, folder):
+    path = sweep_file("""
+grid = dict(learning_rate=[1e-3, 1e-2], weight_decay=[0.0, 0.5])
+runs = [dict(arms=['flat'], grid=dict(learning_rate=[1e-2], weight_decay=[0.5]), seeds=[0, 7, 8])]
+""", arms="""arms = [dict(name='a', config='config/demo_baseline.py'), dict(name='flat', config='config/demo_flat.py'),
+        dict(name='few', config='config/demo_mixed.py', grid=dict(muon_lr=[0.5]), seeds=[3, 4], optimizer='muon')]""")
+    runs = runs_of(path)
+    points = {(r.arm, r.lr, r.overrides.get("weight_decay"), r.seed) for r in runs}
+    assert len(points) == len(runs) == 4 + 4 + 2 + 2
+    assert {p for p in points if p[0] == "few"} == {("few", 0.5, None, 3), ("few", 0.5, None, 4)}
+    assert {p for p in points if p[3] > 6} == {("flat", 1e-2, 0.5, 7), ("flat", 1e-2, 0.5, 8)}
+    assert runs[0].folder == f"/nowhere/runs/a-lr0.001-seed0-weight_decay=0.0-{runs[0].hash[:8]}"
+    places = [(r.seed in (0, 3)) for r in runs if r.arm != "flat"]
+    assert places == sorted(places, reverse=True)  # first seeds first
+    about = description(load(str(path)), str(path), runs)
+    assert about["grid"] == {"learning_rate": [1e-3, 1e-2], "weight_decay": [0.0, 0.5], "muon_lr": [0.5]}
+    assert sorted(about["seeds"]) == [0, 3, 4, 7, 8] and about["name"] == "small"
+    assert about["arms"][2] == {"name": "few", "config": "config/demo_mixed.py", "role": "other",
+                                "overrides": {"optimizer": "muon"}}
+
+
+def test_a_default_that_means_nothing_to_an_arm_is_left_out_of_its_runs(sweep_file):
+    """So that train.py does not refuse it; what the arm itself sets is refused."""
+    text = "defaults = dict(optimizer='muon', muon_lr=0.01, curvature_lr_mult=2.0)"
+    path = sweep_file(text, arms="""arms = [dict(name='adam', config='config/demo_flat.py', optimizer='adamw'),
+        dict(name='muon', config='config/demo_mixed.py')]""")
+    given = {r.arm: {"muon_lr", "curvature_lr_mult"} & r.overrides.keys() for r in runs_of(path)}
+    assert given == {"adam": set(), "muon": {"muon_lr", "curvature_lr_mult"}}
+    path = sweep_file(text, arms="arms = [dict(name='adam', config='config/demo_flat.py', optimizer='adamw', muon_momentum=0.9)]")
+    with pytest.raises(UserError, match="arm 'adam'.*muon_momentum has no effect"):
+        runs_of(path)
+
+
+@pytest.mark.parametrize("budget, key, value", [
+    ("dict(steps=9)", "max_iters", 9), ("dict(tokens=1000)", "max_iters", 1000 // 64),
+    ("dict(seconds=30)", "max_seconds", 30.0)])
+def test_budgets(budget, key, value, sweep_file):
+    only, = runs_of(sweep_file(f"budget = {budget}"))
+    assert only.overrides[key] == value
+    assert (only.max_seconds if key == "max_seconds" else only.max_iters) == value
+
+
+@pytest.mark.parametrize("budget, to_do", [("steps=9", 0), ("seconds=30", 1)])
+def test_other_threads_are_other_runs_where_seconds_are_the_budget(budget, to_do, sweep_file, folder, stub, capsys):
+    args = [sweep_file(f"budget = dict({budget})"), f"--out={folder}"]
+    assert run(stub, [*args, "--threads=1"], capsys)[0] == 0
+    assert " 0 to do" in run(stub, [*args, "--threads=1", "--dry-run"], capsys)[1]
+    assert f" {to_do} to do" in run(stub, [*args, "--threads=2", "--dry-run"], capsys)[1]
+
+
+ONE = "arms = {'a': dict(config='config/demo_baseline.py', %s)}"
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("grids = dict(learning_rate=[1e-3])", ["unknown name 'grids'", "'grid'"]),
+    ("arms = {}", ["no arms"]),
+    ("arms = {'a': dict(role='flat')}", ["arm 'a'", "config is missing"]),
+    ("arms = {'a/b': dict(config='config/demo_flat.py')}", ["a/b", "letters, digits"]),
+    ("arms = {'a': dict(config='config/demo_flut.py')}", ["arm 'a'", "config/demo_flat.py"]),
+    (ONE % "role='best'", ["arm 'a'", "role = 'best'"]),
+    (ONE % "learning_rat=1e-3", ["arm 'a'", "unknown key 'learning_rat'", "'learning_rate'"]),
+    (ONE % "curvature=0.1", ["arm 'a'", "curvature belongs to"]),
+    (ONE % "n_head=3", ["arm 'a'", "not divisible"]),
+    (ONE % "max_iters=3", ["arm 'a'", "max_iters", "budget"]),
+    (ONE % "seed=3", ["arm 'a'", "use seeds"]),
+    (ONE % "batch_size=2.5", ["arm 'a'", "batch_size takes a whole number"]),
+    (ONE % "learning_rate=1e-3" + "; grid = dict(learning_rate=[1e-3])", ["arm 'a'", "by the arm and by the grid"]),
+    ("grid = dict(learning_rate=[])", ["is empty"]),
+    ("grid = dict(learning_rate=1e-3)", ["must be a list"]),
+    ("grid = dict(seed=[1])", ["use seeds"]),
+    ("grid = dict(num_workers=[0, 4])", ["num_workers cannot be in a grid"]),
+    ("seeds = []", ["seeds is empty"]),
+    ("after = ['']", ["not a command line"]),
+    ("seeds = [1.5]", ["must be a whole number"]),
+    ("budget = dict(stps=3)", ["unknown name 'stps'", "'steps'"]),
+    ("budget = dict(steps=3, tokens=4)", ["steps and tokens"]),
+    ("budget = dict(tokens=float('inf'))", ["budget of tokens", "finite"]),
+    ("budget = dict(seconds=float('nan'))", ["budget of seconds", "finite"]),
+    ("budget = dict(tokens=3)", ["less than one step, 64"]),
+    ("slurm = dict(time=3)", ["unknown name 'time'", "'time_min'"]),
+    ("slurm = dict(gpus='2')", ["gpus", "a whole number"]),
+    ("after = ['echo {run}']", ["after", "{runs}"]),
+    ("after = ['echo {out.x}']", ["not a command line"]),
+    ("after = ['echo {out[a]}']", ["not a command line"]),
+    ("runs = [dict(arms=['basline'])]", ["unknown name 'basline'", "'baseline'"]),
+    ("arms = {'a': dict(config='config/demo_baseline.py'), 'b': dict(config='config/demo_baseline.py')}",
+     ["'a' and 'b' are one configuration"]),
+    ("import pathlib as _p; defaults = dict(dataset=_p.Path('x'))", ["values must be"]),
+    ("1 / 0", ["ZeroDivisionError"]),
+    ("raise SystemExit(3)", ["SystemExit: 3"]),
+])
+def test_a_mistake_in_a_sweep_file_is_one_line_and_starts_nothing(text, parts, sweep_file, folder, stub, capsys):
+    status, _, err = run(stub, [sweep_file(text), f"--out={folder}"], capsys)
+    assert status == 2
+    one_line(err, *parts)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("options, parts", [
+    ([], ["sweep"]), (["nothing.py"], ["nothing.py"]), (["FILE", "--jobs", "0"], ["--jobs=0"]),
+    (["FILE", "--jobs", "two"], ["two"]), (["FILE", "--launchr", "slurm"], ["--launchr"]),
+    (["FILE", "--launcher", "slurm"], ["sbatch"])])
+def test_a_mistaken_command_line_is_one_line(options, parts, sweep_file, folder, stub, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    args = [sweep_file() if o == "FILE" else o for o in options]
+    status, _, err = run(stub, [*args, f"--out={folder}"] if args else [], capsys)
+    assert status == 2
+    one_line(err, *parts)
+    assert not folder.exists()
+
+
+def test_data_that_are_not_prepared_are_one_line(sweep_file, folder, stub, capsys):
+    status, _, err = run(stub, [sweep_file(ONE % "dataset='others'"), f"--out={folder}"], capsys)
+    assert status == 2
+    one_line(err, "no prepared data")
+
+
+def test_a_dry_run_prints_commands_that_run_and_creates_nothing(sweep_file, folder, stub, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    path = sweep_file("grid = dict(learning_rate=[1e-3, 1e-2])", seeds=(0, 1))
+    before = sorted([*before, path])
+    status, out, _ = run(sweep.main, [path, f"--out={folder}", "--dry-run", "--jobs=2", "--threads=6"], capsys)
+    commands = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+    assert status == 0 and len(commands) == 4 and sorted(tmp_path.rglob("*")) == before
+    for command in commands:
+        assert command[:3] == ["python", "train.py", "config/demo_baseline.py"] and "--threads=3" in command
+        config, model = configurator.resolve([str(ROOT / command[2]), *command[3:]], train.TrainConfig, models.CONFIGS)
+        assert config.out_dir.endswith(config_hash((config, model))[:8]) and config.max_iters == 40
+        assert config.min_lr == config.learning_rate / 10
