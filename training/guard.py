@@ -15,13 +15,15 @@ class Guard:
     def __init__(self, optimizers, scaler, device, alone):
         """alone: of several processes the gradient norm decides, which is the same on all."""
         self.scaler, self.alone = scaler, alone
-        self.waits = (torch.device(device).type != "cuda" or scaler.is_enabled()
-                      or not all(isinstance(o, torch.optim.AdamW) for o in optimizers))
+        self.waits = self.must_wait(torch.device(device).type, optimizers)
         self.bad = torch.zeros((), device=device)  # 1 from the first bad step on
         self.first = torch.full((), -1, dtype=torch.int64, device=device)  # that step
         if not self.waits:
             for optimizer in optimizers:
                 optimizer.found_inf = self.bad  # the fused AdamW skips its update where this is 1; GradScaler uses it so, too
+
+    def must_wait(self, device_type, optimizers):
+        return device_type != "cuda" or self.scaler.is_enabled() or not all(isinstance(o, torch.optim.AdamW) for o in optimizers)
 
     def usable(self, step, loss, norm):
         """Is this step to be made? loss, norm: tensors of shape () on the device. Always, as far as the host can tell, where it does
