@@ -24,6 +24,7 @@ import models
 import summarize_sweep
 import sweep
 import sweep_plots
+import sweep_report
 import sweep_statistics as ss
 from conftest import TINY, write_dataset
 from test_train import ROOT, one_line, run
@@ -285,7 +286,7 @@ def test_arms_that_are_equal_in_every_seed(tmp_path):
 
 
 def test_what_is_corrected_for_several_comparisons_is_said(tmp_path):
-    said = " ".join(summarize_sweep.method(Written(tmp_path / "s", ARMS, known).summary()[0]))
+    said = " ".join(sweep_report.method(Written(tmp_path / "s", ARMS, known).summary()[0]))
     assert "only the tables' p (Holm) are corrected" in said and "No interval is" in said and "p of the headline" in said
 
 
@@ -309,15 +310,15 @@ def test_a_rate_at_which_an_arm_diverged_is_not_won(tmp_path):
     def loss(arm, lr, seed):
         return "diverged" if arm == "mixed" and (lr == 1e-2 or (lr == 1e-3 and seed > 2)) else known(arm, lr, seed)
     found, _ = Written(tmp_path / "s", ARMS, loss).summary()
-    row = next(r for r in summarize_sweep.wins_table(found, "baseline") if r[0] == "mixed")
+    row = next(r for r in sweep_report.wins_table(found, "baseline") if r[0] == "mixed")
     assert row[-2:] == ["6/12", "1/3"]  # at 1e-3 two of four seeds are lower, and the mean is infinite
 
 
 def test_what_the_selection_seed_measured_is_marked(tmp_path):
     found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) if s == 1 or a != "gate" else None).summary()
-    rows = {r[0]: r for r in summarize_sweep.results_table(found)}
+    rows = {r[0]: r for r in sweep_report.results_table(found)}
     assert rows["gate"][5].endswith("*") and not rows["mixed"][5].endswith("*")
-    table = {r["arm"]: r for r in csv.DictReader(summarize_sweep.as_csv(found).splitlines())}
+    table = {r["arm"]: r for r in csv.DictReader(sweep_report.as_csv(found).splitlines())}
     assert table["gate"]["val_loss_on_selection_seed"] == table["gate"]["minus_flat_on_selection_seed"] == "True"
     assert table["mixed"]["val_loss_on_selection_seed"] == table["mixed"]["minus_flat_on_selection_seed"] == "False"
 
@@ -355,7 +356,7 @@ def test_a_rate_that_lacks_the_selection_seed_is_named(tmp_path):
 
 def test_differences_that_contain_the_selection_seed_are_marked(tmp_path):
     found, _ = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) if a != "flat" or s == 1 else None).summary()
-    rows = {row[0]: row for row in summarize_sweep.results_table(found)}
+    rows = {row[0]: row for row in sweep_report.results_table(found)}
     minus_baseline, minus_flat = (rows["arm"].index(f"minus {name} [95%]") for name in ("baseline", "flat control"))
     assert rows["mixed"][minus_baseline].endswith("], n = 3") and rows["mixed"][minus_flat].endswith(", n = 1*")
 
@@ -408,9 +409,9 @@ def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
     assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (no interval: equal in all 3 seeds" in found.headline
     assert "p = -). All seeds differ by the same: the resolution of the measure hides their spread" in found.headline
     assert "In training seconds to the target: -12.0 s" in found.headline and "equal training seconds" not in found.headline
-    assert "steps to the target [95%]" in summarize_sweep.results_table(found)[0]
-    assert "-6 [no interval], n = 3" in summarize_sweep.results_table(found)[3]
-    assert "target_step," in summarize_sweep.as_csv(found).splitlines()[0]
+    assert "steps to the target [95%]" in sweep_report.results_table(found)[0]
+    assert "-6 [no interval], n = 3" in sweep_report.results_table(found)[3]
+    assert "target_step," in sweep_report.as_csv(found).splitlines()[0]
     assert all(plot(found) for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot))
     final, arms = written.summary(metric="final")
     assert final.target == 1.7 and arms["mixed"].choice.lr == 1e-2
@@ -440,7 +441,7 @@ def test_diverged_crashed_and_missing_runs(tmp_path):
     for part in ("mixed: 1 of 4 seeds diverged at lr 0.003", "flat is incomplete, 6 of 12 runs are missing",
                  "gate: lr 0.003 seed 2 crashed", "smear has no learning rate"):
         assert part in notes
-    text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
+    text = sweep_report.as_markdown(sweep_report.document(found, []))
     assert "6 of 60 runs are missing" in text and "0.001 (lowest tried)" in text
     for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot):
         assert plot(found).files["png"].startswith(b"\x89PNG")
@@ -449,8 +450,11 @@ def test_diverged_crashed_and_missing_runs(tmp_path):
 def test_without_baseline_metrics_or_shared_seeds(tmp_path):
     found, arms = Written(tmp_path / "a", {"mixed": "mixed"}, known, lrs=[3e-3]).summary()
     assert arms["mixed"].edge == "only" and found.target is None
-    assert "No arm has the role 'baseline'" in " ".join(found.notes)
-    assert [f.name for f in sweep_plots.draw(found)] == ["loss", "lr", "curvature", "stability"]
+    assert ("No arm has the role 'baseline': set role='baseline' in the arm of /nowhere/sweep.py that the others are to be compared "
+            "with, and start sweep.py again") in " ".join(found.notes)
+    assert "No arm has the role 'flat' or 'control': set one of them in the arms of /nowhere/sweep.py" in found.headline
+    assert "'mixed'" not in found.headline and "role='baseline'" in sweep_report.on_terminal(found, "x")
+    assert [f.name for f in sweep_plots.draw(found)] == ["loss", "curvature", "stability"]  # one rate is no plot of rates
 
     apart = Written(tmp_path / "b", ARMS, lambda a, lr, s: known(a, lr, s) if (s % 2 == 1) == (a == "mixed") else None)
     found, arms = apart.summary(selection_seed=None)
@@ -463,7 +467,7 @@ def test_without_baseline_metrics_or_shared_seeds(tmp_path):
     assert set(arms["mixed"].curves) == {3, 4} and arms["mixed"].estimate.n == 3
     assert "no metrics.jsonl" in " ".join(found.notes)
     shutil.rmtree(written.folder / "runs")  # the table alone
-    assert [note for note in written.summary()[0].notes if "curve" in note] == [
+    assert [note for note in written.summary(batches=8)[0].notes if "curv" in note] == [
         "The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and no changes of c."]
 
 
@@ -514,7 +518,11 @@ def test_the_plan_is_the_sweep_files(tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """A function that draws a plot and returns (matplotlib's figure, its caption)."""
-    monkeypatch.setattr(sweep_plots, "finish", lambda figure, name, title, caption: (figure, caption))
+    def finish(figure, name, title, caption, legend_of=None, marks=()):
+        for axis, above in marks:
+            sweep_plots.mark_above(axis, above)
+        return figure, caption
+    monkeypatch.setattr(sweep_plots, "finish", finish)
     yield lambda plot, summary: plot(summary)
     plt.close("all")
 
@@ -534,15 +542,23 @@ def test_one_arm_far_above_does_not_flatten_the_others(tmp_path, drawn):
     found, _ = Written(tmp_path / "s", arms, loss).summary()
     figure, caption = drawn(sweep_plots.lr_plot, found)
     low, high = figure.axes[0].get_ylim()
-    assert low < 1.85 and 2.3 < high < 3 and "Above the frame" in caption
+    assert low < 1.85 and 2.2 < high < 3 and "Arrows above the frame" in caption
     above = [text.get_text() for text in figure.axes[0].texts]
     assert len(above) == 4 and f"\u2191 {known('flat', 1e-2, 1) + 5:.2f}" in above
     figure, caption = drawn(sweep_plots.loss_plot, found)
-    assert figure.axes[0].get_ylim()[1] < 7 and "far above the others" in caption
+    assert figure.axes[0].get_ylim()[1] < 7 and "far above the rest" in caption
+    gate = np.mean([known("gate", 3e-3, s) for s in (2, 3, 4)]) + 5
+    for axis in figure.axes:  # the one arm, by its highest loss after the first tenth: at step 10 of 40
+        assert [text.get_text() for text in axis.texts] == [f"\u2191 {gate + 3:.2f}"]
+    figure, caption = drawn(sweep_plots.differences_plot, found)
+    assert figure.axes[0].get_xlim()[1] < 1 and "goes on beyond the frame" in caption
+    arrows = [line for line in figure.axes[0].lines if line.get_marker() == ">"]
+    assert len(arrows) == 1 and arrows[0].get_xdata()[0] == figure.axes[0].get_xlim()[1]
     found, _ = Written(tmp_path / "t", ARMS, known).summary()  # and nothing is cut off where there is nothing
     figure, caption = drawn(sweep_plots.lr_plot, found)
-    assert figure.axes[0].get_ylim()[1] > known("baseline", 1e-2, 4) and "Above" not in caption and not figure.axes[0].texts
+    assert figure.axes[0].get_ylim()[1] > known("baseline", 1e-2, 1) and "above" not in caption and not figure.axes[0].texts
     assert "far above" not in drawn(sweep_plots.loss_plot, found)[1]
+    assert "beyond" not in drawn(sweep_plots.differences_plot, found)[1]
 
 
 @pytest.mark.parametrize("low, high", [(1.1, 1.6), (0.3, 0.45), (0.3, 5), (0.8, 9.5), (0.02, 3), (0.001, 500)])
@@ -570,7 +586,83 @@ def test_the_band_of_a_share_stays_a_share(tmp_path, drawn):
     figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
     band, = figure.axes[-1].collections
     heights = band.get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == (0, 1)
+    assert (heights.min(), heights.max()) == figure.axes[-1].get_ylim() == (0, 1)
+    file.write_text(file.read_text().replace('edge_share": 1.0', 'edge_share": 0.0'))  # 0, 0.5, 0: still of 0 to 1
+    assert drawn(sweep_plots.stability_plot, written.summary()[0])[0].axes[-1].get_ylim() == (0, 1)
+
+
+def wide(arm, lr, seed):
+    """Two seeds that differ by 0.2 have an interval of 1.27 to either side; so have, about, three of which one is off."""
+    return known(arm, lr, 0) + (0.2 if seed == 2 else 0.0) + (0.7 if seed == 5 else 0.0)
+
+
+def test_intervals_neither_set_the_frame_nor_are_drawn_for_two_seeds(tmp_path, drawn):
+    found, _ = Written(tmp_path / "two", ARMS, wide, lrs=[3e-3], seeds=[1, 2]).summary()
+    figure, caption = drawn(sweep_plots.loss_plot, found)
+    for axis in figure.axes:
+        assert not axis.collections and len(axis.lines) == 3 * len(ARMS)  # mean, and each seed thin
+    assert "Thin: the curves of two seeds" in caption and "Bands" not in caption
+    means = figure.axes[0].get_ylim()
+    figure, caption = drawn(sweep_plots.loss_plot, Written(tmp_path / "one", ARMS, lambda a, lr, s: wide(a, lr, s) + 0.1, lrs=[3e-3],
+                                                           seeds=[1]).summary()[0])
+    assert figure.axes[0].get_ylim() == pytest.approx(means) and len(figure.axes[0].lines) == len(ARMS)
+    assert "Thin" not in caption
+
+    found, _ = Written(tmp_path / "three", ARMS, wide, lrs=[3e-3], seeds=[1, 3, 5]).summary()
+    figure, caption = drawn(sweep_plots.loss_plot, found)
+    low, high = figure.axes[0].get_ylim()
+    band = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in figure.axes[0].collections])
+    ends = [line.get_ydata()[-1] for line in figure.axes[0].lines]
+    assert len(figure.axes[0].collections) == len(ARMS) and "Bands" in caption and band.min() < low < min(ends) < max(ends) < high
+
+
+def test_no_curve_of_the_comparison_is_cut_off(tmp_path, drawn):
+    """After the first tenth all of every curve is inside, also that of an arm which is a good deal worse."""
+    found, _ = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) + (a == "baseline"), lrs=[3e-3]).summary()
+    figure, caption = drawn(sweep_plots.loss_plot, found)
+    low, high = figure.axes[0].get_ylim()
+    for line in figure.axes[0].lines:
+        late = line.get_ydata()[line.get_xdata() >= 400]
+        assert len(late) == 4 and low < late.min() and late.max() < high
+    assert "arrows" not in caption
+
+
+def test_the_interval_of_two_seeds_does_not_set_the_frame_of_differences(tmp_path, drawn):
+    def loss(arm, lr, seed):
+        return known(arm, lr, 0) + (0.002 * seed if arm == "flat" else 0.2 * seed if arm == "gate" else 0.0)
+    found, arms = Written(tmp_path / "s", ARMS, loss, lrs=[3e-3], seeds=[1, 2]).summary()
+    interval = arms["gate"].against["baseline"][0].estimate
+    assert interval.low < -1 and interval.high > 1
+    figure, caption = drawn(sweep_plots.differences_plot, found)
+    low, high = figure.axes[0].get_xlim()
+    for name in ("flat", "gate", "mixed"):
+        assert all(low < d < high for d in arms[name].against["baseline"][0].differences)
+    assert -0.6 < low and high < 0.9 and "12.7 standard errors" in caption
+    assert {line.get_marker() for line in figure.axes[0].lines} >= {"<", ">"}
+
+
+def test_a_plot_of_learning_rates_needs_two_of_them(tmp_path, drawn):
+    assert sweep_plots.lr_plot(Written(tmp_path / "a", ARMS, known, lrs=[3e-3]).summary()[0]) is None
+    two, _ = Written(tmp_path / "b", ARMS, known, lrs=LRS[:2]).summary()
+    figure, _ = drawn(sweep_plots.lr_plot, two)
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0.001", "0.003"]
+
+
+def test_diverged_seeds_are_marked_above_the_plot_of_rates(tmp_path, drawn):
+    def loss(arm, lr, seed):
+        return "diverged" if arm in ("gate", "mixed") and lr == 1e-2 and seed > 2 else known(arm, lr, seed)
+    figure, caption = drawn(sweep_plots.lr_plot, Written(tmp_path / "s", ARMS, loss).summary()[0])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["\u00d7 2 of 4"] * 2 and "seeds diverged at that rate" in caption
+
+
+def test_many_arms_are_two_panels_of_rates(tmp_path, drawn):
+    arms = {**ARMS, **{f"m{i}": "mixed" for i in range(6)}}
+    LEVEL.update({f"m{i}": 1.7 + 0.02 * i for i in range(6)})
+    figure, _ = drawn(sweep_plots.lr_plot, Written(tmp_path / "s", arms, known).summary()[0])
+    left, right = figure.axes
+    assert left.get_ylim() == right.get_ylim() and left.get_xlim() == right.get_xlim()
+    names = [axis.get_legend_handles_labels()[1] for axis in figure.axes]
+    assert names == [["baseline", "flat", "gate"], ["mixed", *(f"m{i}" for i in range(6))]]
 
 
 def test_equal_differences_are_hollow_in_the_plot(tmp_path, drawn):
@@ -602,7 +694,10 @@ class Balanced(html.parser.HTMLParser):
 def test_the_command_writes_table_plots_and_report(tmp_path, capsys):
     written = Written(tmp_path / "s", ARMS, known)
     status, out, _ = run(summarize_sweep.main, [written.folder, f"--out={tmp_path / 'out'}", "--batches=0"], capsys)
-    assert status == 0 and "| mixed " in out
+    assert status == 0 and "\nmixed " in out and "report.html: all tables" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 120 and "How to read this" not in out
+    assert "How to read this" in (tmp_path / "out" / "summary.md").read_text()
+    assert "How to read this" in (tmp_path / "out" / "report.html").read_text()
     names = ["loss", "lr", "differences", "curvature", "stability"]
     files = {f"{n}.{kind}" for n in names for kind in ("svg", "png")}
     assert set(os.listdir(tmp_path / "out")) == files | {"summary.md", "summary.csv", "summary.json", "report.html"}
@@ -630,11 +725,64 @@ def test_the_command_writes_table_plots_and_report(tmp_path, capsys):
         assert sweep_plots.lr_plot(written.summary()[0]).files["svg"] == (tmp_path / "out" / "lr.svg").read_bytes()
 
 
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_the_terminal_fits(columns, tmp_path, monkeypatch):
+    """Whatever the arms are called; the table needs its 120 columns, words are wrapped to fewer."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = {name: f"{name} residual=transport reference=previous use_embedding_curvature=True per_head_curvature={role}"
+             for name, role in ARMS.items()}
+    LEVEL.update({long: LEVEL[name] for name, long in names.items()})
+
+    def loss(arm, lr, seed):
+        if arm == names["gate"] and lr == 1e-2:
+            return "crashed"
+        if arm == names["mixed"] and lr == 1e-2:
+            return "diverged" if seed > 1 else None
+        return known(next(name for name in ARMS if names[name] == arm), lr, seed)
+    found, arms = Written(tmp_path / "s", {long: ARMS[name] for name, long in names.items()}, loss).summary()
+    text = sweep_report.on_terminal(found, "out")
+    head, table = text[:text.index("\narm ")], text[text.index("\narm "):].split("\n\n")[0]
+    assert max(map(len, text.splitlines())) <= 120 and all(len(line) <= columns for line in head.splitlines())
+    rows = table.splitlines()[3:]
+    assert len(rows) == 4 and all("\u2026" in row for row in rows)
+    e, d = arms[names["mixed"]].estimate, arms[names["mixed"]].against["best_control"][0].estimate
+    assert f"{e.mean:.4f} [{e.low:.4f}, {e.high:.4f}]" in rows[3] and f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" in rows[3]
+    assert f"{arms[names['mixed']].against['baseline'][0].estimate.mean:+.4f}" in rows[3]
+    said = " ".join(text.split())
+    assert "Not complete, 1 of 48 runs are missing: mixed" in said and "Crashed and left out: gate" in said
+    assert "Diverged: mixed" in said and "all tables, plots, notes and how to read them" in said
+
+
+def test_short_names_are_not_shortened():
+    assert sweep_report.shortened("gate+norm", 12) == "gate+norm"
+    assert sweep_report.shortened("mixed curvature=0.1", 12) == "mixed \u2026e=0.1"
+    assert sweep_report.listed(list("abc"), 2) == "a, b and 1 more"
+
+
+def test_a_finished_run_without_a_best_checkpoint_is_left_out_of_the_best(tmp_path):
+    """best_val_loss is of a checkpoint; a run that saved none has an empty field."""
+    written = Written(tmp_path / "s", ARMS, known)
+    file = written.folder / "runs.csv"
+    rows = list(csv.DictReader(file.open()))
+    for row in rows:
+        if (row["arm"], row["lr"], row["seed"]) == ("mixed", "0.003", "3"):
+            row["best_val_loss"] = ""
+    with open(file, "w", newline="") as f:
+        table = csv.DictWriter(f, sweep.COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+    found, arms = written.summary(metric="best")
+    assert set(arms["mixed"].choice.losses) == {2, 4} and arms["mixed"].missing() == []
+    assert "mixed: lr 0.003 seed 3 has no best validation loss, for it has saved no checkpoint" in " ".join(found.notes)
+    assert "No checkpoint, so no best validation loss; left out: mixed 1." in sweep_report.on_terminal(found, "x")
+    assert set(written.summary()[1]["mixed"].choice.losses) == {2, 3, 4}
+
+
 def test_hostile_names_stay_text(tmp_path):
     arms = {"baseline": "baseline", "<script>alert(1)</script> $x_": "flat"}
     LEVEL["<script>alert(1)</script> $x_"] = 1.9
     found, _ = Written(tmp_path / "s", arms, lambda a, lr, s: 2.0 if "/" not in a else None).summary()
-    report = summarize_sweep.as_html(summarize_sweep.document(found, [sweep_plots.lr_plot(found)]), "x")
+    report = sweep_report.as_html(sweep_report.document(found, [sweep_plots.lr_plot(found)]), "x")
     assert "<script>" not in report and "&lt;script&gt;" in report
 
 
@@ -677,7 +825,7 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
             (table, good[table].replace(",finished,", ",fine,"), ["line 2", "is damaged", "'fine'"]),
             (table, good[table].replace(",0.001,", ",fast,"), ["is damaged", "'fast'"]),
             (table, good[table].replace(",1000,6000,", ",1000,many,"), ["line 2", "is damaged", "'many'"]),
-            (metrics, '{"step":', ["metrics.jsonl is damaged"]),
+            (metrics, '{"step":\n', ["metrics.jsonl is damaged"]),
             (metrics, good[metrics] + "3\n", ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"tokens": 1000, ', ""), ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"val_loss": 1', '"val_loss": null, "was": 1'), ["metrics.jsonl is damaged"])):
@@ -852,10 +1000,10 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
         os.symlink(os.path.join(trained, name), target / name)
     found, arms = written.summary(batches=2, selection_seed=1)
     assert set(arms["mixed"].ablations) == {2} and arms["mixed"].ablations[2].batches == 2
-    text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
+    text = sweep_report.as_markdown(sweep_report.document(found, []))
     direct = effects(ablate_curvature.ablate(trained, "last", 2, "cpu"))
     assert "Is the curvature doing anything?" in text and f"{direct['c = 0'].mean:+.4f}" in text
-    content = json.loads(json.dumps(summarize_sweep.finite(summarize_sweep.as_dict(found))))
+    content = json.loads(json.dumps(sweep_report.finite(sweep_report.as_dict(found))))
     assert content["arms"][3]["curvature"]["2"]["slopes"][0]["place"] == "block 0"
     os.remove(target / "ckpt")
     found, _ = written.summary(batches=2, selection_seed=1)
@@ -864,7 +1012,7 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
 
 def test_the_committed_results_say_what_their_readme_says():
     """results/shakespeare_lr: the tables are of the committed runs, and the headline of results/README.md is theirs."""
-    results = os.path.join(summarize_sweep.sweep.HERE, "results")
+    results = os.path.join(sweep.HERE, "results")
     found = summarize_sweep.summarize(os.path.join(results, "shakespeare_lr"), batches=0)
     with open(os.path.join(results, "README.md"), encoding="utf-8") as f:
         text = " ".join(f.read().split())
