@@ -25,8 +25,8 @@ POINT = ("tokens", "train_seconds", "val_loss")  # what the plot needs of an eva
 
 
 def read_metrics(path):
-    """The lines of a metrics.jsonl, a list of dicts; a last line that a kill cut off is no line. Raises FileNotFoundError and, for
-    what train.py does not write, ValueError."""
+    """The lines of a metrics.jsonl, a list of dicts; a last line that a kill cut off is no line. Raises FileNotFoundError and,
+    for what train.py does not write, ValueError."""
     with open(path, encoding="utf-8", errors="replace") as f:
         *whole, last = f.read().split("\n")
     records = [json.loads(line) for line in whole]
@@ -43,7 +43,8 @@ def summary_so_far(config, records, evaluations, parameters=None):
     """As summary.json, of a run that has none because it has not ended or was killed."""
     last = records[-1] if records else {"tokens": 0, "train_seconds": 0.0}
     trained = [r["val_loss"] for r in evaluations if r["tokens"]]  # there is no checkpoint of step 0
-    return {"model": config.get("model"), "parameters": parameters, "tokens": last["tokens"], "train_seconds": last["train_seconds"],
+    return {"model": config.get("model"), "parameters": parameters,
+            "tokens": last["tokens"], "train_seconds": last["train_seconds"],
             "val_loss": evaluations[-1]["val_loss"] if evaluations else None, "best_val_loss": min(trained, default=None),
             "status": "not ended"}
 
@@ -110,8 +111,9 @@ def plot(runs, kind):
             axis.set(xlabel=name)
         token_ticks(axes[0])
         axes[0].set(ylabel="validation loss (nats a token)", ylim=(low, top))
-        marks = [[(line[key][at], f"\u2191 {line['val_loss'][at]:.2f}", style(place)["color"])
-                  for place, (line, at) in enumerate(zip(lines, peaks_above(curves, top))) if at is not None] for key in POINT[:2]]
+        peaks = [(place, line, at) for place, (line, at) in enumerate(zip(lines, peaks_above(curves, top))) if at is not None]
+        marks = [[(line[key][at], f"\u2191 {line['val_loss'][at]:.2f}", style(place)["color"]) for place, line, at in peaks]
+                 for key in POINT[:2]]
         for fit in (figure.tight_layout, lambda: legend(axes[1])):
             for axis, above in zip(axes, marks):
                 mark_above(axis, above)

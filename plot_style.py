@@ -3,7 +3,8 @@ What the plots of runs and of sweeps share: colours, the frame of a plot of loss
 
 A frame must show what is compared, and nothing may flatten it: not the cliff at the start of every run, not one run that is far
 off, not the interval of two seeds. So the frame follows the curves after the first tenth, and a curve is cut off only if it
-would squeeze those below it into less than a third of the height, or if it never comes near them. What is left out is marked with an arrow and its value.
+would squeeze those below it into less than a third of the height, or if it never comes near them. What is left out is marked
+with an arrow and its value.
 """
 import io
 import textwrap
@@ -45,7 +46,7 @@ def label(name, width=46):
 
 def reach(values, base, kept, least):
     """The largest of the values that is not far off. From the kept-th smallest on, the next larger one belongs to the others
-    unless it is more than SQUEEZE times as far from base as they are. least: smaller distances from base are taken as this one."""
+    unless it is more than SQUEEZE times as far from base as they are. least: smaller distances are taken as this one."""
     values = sorted(values)
     top = values[kept - 1]
     for value in values[kept:]:
@@ -97,7 +98,8 @@ def said_of_frame(curves, top):
     """The sentence of a caption on what is above the frame; '' if nothing is."""
     starts = any(np.delete(y, places).max(initial=-np.inf) > top for (_, y), places in zip(curves, after_start(curves)))
     far = any(place is not None for place in peaks_above(curves, top))
-    what = ["the start of the curves"] * starts + ["what is far above the rest (arrows: the highest loss of a curve after its start)"] * far
+    what = ["the start of the curves"] * starts
+    what += ["what is far above the rest (arrows: the highest loss of a curve after its start)"] * far
     return f"Above the frame: {', and '.join(what)}." if what else ""
 
 
@@ -119,8 +121,9 @@ def spread(heights, gap):
 
 
 def mark_above(axis, marks):
-    """Short texts that stand on the upper edge of the axis, side by side. marks: [(x, text, colour)]. The axis must have its limits.
-    To be called before tight_layout(), which makes room, and after it, when the axis has its width: the second time moves them."""
+    """Short texts that stand on the upper edge of the axis, side by side. marks: [(x, text, colour)]. The axis must have its
+    limits. To be called before tight_layout(), which makes room, and after it, when the axis has its width: the second call
+    moves them."""
     for text in [text for text in axis.texts if text.get_gid() == "mark"]:
         text.remove()
     if not marks:

@@ -17,12 +17,9 @@ with target_val_loss is about time: its runs stop at the target, so everything t
 the steps to the target, learning rates included, and the headline also of the seconds.
 """
 import argparse
-import json
 import math
 import os
 import sys
-
-import numpy as np
 
 import ablate_curvature
 import sweep_plots
@@ -40,8 +37,8 @@ from whole_files import write_file
 SET_ROLE = {
     "baseline": "No arm has the role 'baseline': set role='baseline' in the arm of {} that the others are to be compared with",
     "flat": "No arm has the role 'flat': if an arm of {} is the mixed block at c = 0, set role='flat' in it",
-    "control": "No arm has the role 'flat' or 'control': set one of them in the arms of {} without curvature that the mixed arms are "
-               "to be compared with",
+    "control": "No arm has the role 'flat' or 'control': set one of them in the arms of {} without curvature that the mixed arms "
+               "are to be compared with",
     "mixed": "No arm has the role 'mixed': set role='mixed' in the arms of {} whose curvature is the question"}
 
 
@@ -71,8 +68,8 @@ def tune(summary):
             if run.status == "crashed":
                 summary.note(f"{arm.name}: lr {lr:g} seed {seed} crashed and is left out ({run.folder}).")
             elif run.loss is None:
-                summary.note(f"{arm.name}: lr {lr:g} seed {seed} has no {summary.measure.name}, for it has saved no checkpoint, and "
-                             "is left out.")
+                summary.note(f"{arm.name}: lr {lr:g} seed {seed} has no {summary.measure.name}, for it has saved no checkpoint,",
+                             "and is left out.")
         if arm.choice is None:
             summary.note(f"{arm.name} has no learning rate at which a run finished and none {summary.measure.failed}: not tuned.")
             continue
@@ -111,8 +108,9 @@ def note_surroundings(summary, runs):
     if len(hosts) > 1:
         summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
                      "these, too.")
-    for file, told in (("env.json", {"threads": "threads", "processes": "processes", "device": "device", "torch": "version of torch",
-                                     "git_commit": "commit of the code", "git_dirty": "whether the code was as committed"}),
+    for file, told in (("env.json", {"threads": "threads", "processes": "processes", "device": "device",
+                                     "torch": "version of torch", "git_commit": "commit of the code",
+                                     "git_dirty": "whether the code was as committed"}),
                        ("config.json", {"resolved_dtype": "dtype", "resolved_compile": "whether they were compiled"})):
         paths = [os.path.join(run.folder, file) for run in runs]
         found = [content for content in map(read_json, filter(os.path.exists, paths)) if isinstance(content, dict)]
@@ -259,7 +257,8 @@ def write_headline(summary):
                 continue
             if selection not in arm.choice.losses:
                 difference = paired_difference(arm.choice.losses, best[kind].choice.losses)
-                compared = f": {arm.name} minus {best[kind].name} = {difference_text(difference, *of)}" if difference.seeds else ""
+                compared = (f": {arm.name} minus {best[kind].name} = {difference_text(difference, *of)}"
+                            if difference.seeds else "")
                 passed_over.append(f"{arm.name} could not be chosen, for no run of seed {selection} ended there{compared}.")
             elif arm.choice.selection_loss < best[kind].choice.selection_loss:
                 passed_over.append(f"{arm.name} was lower than {best[kind].name} with that seed, but has no other.")
@@ -269,8 +268,8 @@ def write_headline(summary):
                        and seeds.get(selection, math.inf) < least.selection_loss}
             if blocked:
                 lr = min(blocked, key=blocked.get)
-                passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} at lr {least.lr:g} with seed {selection} "
-                                   f"and is left out, for another seed {summary.measure.failed} there.")
+                passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} at lr {least.lr:g} with seed "
+                                   f"{selection} and is left out, for another seed {summary.measure.failed} there.")
     mixed, control = best["mixed"], best["control"]
     title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
              f"{control.choice.lr:g})")
@@ -280,8 +279,9 @@ def write_headline(summary):
         return
     held_out = mixed.choice.selection_seed is not None and control.choice.selection_seed is not None
     how = (f"Arms and learning rates were chosen with seed {mixed.choice.selection_seed} alone, which does not measure."
-           if held_out else "There was one arm of each and one rate: nothing was chosen." if not chosen else "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, "
-           "more so for the side with more of both.")
+           if held_out else "There was one arm of each and one rate: nothing was chosen." if not chosen else
+           "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, more so for "
+           "the side with more of both.")
     what = "" if summary.metric != "target" else f", steps to a validation loss of {summary.target:g}"
     summary.headline = (f"{title}{what}: mixed minus control = {difference_text(difference, *of)}. "
                         f"{' '.join([verdict(difference, mixed.name, control.name), how, *passed_over])}")

@@ -109,8 +109,9 @@ def sentences(*texts):
 
 def about_seeds(lines):
     """The sentences of a caption on what is drawn beside the means."""
-    return sentences("Bands: 95% t-intervals over them, from three seeds on." if any(line.low is not None for line in lines) else "",
-                     "Thin: the curves of two seeds." if any(len(line.seeds) == 2 for line in lines) else "")
+    bands, pairs = any(line.low is not None for line in lines), any(len(line.seeds) == 2 for line in lines)
+    return sentences("Bands: 95% t-intervals over them, from three seeds on." if bands else "",
+                     "Thin: the curves of two seeds." if pairs else "")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -151,8 +152,8 @@ def lr_panels(summary):
 
 
 def draw_rates(axis, summary, arms):
-    """The curves of these arms on one axis. Returns [(lr, x, y, place, seeds that failed, seeds)], a tuple a point, with 0 seeds for
-    the hollow ones; y: NaN where the arm has no value there."""
+    """The curves of these arms on one axis. Returns [(lr, x, y, place, seeds that failed, seeds)], a tuple a point, with 0 seeds
+    for the hollow ones; y: NaN where the arm has no value there."""
     drawn = []
     step = min(math.log(1.02), math.log(1.25) / max(1, len(arms) - 1))  # beside each other, not on top
     for shift, (place, arm) in enumerate(arms):
@@ -221,17 +222,17 @@ def lr_plot(summary):
     return finish(figure, "lr", "Sensitivity to the learning rate",
                   ("Lines: " + ("mean over the seeds that finished" if summary.selection_seed is None else
                                 f"seed {summary.selection_seed}, which chooses (the mean of others where it did not run)")
-                   + "; rings: each arm's best rate; hollow: the mean of the seeds that measure it, with its 95% t-interval from three "
-                   "seeds on (cut off at the frame where it is wider). Points are moved sideways a little."
+                   + "; rings: each arm's best rate; hollow: the mean of the seeds that measure it, with its 95% t-interval from "
+                   "three seeds on (cut off at the frame where it is wider). Points are moved sideways a little."
                    + (" Arrows above the frame: losses far above the others." if max(heights) > top else "")
                    + (f" Crosses above the frame: how many of an arm's seeds {summary.measure.failed} at that rate."
                       if any(d[4] for found in drawn for d in found) else "")), (axes[0][-1], handles), list(zip(axes[0], marks)))
 
 
 def differences_frame(differences, level):
-    """(lowest, highest) of the x axis: 0, the seeds' differences and the intervals of three seeds or more, but for rows that are far
-    off, at most half of them. The intervals of two seeds may widen it by half to either side, no further. level: the reference's
-    loss; differences of less than a twentieth of it are never far off."""
+    """(lowest, highest) of the x axis: 0, the seeds' differences and the intervals of three seeds or more, but for rows that are
+    far off, at most half of them. The intervals of two seeds may widen it by half to either side, no further. level: the
+    reference's loss; differences of less than a twentieth of it are never far off."""
     def around(d, least):
         e = d.estimate
         values = (*d.differences, e.low, e.high) if e.n >= least and e.low is not None else d.differences
@@ -278,7 +279,8 @@ def differences_plot(summary):
                     cut.append(e.n)
                     axis.plot(edge, row, arrow, color=colour, markersize=7, clip_on=False, zorder=4)
             star = "*" if summary.selection_seed in difference.seeds else ""
-            axis.text(1.035, row, f"{e.mean:+.{summary.measure.digits}f}, n = {e.n}{star}" + (f"\np = {p:.2g}" if p is not None else ""),
+            text = f"{e.mean:+.{summary.measure.digits}f}, n = {e.n}{star}"
+            axis.text(1.035, row, text if p is None else f"{text}\np = {p:.2g}",
                       fontsize=8, transform=axis.get_yaxis_transform(), va="center")
         axis.set(xlabel=f"{summary.measure.name} minus that of the {REFERENCES[role]}\n({summary.measure.unit}; left is better)",
                  xlim=(left, right), ylim=(len(arms) - 0.4, -0.7))
@@ -312,7 +314,8 @@ def curvature_plot(summary):
     for arm in summary.arms:
         for seed in sorted(arm.curves)[:1]:
             lines, bands = curvature_of(arm.curves[seed].evaluations)
-            every = {c for by_head in (*lines.values(), bands) for points in by_head.values() for _, *values in points for c in values}
+            every = {c for by_head in (*lines.values(), bands) for points in by_head.values()
+                     for _, *values in points for c in values}
             if every and max(every) - min(every) > 1e-5 * max(map(abs, every)):  # a fixed c, rounded, is no plot
                 panels.append((arm.name, seed, lines, bands))
     if not panels:
@@ -342,8 +345,8 @@ def curvature_plot(summary):
         token_ticks(axis)
         axis.set(title=f"{name}, seed {seed}", xlabel="tokens", ylabel="c (minus the sectional curvature)")
     return finish(figure, "curvature", "Curvature during training, by block and head",
-                  "One seed at the best learning rate, arms whose c is not fixed. Thick: mean of the block; thin: its heads, or a band from the "
-                  "least to the largest c where heads are not logged. c > 0 is hyperbolic, c < 0 spherical.")
+                  "One seed at the best learning rate, arms whose c is not fixed. Thick: mean of the block; thin: its heads, or "
+                  "a band from the least to the largest c where heads are not logged. c > 0 is hyperbolic, c < 0 spherical.")
 
 
 def stability_plot(summary):

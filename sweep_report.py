@@ -78,7 +78,8 @@ def budgets_table(summary):
             + ["parameters", "FLOPs a token"] + [f"{name} to target" for name in BUDGETS.values()] + ["reached"]]
     for arm in summary.arms:
         at = [arm.at_budget.get(key, {}) for key in BUDGETS]
-        rows.append([arm.name] + [f"{mean_interval(by_seed.values()).mean:.4f}{star(by_seed, summary)}" if by_seed else "-" for by_seed in at]
+        rows.append([arm.name] + [f"{mean_interval(by_seed.values()).mean:.4f}{star(by_seed, summary)}" if by_seed else "-"
+                                  for by_seed in at]
                     + [count_text(arm.constant("parameters")), count_text(arm.constant("flops_per_token"))]
                     + [text + star(arm.curves, summary) if text != "-" else text for text in (
                         *(count_text(censored_median(arm.to_target.get(key, [])), digits[key]) for key in BUDGETS),
@@ -148,8 +149,8 @@ def slopes_table(arm):
 def method(summary):
     target = "" if summary.target is None else (
         f"The target is a validation loss of {summary.target:.4f}; a run reaches it at the first evaluation at or "
-        "below it, so these times come in steps of eval_interval. Medians over seeds, where a run that did not reach it counts as later than any; '-': half of the "
-        "runs or more did not.")
+        "below it, so these times come in steps of eval_interval. Medians over seeds, where a run that did not reach it counts "
+        "as later than any; '-': half of the runs or more did not.")
     return [
         ("Losses are validation losses in nats a token" + {
             "final": ", at the end of each run", "best": ", the lowest of each run", "target": "; arms are compared by the "
@@ -157,12 +158,12 @@ def method(summary):
         + ". Intervals are 95% t-intervals over seeds (n - 1 degrees of freedom); one seed has none, and equal values have none.",
         f"Best learning rate: where a seed is named, the lowest {summary.measure.name} of that seed alone, which is then "
         "left out of what is measured, but for numbers with *, where an arm has no other seed: these are too low, and "
-        "differences optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that all its rates have, or "
-        f"the one seed that there is, which is optimistic. A rate at which a seed {summary.measure.failed} cannot be the "
-        "best. 'lowest' or 'highest tried': the optimum may lie outside the grid.",
+        "differences optimistic for the arm that had more rates. 'the same seeds': the lowest mean over the seeds that all its "
+        f"rates have, or the one seed that there is, which is optimistic. A rate at which a seed {summary.measure.failed} "
+        "cannot be the best. 'lowest' or 'highest tried': the optimum may lie outside the grid.",
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
-        "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign flips: exact "
-        "paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
+        "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign "
+        "flips: exact paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
         "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "
         "nor is the p of the headline, which is of one comparison: it differs from the table's of the same two arms for that "
         "reason. An interval without 0 can therefore stand beside a p (Holm) above 0.05.",
@@ -206,8 +207,8 @@ def document(summary, figures):
                   "The trained models with c changed afterwards, each on its own evaluation batches, at the best "
                   "learning rate. A change that hurts says that a model relies on its c, not that one trained "
                   "without it would be worse; that is the comparison with the controls above, and curvature_lr_mult = 0 "
-                  "trains with c frozen at its start. c = 0 takes away the ball, too, and what keeps rows inside of it. Gradients by block, head by head; intervals over batches are "
-                  "in summary.json.")]
+                  "trains with c frozen at its start. c = 0 takes away the ball, too, and what keeps rows inside of it. "
+                  "Gradients by block, head by head; intervals over batches are in summary.json.")]
     for arm in mixed:
         parts += [("text", f"{arm.name}:"), ("table", effects_table(arm)), ("table", slopes_table(arm))]
         left_out = sorted({s for a in arm.ablations.values() for s in a.left_out})
@@ -315,8 +316,8 @@ def as_csv(summary):
         row = {"arm": arm.name, "role": arm.role, "best_lr": arm.choice.lr if arm.choice else None,
                "lr_place_in_grid": arm.edge, "selection_seed": arm.choice.selection_seed if arm.choice else None,
                "seeds": arm.estimate.n,
-               f"{value}_on_selection_seed": bool(star(arm.choice.losses, summary)) if arm.choice else None, value: arm.estimate.mean, f"{value}_low": arm.estimate.low,
-               f"{value}_high": arm.estimate.high}
+               f"{value}_on_selection_seed": bool(star(arm.choice.losses, summary)) if arm.choice else None,
+               value: arm.estimate.mean, f"{value}_low": arm.estimate.low, f"{value}_high": arm.estimate.high}
         for role in REFERENCES:
             d, p = arm.against.get(role, (None, None))
             e = d.estimate if d else Estimate(0)

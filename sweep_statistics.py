@@ -94,7 +94,8 @@ def choose_lr(losses, selection_seed):
     held_out = bool(ranked)
     if not held_out:
         shared = set.intersection(*(set(seeds) for seeds in possible.values()))
-        ranked = {lr: float(np.mean([v for s, v in seeds.items() if s in shared or not shared])) for lr, seeds in possible.items()}
+        ranked = {lr: float(np.mean([v for s, v in seeds.items() if s in shared or not shared]))
+                  for lr, seeds in possible.items()}
     lr = min(ranked, key=lambda k: (ranked[k], k))
     others = {s: v for s, v in possible[lr].items() if s != selection_seed}
     if held_out and others:

@@ -77,8 +77,9 @@ def test_runs_whose_folders_share_a_name_are_all_there(run, tmp_path, capsys):
     assert all(folder in printed for folder in folders) and (tmp_path / "p.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("texts", [dict(summary="{}"), dict(summary="3"), dict(metrics="3\n"), dict(metrics='{"val_loss": 2}\n'),
-                                   dict(metrics="{\n"), dict(summary='{"model"'), dict(summary=json.dumps({**SUMMARY, "tokens": "1"})),
+@pytest.mark.parametrize("texts", [dict(summary="{}"), dict(summary="3"), dict(metrics="3\n"),
+                                   dict(metrics='{"val_loss": 2}\n'), dict(metrics="{\n"), dict(summary='{"model"'),
+                                   dict(summary=json.dumps({**SUMMARY, "tokens": "1"})),
                                    dict(metrics=json.dumps(evaluation(0, float("nan"))) + "\n")])
 def test_damaged_runs_are_one_line(run, tmp_path, capsys, texts):
     folder = run("a", **texts)
@@ -94,7 +95,8 @@ def test_a_run_in_every_state_is_plotted(run, tmp_path, capsys, drawn):
     folders = [run("done"), run("running", summary=None, metrics=running), run("stopped", falling(upto=700), stopped),
                run("resumed", falling(upto=1200), stopped),
                run("diverged", falling(upto=700), {**SUMMARY, "status": "diverged", "val_loss": None}),
-               run("start", [evaluation(0, 4.2)], {**SUMMARY, "tokens": 0, "val_loss": 4.2, "best_val_loss": None, "best_step": None})]
+               run("start", [evaluation(0, 4.2)],
+                   {**SUMMARY, "tokens": 0, "val_loss": 4.2, "best_val_loss": None, "best_step": None})]
     assert plot(*folders, "--out", str(tmp_path / "p.svg")) == 0
     said = capsys.readouterr()
     last = {upto: f"{falling(upto=upto)[-1]['val_loss']:.4f}" for upto in (700, 1200)}
@@ -108,7 +110,8 @@ def test_a_run_in_every_state_is_plotted(run, tmp_path, capsys, drawn):
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [16, 8, 8, 13, 8, 1]
 
 
-@pytest.mark.parametrize("texts", [dict(metrics=""), dict(metrics=None), dict(metrics='{"st'), dict(metrics=json.dumps(step(0)) + "\n")])
+@pytest.mark.parametrize("texts", [dict(metrics=""), dict(metrics=None), dict(metrics='{"st'),
+                                   dict(metrics=json.dumps(step(0)) + "\n")])
 def test_a_run_that_was_not_evaluated_is_named_and_the_others_are_plotted(run, tmp_path, capsys, texts):
     early, picture = run("early", summary=None, **texts), tmp_path / "p.png"
     assert plot(early, f"--out={picture}") == 2
