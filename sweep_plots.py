@@ -44,7 +44,7 @@ class Line:
 
 def finish(figure, name, title, caption, legend_of=None, marks=()):
     """legend_of: the arguments of legend(). marks: [(axis, the marks of mark_above())]."""
-    figure.suptitle(title)
+    figure.suptitle(title, y=1 - 0.08 / figure.get_figheight())  # 0.08 inches below the top, however high the figure is
     for fit in (figure.tight_layout, lambda: None):
         for axis, above in marks:
             mark_above(axis, above)
