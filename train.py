@@ -32,7 +32,7 @@ import torch
 
 import configurator
 import models
-from common.errors import UserError, exit_cleanly, speak_as
+from common.errors import exit_cleanly, speak_as
 from common.interrupts import Stop
 from training.clock import Console
 from training.config import TrainConfig

@@ -25,7 +25,7 @@ from common import paths  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from analysis.isotropy import MIN_CONTEXTS  # noqa: E402
 from analysis.hyperbolicity import POINTS  # noqa: E402
-from plot_runs import STYLES  # noqa: E402
+from common.plot_style import STYLES  # noqa: E402
 from common.whole_files import write_file  # noqa: E402
 
 WRITTEN_BY = "analyze_representations.py"

@@ -35,6 +35,21 @@ def try_lock(path):
         file.close()  # its last holder has removed it since we opened it
 
 
+def is_held(path):
+    """Does a process hold the lock of this file? (It is shared for a moment, to see, which needs no more than reading.)"""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return False
+
+
 def is_inherited(path):
     """Does the process that started this one hold the lock for it? (sweep.py does.)"""
     try:

@@ -6,7 +6,8 @@ import shlex
 import subprocess
 import sys
 
-from experiments.runs import HERE, short
+from experiments.runs import short
+from training.config import REPOSITORY
 from common.whole_files import write_json
 
 
@@ -24,7 +25,7 @@ def run_after(commands, folder, runs, rows):
         if words in done:
             continue
         print(f"then: {shlex.join(words)}", flush=True)
-        status = subprocess.run([sys.executable if words[0] == "python" else words[0], *words[1:]], cwd=HERE).returncode
+        status = subprocess.run([sys.executable if words[0] == "python" else words[0], *words[1:]], cwd=REPOSITORY).returncode
         if status:
             print(f"error: that ended with status {status}; the next start of the sweep runs it again", file=sys.stderr)
             return False

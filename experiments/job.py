@@ -11,16 +11,17 @@ import time
 
 from common import locks
 from experiments.rows import COLUMNS
-from experiments.runs import HERE, config_path, flags, short
+from experiments.runs import config_path, flags, short
+from training.config import REPOSITORY
 from training.run_directory import LOCK
 from common.whole_files import naming
 
-TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in HERE
+TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in REPOSITORY
 TRIES = 2  # a crashed run is started again once
 
 
 def command_of(run, threads):
-    """The arguments of train.py, run in HERE. 'auto': go on from a checkpoint if there is one, else start over."""
+    """The arguments of train.py, run in REPOSITORY. 'auto': go on from a checkpoint if there is one, else start over."""
     return [short(config_path(run.config)), *flags(run.overrides), f"--threads={threads}",
             f"--out_dir={short(run.folder)}", "--init_from=auto"]
 
@@ -107,7 +108,7 @@ class Job:
                        f"{shlex.join([*self.command, *arguments])}")
         with open(log_of(self.run), "ab") as log:
             # a session of its own: Ctrl-C reaches the sweep alone, which passes it on as SIGTERM
-            self.process = subprocess.Popen([*DIE_WITH_PARENT, *self.command, *arguments], cwd=HERE, env=environment,
+            self.process = subprocess.Popen([*DIE_WITH_PARENT, *self.command, *arguments], cwd=REPOSITORY, env=environment,
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                             start_new_session=True, pass_fds=[self.lock.fileno()])
 
@@ -151,10 +152,4 @@ class Job:
 
 
 def in_use(run):
-    path = os.path.join(run.folder, LOCK)
-    if not os.path.exists(path):
-        return False
-    lock = locks.try_lock(path)
-    if lock is not None:
-        lock.close()
-    return lock is None
+    return locks.is_held(os.path.join(run.folder, LOCK))

@@ -13,7 +13,8 @@ import torch
 from common.errors import UserError
 from experiments.job import TRIES, Job, in_use, note, progress, row_of
 from experiments.rows import Rows
-from experiments.runs import HERE, short
+from experiments.runs import short
+from training.config import REPOSITORY
 from experiments.sweep_file import SLURM
 
 POLL_SECONDS = 0.2
@@ -110,7 +111,7 @@ def run_submitit(runs, rows, options, command, table, stop, slurm):
     local = options.launcher == "local-submitit"
     threads = threads_of_a_run(options, slurm)
     # jobs import this module
-    os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([REPOSITORY, *filter(None, [os.environ.get("PYTHONPATH")])])
     executor = submitit.AutoExecutor(os.path.join(rows.folder, "submitit"), cluster="local" if local else "slurm",
                                      slurm_max_num_timeout=100)  # long runs are queued again as often as they need
     if local:  # Ctrl-C is for the sweep alone, which cancels its jobs; submitit would have them in the terminal's group

@@ -14,9 +14,7 @@ import configurator
 import models
 from common import paths
 from common.errors import UserError
-from training.config import TrainConfig
-
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the repository's root
+from training.config import REPOSITORY, TrainConfig
 
 # keys that do not change what a run finds: where it is and how it is started, where the same data are (what they are is
 # checked by check_corpus), which machine does it with how many threads (beyond rounding), how much is written down.
@@ -43,13 +41,13 @@ class Run:
 
 def short(path):
     """Relative to the repository, where the commands run, if it is inside."""
-    relative = os.path.relpath(path, HERE)
+    relative = os.path.relpath(path, REPOSITORY)
     return path if relative.startswith("..") else relative
 
 
 def config_path(config):
     """A sweep's config files are named from the repository, wherever it is started."""
-    return os.path.join(HERE, paths.expand(config))
+    return os.path.join(REPOSITORY, paths.expand(config))
 
 
 def flags(overrides):

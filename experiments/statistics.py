@@ -23,18 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of every interval
+from common.intervals import Estimate, mean_interval
+
 LEAST_FOR_SIGN_FLIPS = 5  # pairs; with fewer the smallest possible p-value is 2 / 2**4 = 0.125
 MOST_SIGN_FLIPS = 2 ** 16  # all of them up to 16 pairs; beyond, this many at random
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over n values with its interval. None: not defined (no values; one value, or equal ones, have no interval)."""
-    n: int
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,20 +52,6 @@ class Choice:
 # ----------------------------------------------------------------------------------------------------------------------
 # one arm
 
-def mean_interval(values):
-    """Mean and its t-interval, mean -+ t_{n-1, 97.5%} s / sqrt(n), s with n - 1. values: n numbers -> Estimate. Without an
-    interval where all are equal, as t_test() is without a p: no spread is not certainty."""
-    values = np.asarray(list(values), dtype=float)
-    n = len(values)
-    if n == 0:
-        return Estimate(0)
-    mean = float(values.mean())
-    if n == 1 or not np.isfinite(values).all() or np.ptp(values) == 0:
-        return Estimate(n, mean)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(values))
-    return Estimate(n, mean, mean - half, mean + half)
-
-
 def candidates(losses):
     """Those learning rates of {lr: {seed: loss}} that can be an arm's best: a seed finished there and none diverged."""
     return {lr: seeds for lr, seeds in losses.items() if seeds and all(math.isfinite(v) for v in seeds.values())}
@@ -94,7 +72,8 @@ def choose_lr(losses, selection_seed):
     held_out = bool(ranked)
     if not held_out:
         shared = set.intersection(*(set(seeds) for seeds in possible.values()))
-        ranked = {lr: float(np.mean([v for s, v in seeds.items() if s in shared or not shared])) for lr, seeds in possible.items()}
+        ranked = {lr: float(np.mean([v for s, v in seeds.items() if s in shared or not shared]))
+                  for lr, seeds in possible.items()}
     lr = min(ranked, key=lambda k: (ranked[k], k))
     others = {s: v for s, v in possible[lr].items() if s != selection_seed}
     if held_out and others:

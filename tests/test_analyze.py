@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import report
+from analysis import report as analysis_report
 import analyze_representations as analyze
 from training import checkpoint
 import geometry
@@ -485,7 +485,7 @@ def test_numbers_are_those_of_the_checkpoint_computed_by_other_means(runs, repor
 def sketches(monkeypatch):
     """Quick: for tests of the folder. Plots of no content, small samples."""
     def image_bytes(figure):
-        report.plt.close(figure)
+        analysis_report.plt.close(figure)
         return {".png": b"a plot"}
 
     monkeypatch.setattr(analysis_report, "image_bytes", image_bytes)
@@ -656,26 +656,26 @@ def test_points_of_the_disc_have_the_radius_of_their_tangent_vector():
     c = 0.6
     plane = np.linalg.qr(rng.normal(size=(5, 2)))[0].T  # vectors in a plane of 5 dimensions: nothing is lost
     vectors = rng.normal(size=(50, 2)) @ plane
-    places, kept = report.disc_points(vectors, np.full(50, c))
+    places, kept = analysis_report.disc_points(vectors, np.full(50, c))
     assert kept == pytest.approx(1)
     assert np.linalg.norm(places, axis=1) == pytest.approx(np.tanh(np.sqrt(c) * np.linalg.norm(vectors, axis=1)))
     cosines = isotropy.unit(vectors) @ isotropy.unit(vectors).T
     assert np.allclose(isotropy.unit(places) @ isotropy.unit(places).T, cosines)  # angles are those of the vectors
-    _, kept = report.disc_points(rng.normal(size=(4000, 5)), np.full(4000, c))
+    _, kept = analysis_report.disc_points(rng.normal(size=(4000, 5)), np.full(4000, c))
     assert 0.39 < kept < 0.47  # two of five directions
 
 
 def test_a_sphere_has_no_disc():
     curvature = np.array([[-0.3, -1.0]] * 5)
     disc = {"layer": "block1", "vectors": np.ones((5, 4)), "curvature": curvature, "per_token": False}
-    assert report.plot_disc("s", disc) == (None, "s: no picture: no head of block1 is hyperbolic (c > 0).")
+    assert analysis_report.plot_disc("s", disc) == (None, "s: no picture: no head of block1 is hyperbolic (c > 0).")
     disc["vectors"], disc["curvature"] = np.ones((5, 2)), np.ones((5, 2))
-    assert report.plot_disc("s", disc)[0] is None  # heads of one dimension
+    assert analysis_report.plot_disc("s", disc)[0] is None  # heads of one dimension
 
 
 def test_numbers_are_printed_short():
-    assert [report.number(v) for v in (0.12345, 12345.6, 3.2e-9, 0.0, None, float("nan"))] == [
+    assert [analysis_report.number(v) for v in (0.12345, 12345.6, 3.2e-9, 0.0, None, float("nan"))] == [
         "0.123", "12,346", "3.2e-09", "0", "-", "-"]
     cell = {"value": 0.5, "low": 0.45, "high": 0.57}
-    assert report.short_cell(cell) == "0.5±0.06" and report.long_cell(cell) == "0.5 [0.45, 0.57]"
-    assert report.long_cell(None) == report.short_cell({**cell, "value": None}) == "-"
+    assert analysis_report.short_cell(cell) == "0.5±0.06" and analysis_report.long_cell(cell) == "0.5 [0.45, 0.57]"
+    assert analysis_report.long_cell(None) == analysis_report.short_cell({**cell, "value": None}) == "-"

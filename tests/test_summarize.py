@@ -1,5 +1,6 @@
-"""Sweeps that the tests write with known numbers, and one real run: the statistics against SciPy, brute force and
-examples worked by hand, and what becomes of diverged, crashed and missing runs."""
+"""Sweeps that the tests write with known numbers: what is computed of them, what becomes of diverged, crashed and missing runs,
+the terminal and the files. The statistics: test_experiments/statistics.py; the plots: test_experiments/plots.py; the curvature of a real
+run: test_ablate_curvature.py."""
 import csv
 import html.parser
 import itertools
@@ -7,142 +8,23 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-import ablate_curvature
-from training import checkpoint
-import models
 import summarize_sweep
-import sweep_plots
-from conftest import TINY, write_dataset
-from experiments import statistics as ss
+from experiments.comparison import summarize
 from experiments.rows import COLUMNS
-from test_train import ROOT, one_line, run
+from training.config import REPOSITORY
+from experiments import plots
+from experiments import report
+from experiments import statistics as ss
+from test_train import one_line, run
 
 SEEDS, LRS = [1, 2, 3, 4], [1e-3, 3e-3, 1e-2]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# statistics
-
-def test_the_interval_is_the_one_of_the_t_table():
-    # n = 4, s = 1.29099, s / sqrt(n) = 0.645497, t_{3, 97.5%} = 3.182446 from any table
-    e = ss.mean_interval([1, 2, 3, 4])
-    assert (e.n, e.mean) == (4, 2.5)
-    assert (e.high - e.mean, e.mean - e.low) == pytest.approx((3.182446 * 0.6454972,) * 2, rel=1e-6)
-    assert ss.mean_interval([2.0]) == ss.Estimate(1, 2.0)
-    assert ss.mean_interval([]) == ss.Estimate(0)
-    assert ss.mean_interval([1.0, math.inf]) == ss.Estimate(2, math.inf)
-    assert ss.mean_interval([0.7] * 3) == ss.Estimate(3, pytest.approx(0.7))  # no spread is not certainty
-
-
-def test_paired_differences_are_scipys_over_the_shared_seeds():
-    a, b = {1: 1.0, 2: 1.4, 3: 1.1, 4: 1.3, 9: 7.0, 10: math.inf}, {4: 1.5, 3: 1.2, 2: 1.55, 1: 1.2, 8: 0.0, 10: 1.0}
-    d = ss.paired_difference(a, b)
-    assert d.seeds == (1, 2, 3, 4) and d.differences == pytest.approx((-0.2, -0.15, -0.1, -0.2))
-    truth = stats.ttest_rel([1.0, 1.4, 1.1, 1.3], [1.2, 1.55, 1.2, 1.5])
-    interval = truth.confidence_interval(0.95)
-    assert d.p == pytest.approx(truth.pvalue)
-    assert (d.estimate.low, d.estimate.high) == pytest.approx((interval.low, interval.high))
-    assert d.p_sign_flip is None  # four pairs
-    assert ss.paired_difference({1: 1.0}, {2: 1.0}).estimate.n == 0
-
-
-@pytest.mark.parametrize("a, b, p", [([1.5, 2.5, 3.5], [1, 2, 3], None), ([1, 2, 3], [1, 2, 3], 1.0),
-                                     ([1.5], [1], None)])
-def test_equal_differences_have_no_spread_and_do_not_fail(a, b, p):
-    d = ss.paired_difference(dict(enumerate(a)), dict(enumerate(b)))
-    assert d.p == p and d.estimate.mean == a[0] - b[0]
-    assert (d.estimate.low, d.estimate.high) == (None, None)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(-50, 50), min_size=5, max_size=9))
-def test_sign_flips_are_counted_exactly(differences):
-    total = abs(sum(differences))
-    flips = [abs(sum(s * d for s, d in zip(signs, differences)))
-             for signs in itertools.product((1, -1), repeat=len(differences))]
-    assert ss.sign_flip_test(differences) == pytest.approx(min(1.0, np.mean([f >= total for f in flips])))
-
-
-def test_holm_as_worked_by_hand():
-    # Holm 1979: 4 x 0.005 = 0.02; 3 x 0.01 = 0.03; 2 x 0.03 = 0.06; 1 x 0.04 = 0.04, raised to 0.06
-    assert ss.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert ss.holm([0.01, None, 0.02]) == [pytest.approx(0.02), None, pytest.approx(0.02)]
-    assert ss.holm([0.9, 0.8]) == [1.0, 1.0] and ss.holm([]) == [] and ss.holm([None]) == [None]
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
-def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(p, random):
-    adjusted = ss.holm(p)
-    for i, j in itertools.combinations(range(len(p)), 2):
-        if p[i] <= p[j]:
-            assert adjusted[i] <= adjusted[j]
-    assert all(raw <= a <= min(1, len(p) * raw) + 1e-12 for raw, a in zip(p, adjusted))
-    order = list(range(len(p)))
-    random.shuffle(order)
-    assert ss.holm([p[i] for i in order]) == [adjusted[i] for i in order]
-    # its rejections at a level are those of the sequential procedure in the paper
-    for level in (0.05, 0.3):
-        rejected = set()
-        for k, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-            if p[i] * (len(p) - k) > level:
-                break
-            rejected.add(i)
-        assert {i for i, a in enumerate(adjusted) if a <= level} == rejected
-
-
-def test_the_learning_rate_is_chosen_by_one_seed_and_measured_by_the_others():
-    # by the mean 0.003 is best (1.0 on average against 1.1); seed 1 alone prefers 0.001
-    losses = {0.001: {1: 0.8, 2: 1.2, 3: 1.3}, 0.003: {1: 1.2, 2: 0.9, 3: 0.9}, 0.01: {1: 0.1, 2: math.inf, 3: 0.1}}
-    held = ss.choose_lr(losses, 1)
-    assert (held.lr, held.selection_seed, held.losses) == (0.001, 1, {2: 1.2, 3: 1.3})
-    same = ss.choose_lr(losses, None)
-    assert (same.lr, same.selection_seed, set(same.losses)) == (0.003, None, {1, 2, 3})
-    assert ss.choose_lr(losses, 7).lr == 0.003  # that seed did not run
-    alone = ss.choose_lr({0.001: {1: 0.8}, 0.003: {1: 0.9, 2: 0.7}}, 1)
-    assert (alone.lr, alone.selection_seed, alone.losses) == (0.001, None, {1: 0.8})
-    # a seed that is high at every rate ran at one of them only: rates are ranked by the seed that both have
-    assert ss.choose_lr({0.001: {1: 1.0, 2: 9.0}, 0.003: {1: 1.1}}, None).lr == 0.001
-    assert ss.choose_lr({0.001: {1: math.inf}}, 1) is None and ss.choose_lr({}, None) is None
-    assert ss.measuring_pair(held, alone) == (held.all_losses, {1: 0.8})
-    assert ss.measuring_pair(held, held) == (held.losses, held.losses)
-
-
-def test_holding_a_seed_out_removes_the_bias_of_choosing():
-    """All rates are equal and the noise is 1: the least of four normals is 1.03 too low on average."""
-    rng = np.random.default_rng(0)
-    by_mean, held_out = [], []
-    for _ in range(2000):
-        losses = {lr: dict(enumerate(rng.normal(size=2))) for lr in (1, 2, 3, 4)}
-        by_mean.append(np.mean(list(ss.choose_lr(losses, None).losses.values())))
-        held_out.append(np.mean(list(ss.choose_lr(losses, 0).losses.values())))
-    assert np.mean(by_mean) == pytest.approx(-1.0294 / math.sqrt(2), abs=0.05)
-    assert np.mean(held_out) == pytest.approx(0, abs=0.08)
-
-
-def test_small_ones():
-    assert [ss.place_in_grid(lr, LRS) for lr in LRS] == ["lowest", "", "highest"]
-    assert ss.place_in_grid(1e-3, [1e-3]) == "only"
-    assert ss.value_at([0, 10, 20], [3.0, 2.0, 1.5], 15) == pytest.approx(1.75)
-    assert ss.value_at([0, 10], [3.0, 2.0], 10) == 2.0 and ss.value_at([0, 10], [3.0, 2.0], 11) is None
-    assert ss.censored_median([30, 10, None]) == 30 and ss.censored_median([10, None]) is None
-    assert ss.censored_median([]) is None and ss.censored_median([1, 2]) == 1.5
-    arm = {1: 1.0, 2: 2.0, 3: math.inf, 4: math.inf, 5: 1.0}
-    reference = {1: 1.1, 2: 1.9, 3: 2.0, 4: math.inf, 5: math.inf}
-    assert ss.wins(arm, reference) == (2, 5, False, ss.mean_interval([1.0 - 1.1, 2.0 - 1.9]))
-    assert ss.wins({1: 1.0}, {1: math.inf})[2] and not ss.wins({1: math.inf}, {1: math.inf})[2]
-    moved = sweep_plots.spread([1.0, 0.0, 1.01], 0.5)
-    assert sorted(range(3), key=moved.__getitem__) == [1, 0, 2] and min(np.diff(sorted(moved))) >= 0.5 - 1e-12
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -194,7 +76,7 @@ class Written:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def summary(self, **options):
-        found = summarize_sweep.summarize(str(self.folder), **{"batches": 0, **options})
+        found = summarize(str(self.folder), **{"batches": 0, **options})
         return found, {arm.name: arm for arm in found.arms}
 
 
@@ -285,7 +167,7 @@ def test_arms_that_are_equal_in_every_seed(tmp_path):
 
 
 def test_what_is_corrected_for_several_comparisons_is_said(tmp_path):
-    said = " ".join(summarize_sweep.method(Written(tmp_path / "s", ARMS, known).summary()[0]))
+    said = " ".join(report.method(Written(tmp_path / "s", ARMS, known).summary()[0]))
     assert "only the tables' p (Holm) are corrected" in said and "No interval is" in said and "p of the headline" in said
 
 
@@ -302,22 +184,23 @@ def test_a_measuring_seed_that_diverges_at_the_best_rate_is_told(tmp_path):
         return "diverged" if (arm, lr, seed) == ("gate", 3e-3, 3) else known(arm, lr, seed)
     headline = Written(tmp_path / "s", ARMS, loss).summary()[0].headline
     assert "best control (flat" in headline
-    assert "gate at lr 0.003 was lower than flat at lr 0.003 with seed 1 and is left out, for another seed diverged there" in headline
+    assert ("gate at lr 0.003 was lower than flat at lr 0.003 with seed 1 and is left out, for another seed diverged there"
+            in headline)
 
 
 def test_a_rate_at_which_an_arm_diverged_is_not_won(tmp_path):
     def loss(arm, lr, seed):
         return "diverged" if arm == "mixed" and (lr == 1e-2 or (lr == 1e-3 and seed > 2)) else known(arm, lr, seed)
     found, _ = Written(tmp_path / "s", ARMS, loss).summary()
-    row = next(r for r in summarize_sweep.wins_table(found, "baseline") if r[0] == "mixed")
+    row = next(r for r in report.wins_table(found, "baseline") if r[0] == "mixed")
     assert row[-2:] == ["6/12", "1/3"]  # at 1e-3 two of four seeds are lower, and the mean is infinite
 
 
 def test_what_the_selection_seed_measured_is_marked(tmp_path):
     found, arms = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) if s == 1 or a != "gate" else None).summary()
-    rows = {r[0]: r for r in summarize_sweep.results_table(found)}
+    rows = {r[0]: r for r in report.results_table(found)}
     assert rows["gate"][5].endswith("*") and not rows["mixed"][5].endswith("*")
-    table = {r["arm"]: r for r in csv.DictReader(summarize_sweep.as_csv(found).splitlines())}
+    table = {r["arm"]: r for r in csv.DictReader(report.as_csv(found).splitlines())}
     assert table["gate"]["val_loss_on_selection_seed"] == table["gate"]["minus_flat_on_selection_seed"] == "True"
     assert table["mixed"]["val_loss_on_selection_seed"] == table["mixed"]["minus_flat_on_selection_seed"] == "False"
 
@@ -355,7 +238,7 @@ def test_a_rate_that_lacks_the_selection_seed_is_named(tmp_path):
 
 def test_differences_that_contain_the_selection_seed_are_marked(tmp_path):
     found, _ = Written(tmp_path / "s", ARMS, lambda a, lr, s: known(a, lr, s) if a != "flat" or s == 1 else None).summary()
-    rows = {row[0]: row for row in summarize_sweep.results_table(found)}
+    rows = {row[0]: row for row in report.results_table(found)}
     minus_baseline, minus_flat = (rows["arm"].index(f"minus {name} [95%]") for name in ("baseline", "flat control"))
     assert rows["mixed"][minus_baseline].endswith("], n = 3") and rows["mixed"][minus_flat].endswith(", n = 1*")
 
@@ -405,13 +288,14 @@ def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):
     assert {name: arm.choice.lr for name, arm in arms.items()} == {"baseline": 1e-3, "flat": 3e-3, "mixed": 1e-3}
     assert arms["mixed"].estimate.mean == 23 and arms["mixed"].against["baseline"][0].estimate.mean == -20
     assert "flat: 1 of 4 seeds diverged or did not reach the target at lr 0.01" in " ".join(found.notes)
-    assert "steps to a validation loss of 1.7: mixed minus control = -6 steps (no interval: equal in all 3 seeds" in found.headline
+    assert ("steps to a validation loss of 1.7: mixed minus control = -6 steps (no interval: equal in all 3 seeds"
+            in found.headline)
     assert "p = -). All seeds differ by the same: the resolution of the measure hides their spread" in found.headline
     assert "In training seconds to the target: -12.0 s" in found.headline and "equal training seconds" not in found.headline
-    assert "steps to the target [95%]" in summarize_sweep.results_table(found)[0]
-    assert "-6 [no interval], n = 3" in summarize_sweep.results_table(found)[3]
-    assert "target_step," in summarize_sweep.as_csv(found).splitlines()[0]
-    assert all(plot(found) for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot))
+    assert "steps to the target [95%]" in report.results_table(found)[0]
+    assert "-6 [no interval], n = 3" in report.results_table(found)[3]
+    assert "target_step," in report.as_csv(found).splitlines()[0]
+    assert all(plot(found) for plot in (plots.lr_plot, plots.differences_plot))
     final, arms = written.summary(metric="final")
     assert final.target == 1.7 and arms["mixed"].choice.lr == 1e-2
 
@@ -440,22 +324,25 @@ def test_diverged_crashed_and_missing_runs(tmp_path):
     for part in ("mixed: 1 of 4 seeds diverged at lr 0.003", "flat is incomplete, 6 of 12 runs are missing",
                  "gate: lr 0.003 seed 2 crashed", "smear has no learning rate"):
         assert part in notes
-    text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
+    text = report.as_markdown(report.document(found, []))
     assert "6 of 60 runs are missing" in text and "0.001 (lowest tried)" in text
-    for plot in (sweep_plots.lr_plot, sweep_plots.differences_plot):
+    for plot in (plots.lr_plot, plots.differences_plot):
         assert plot(found).files["png"].startswith(b"\x89PNG")
 
 
 def test_without_baseline_metrics_or_shared_seeds(tmp_path):
     found, arms = Written(tmp_path / "a", {"mixed": "mixed"}, known, lrs=[3e-3]).summary()
     assert arms["mixed"].edge == "only" and found.target is None
-    assert "No arm has the role 'baseline'" in " ".join(found.notes)
-    assert [f.name for f in sweep_plots.draw(found)] == ["loss", "lr", "curvature", "stability"]
+    assert ("No arm has the role 'baseline': set role='baseline' in the arm of /nowhere/sweep.py that the others are to be "
+            "compared with, and start sweep.py again") in " ".join(found.notes)
+    assert "No arm has the role 'flat' or 'control': set one of them in the arms of /nowhere/sweep.py" in found.headline
+    assert "'mixed'" not in found.headline and "role='baseline'" in report.on_terminal(found, "x")
+    assert [f.name for f in plots.draw(found)] == ["loss", "curvature", "stability"]  # one rate is no plot of rates
 
     apart = Written(tmp_path / "b", ARMS, lambda a, lr, s: known(a, lr, s) if (s % 2 == 1) == (a == "mixed") else None)
     found, arms = apart.summary(selection_seed=None)
     assert arms["mixed"].against["baseline"][0].seeds == () and "share no seed" in found.headline
-    assert sweep_plots.differences_plot(found).files["svg"]  # with a row that says so
+    assert plots.differences_plot(found).files["svg"]  # with a row that says so
 
     written = Written(tmp_path / "c", ARMS, known)
     os.remove(written.folder / f"runs/mixed-{3e-3}-2" / "metrics.jsonl")
@@ -463,8 +350,9 @@ def test_without_baseline_metrics_or_shared_seeds(tmp_path):
     assert set(arms["mixed"].curves) == {3, 4} and arms["mixed"].estimate.n == 3
     assert "no metrics.jsonl" in " ".join(found.notes)
     shutil.rmtree(written.folder / "runs")  # the table alone
-    assert [note for note in written.summary()[0].notes if "curve" in note] == [
-        "The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and no changes of c."]
+    assert [note for note in written.summary(batches=8)[0].notes if "curv" in note] == [
+        "The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and no changes "
+        "of c."]
 
 
 def test_other_keys_of_the_grid_make_arms_of_their_own(tmp_path):
@@ -509,80 +397,6 @@ def test_the_plan_is_the_sweep_files(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# plots
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """A function that draws a plot and returns (matplotlib's figure, its caption)."""
-    monkeypatch.setattr(sweep_plots, "finish", lambda figure, name, title, caption: (figure, caption))
-    yield lambda plot, summary: plot(summary)
-    plt.close("all")
-
-
-def test_arms_share_neither_colour_and_dashes_nor_colour_and_marker():
-    styles = [sweep_plots.style(place) for place in range(32)]
-    for second in ("linestyle", "marker"):
-        assert len({(s["color"], s[second]) for s in styles}) == 32
-    assert max([s["color"] for s in styles[:15]].count(s["color"]) for s in styles) == 2
-
-
-def test_one_arm_far_above_does_not_flatten_the_others(tmp_path, drawn):
-    def loss(arm, lr, seed):
-        return known(arm, lr, seed) + (5 if (arm, lr) == ("flat", 1e-2) or arm == "gate" else 0)
-    arms = {**ARMS, "learned": "mixed", "frozen": "mixed"}
-    LEVEL.update(learned=1.82, frozen=1.81)
-    found, _ = Written(tmp_path / "s", arms, loss).summary()
-    figure, caption = drawn(sweep_plots.lr_plot, found)
-    low, high = figure.axes[0].get_ylim()
-    assert low < 1.85 and 2.3 < high < 3 and "Above the frame" in caption
-    above = [text.get_text() for text in figure.axes[0].texts]
-    assert len(above) == 4 and f"\u2191 {known('flat', 1e-2, 1) + 5:.2f}" in above
-    figure, caption = drawn(sweep_plots.loss_plot, found)
-    assert figure.axes[0].get_ylim()[1] < 7 and "far above the others" in caption
-    found, _ = Written(tmp_path / "t", ARMS, known).summary()  # and nothing is cut off where there is nothing
-    figure, caption = drawn(sweep_plots.lr_plot, found)
-    assert figure.axes[0].get_ylim()[1] > known("baseline", 1e-2, 4) and "Above" not in caption and not figure.axes[0].texts
-    assert "far above" not in drawn(sweep_plots.loss_plot, found)[1]
-
-
-@pytest.mark.parametrize("low, high", [(1.1, 1.6), (0.3, 0.45), (0.3, 5), (0.8, 9.5), (0.02, 3), (0.001, 500)])
-def test_gradient_norms_have_ticks_to_read(low, high, tmp_path, drawn):
-    written = Written(tmp_path / "s", {"baseline": "baseline"}, known, lrs=[3e-3], seeds=[1])
-    file = written.folder / f"runs/baseline-{3e-3}-1" / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    steps = [line for line in lines if "grad_norm" in line]
-    for line, norm in zip(steps, np.geomspace(low, high, len(steps))):
-        line["grad_norm"] = norm
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
-    figure.canvas.draw()
-    axis = figure.axes[0]
-    bottom, top = axis.get_ylim()
-    seen = [t.get_text() for v, t in zip(axis.get_yticks(), axis.get_yticklabels()) if bottom <= v <= top]
-    assert 3 <= len(seen) <= 9 and [float(text) for text in seen] == sorted({float(text) for text in seen})
-
-
-def test_the_band_of_a_share_stays_a_share(tmp_path, drawn):
-    written = Written(tmp_path / "s", {"mixed": "mixed"}, known, lrs=[3e-3], seeds=[1, 2, 3])
-    for seed, share in ((1, 0.0), (2, 0.5), (3, 1.0)):
-        file = written.folder / f"runs/mixed-{3e-3}-{seed}" / "metrics.jsonl"
-        file.write_text(file.read_text().replace('edge_share": 0.1', f'edge_share": {share}'))
-    figure, _ = drawn(sweep_plots.stability_plot, written.summary()[0])
-    band, = figure.axes[-1].collections
-    heights = band.get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == (0, 1)
-
-
-def test_equal_differences_are_hollow_in_the_plot(tmp_path, drawn):
-    found, _ = Written(tmp_path / "s", {"baseline": "baseline", "flat": "flat"},
-                       lambda a, lr, s: 2.0 + s / 4 - (a == "flat") / 2).summary()
-    figure, caption = drawn(sweep_plots.differences_plot, found)
-    lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("|", "None") and len(line.get_xdata()) == 1]
-    assert [line.get_markerfacecolor() for line in lines] == ["white"] and "differ by the same" in caption
-    assert not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # files
 
 class Balanced(html.parser.HTMLParser):
@@ -602,7 +416,10 @@ class Balanced(html.parser.HTMLParser):
 def test_the_command_writes_table_plots_and_report(tmp_path, capsys):
     written = Written(tmp_path / "s", ARMS, known)
     status, out, _ = run(summarize_sweep.main, [written.folder, f"--out={tmp_path / 'out'}", "--batches=0"], capsys)
-    assert status == 0 and "| mixed " in out
+    assert status == 0 and "\nmixed " in out and "report.html: all tables" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 120 and "How to read this" not in out
+    assert "How to read this" in (tmp_path / "out" / "summary.md").read_text()
+    assert "How to read this" in (tmp_path / "out" / "report.html").read_text()
     names = ["loss", "lr", "differences", "curvature", "stability"]
     files = {f"{n}.{kind}" for n in names for kind in ("svg", "png")}
     assert set(os.listdir(tmp_path / "out")) == files | {"summary.md", "summary.csv", "summary.json", "report.html"}
@@ -621,21 +438,73 @@ def test_the_command_writes_table_plots_and_report(tmp_path, capsys):
         np.mean([known("mixed", 3e-3, s) for s in (2, 3, 4)]))
     assert float(rows["mixed"]["minus_flat_p_holm"]) == mixed["against"]["flat"]["p_holm"]
     assert rows["baseline"]["minus_baseline"] == "" and rows["mixed"]["wins_baseline"] == "12"
-    page = Balanced()
-    report = (tmp_path / "out" / "report.html").read_text()
-    page.feed(report)
-    assert page.open == [] and len(page.sources) == 5 and all(s.startswith("data:image/svg+xml") for s in page.sources)
-    assert report.count("<table>") == 6
-    with plt.rc_context(sweep_plots.SETTINGS):  # the same numbers give the same bytes
-        assert sweep_plots.lr_plot(written.summary()[0]).files["svg"] == (tmp_path / "out" / "lr.svg").read_bytes()
+    parsed, page = Balanced(), (tmp_path / "out" / "report.html").read_text()
+    parsed.feed(page)
+    assert parsed.open == [] and len(parsed.sources) == 5 and all(s.startswith("data:image/svg+xml") for s in parsed.sources)
+    assert page.count("<table>") == 6
+    with plt.rc_context(plots.SETTINGS):  # the same numbers give the same bytes
+        assert plots.lr_plot(written.summary()[0]).files["svg"] == (tmp_path / "out" / "lr.svg").read_bytes()
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_the_terminal_fits(columns, tmp_path, monkeypatch):
+    """Whatever the arms are called; the table needs its 120 columns, words are wrapped to fewer."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = {name: f"{name} residual=transport reference=previous use_embedding_curvature=True per_head_curvature={role}"
+             for name, role in ARMS.items()}
+    LEVEL.update({long: LEVEL[name] for name, long in names.items()})
+
+    def loss(arm, lr, seed):
+        if arm == names["gate"] and lr == 1e-2:
+            return "crashed"
+        if arm == names["mixed"] and lr == 1e-2:
+            return "diverged" if seed > 1 else None
+        return known(next(name for name in ARMS if names[name] == arm), lr, seed)
+    found, arms = Written(tmp_path / "s", {long: ARMS[name] for name, long in names.items()}, loss).summary()
+    text = report.on_terminal(found, "out")
+    head, table = text[:text.index("\narm ")], text[text.index("\narm "):].split("\n\n")[0]
+    assert max(map(len, text.splitlines())) <= 120 and all(len(line) <= columns for line in head.splitlines())
+    rows = table.splitlines()[3:]
+    assert len(rows) == 4 and all("\u2026" in row for row in rows)
+    e, d = arms[names["mixed"]].estimate, arms[names["mixed"]].against["best_control"][0].estimate
+    assert f"{e.mean:.4f} [{e.low:.4f}, {e.high:.4f}]" in rows[3] and f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" in rows[3]
+    assert f"{arms[names['mixed']].against['baseline'][0].estimate.mean:+.4f}" in rows[3]
+    said = " ".join(text.split())
+    assert "Not complete, 1 of 48 runs are missing: mixed" in said and "Crashed and left out: gate" in said
+    assert "Diverged: mixed" in said and "all tables, plots, notes and how to read them" in said
+
+
+def test_short_names_are_not_shortened():
+    assert report.shortened("gate+norm", 12) == "gate+norm"
+    assert report.shortened("mixed curvature=0.1", 12) == "mixed \u2026e=0.1"
+    assert report.listed(list("abc"), 2) == "a, b and 1 more"
+
+
+def test_a_finished_run_without_a_best_checkpoint_is_left_out_of_the_best(tmp_path):
+    """best_val_loss is of a checkpoint; a run that saved none has an empty field."""
+    written = Written(tmp_path / "s", ARMS, known)
+    file = written.folder / "runs.csv"
+    rows = list(csv.DictReader(file.open()))
+    for row in rows:
+        if (row["arm"], row["lr"], row["seed"]) == ("mixed", "0.003", "3"):
+            row["best_val_loss"] = ""
+    with open(file, "w", newline="") as f:
+        table = csv.DictWriter(f, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+    found, arms = written.summary(metric="best")
+    assert set(arms["mixed"].choice.losses) == {2, 4} and arms["mixed"].missing() == []
+    assert "mixed: lr 0.003 seed 3 has no best validation loss, for it has saved no checkpoint" in " ".join(found.notes)
+    assert "No checkpoint, so no best validation loss; left out: mixed 1." in report.on_terminal(found, "x")
+    assert set(written.summary()[1]["mixed"].choice.losses) == {2, 3, 4}
 
 
 def test_hostile_names_stay_text(tmp_path):
     arms = {"baseline": "baseline", "<script>alert(1)</script> $x_": "flat"}
     LEVEL["<script>alert(1)</script> $x_"] = 1.9
     found, _ = Written(tmp_path / "s", arms, lambda a, lr, s: 2.0 if "/" not in a else None).summary()
-    report = summarize_sweep.as_html(summarize_sweep.document(found, [sweep_plots.lr_plot(found)]), "x")
-    assert "<script>" not in report and "&lt;script&gt;" in report
+    page = report.as_html(report.document(found, [plots.lr_plot(found)]), "x")
+    assert "<script>" not in page and "&lt;script&gt;" in page
 
 
 @pytest.mark.parametrize("args, parts", [
@@ -677,7 +546,7 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
             (table, good[table].replace(",finished,", ",fine,"), ["line 2", "is damaged", "'fine'"]),
             (table, good[table].replace(",0.001,", ",fast,"), ["is damaged", "'fast'"]),
             (table, good[table].replace(",1000,6000,", ",1000,many,"), ["line 2", "is damaged", "'many'"]),
-            (metrics, '{"step":', ["metrics.jsonl is damaged"]),
+            (metrics, '{"step":\n', ["metrics.jsonl is damaged"]),
             (metrics, good[metrics] + "3\n", ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"tokens": 1000, ', ""), ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"val_loss": 1', '"val_loss": null, "was": 1'), ["metrics.jsonl is damaged"])):
@@ -688,190 +557,17 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
     says("no run of", "has ended yet")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the curvature of a trained run
-
-def tiny_mixed(**options):
-    torch.manual_seed(0)
-    return models.build("mixed", models.CONFIGS["mixed"](**{**TINY, "n_layer": 3, **options})).eval()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a mixed run of 12 steps with large steps for c."""
-    folder = tmp_path_factory.mktemp("run")
-    ids = np.random.default_rng(0).integers(0, 8, (400, 1)) + np.arange(30) % 9  # a rhythm to learn, 12,000 tokens
-    write_dataset(folder / "data" / "words", ids.reshape(-1)[:10000], ids.reshape(-1)[10000:])
-    arguments = [f"--data_dir={folder / 'data'}", "--dataset=words", f"--out_dir={folder / 'run'}", "--n_layer=2",
-                 "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12",
-                 "--eval_interval=6", "--eval_iters=4", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu",
-                 "--dtype=float32", "--model=mixed", "--learning_rate=1e-2", "--curvature_lr_mult=5"]
-    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-                          timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return str(folder / "run")
-
-
-def effects(result):
-    return {e.change: e.difference for e in result.effects}
-
-
-def test_ablation_of_a_real_run(trained):
-    folder = trained
-    result = ablate_curvature.ablate(folder, "last", device="cpu")
-    with open(os.path.join(folder, "summary.json")) as f:
-        assert result.loss.mean == pytest.approx(json.load(f)["val_loss"], rel=1e-6)
-    assert result.batches == 4 and result.tokens == 4 * 4 * 16 and result.left_out == []
-    assert all(d.n == 4 and d.low < d.mean < d.high and d.mean != 0 for d in effects(result).values())
-
-    # every effect again, with models that are built from the changed weights instead of changed in place
-    model, config = checkpoint.load_model(folder, "last")
-    loader = ablate_curvature.Loader(os.path.join(config["data_dir"], "words"), "val",
-                                     ablate_curvature.load_meta(os.path.join(config["data_dir"], "words")), 4, 16, 0)
-    batches = list(loader.eval_batches(4))
-    weights = model.state_dict()
-    c = [weights[f"transformer.h.{i}.curvature.c"] for i in range(2)]
-    torch.manual_seed(config["seed"])
-    start = models.build("mixed", models.config_from_dict("mixed", config)).state_dict()
-
-    def losses(values):
-        other = models.build("mixed", models.config_from_dict("mixed", config)).eval()
-        other.load_state_dict({**weights, **{f"transformer.h.{i}.curvature.c": v for i, v in enumerate(values)}})
-        with torch.no_grad():
-            return np.array([other(x, y)[1].item() for x, y in batches])
-    truth = {"c = 0": [0 * v for v in c], "c negated": [-v for v in c],
-             "c moved among blocks": c[::-1], "c moved among heads": [v.flip(0) for v in c],
-             "c as it started": [start[f"transformer.h.{i}.curvature.c"] for i in range(2)]}
-    assert set(truth) == set(effects(result))
-    for change, values in truth.items():
-        expected = ss.mean_interval(losses(values) - losses(c))
-        assert effects(result)[change].mean == pytest.approx(expected.mean, abs=1e-6), change
-        assert effects(result)[change].high == pytest.approx(expected.high, abs=1e-5), change
-    assert [(s.place, s.head) for s in result.slopes] == [(f"block {i}", h) for i in range(2) for h in range(2)]
-    assert [s.c for s in result.slopes] == pytest.approx([v.item() for block in c for v in block])
-    assert any(abs(s.c - s.c_start) > 0.01 for s in result.slopes)  # it was learned
-
-
-def test_the_gradient_by_c_is_the_slope_of_the_loss(tokens):
-    """Central differences in float64, for a learned c, a fixed one (a buffer, its limits computed before), a gate."""
-    for options in ({}, {"curvature_mode": "fixed", "curvature": 0.3}, {"dynamic_curvature": True},
-                    {"curvature_mode": "tied", "per_head_curvature": False, "use_embedding_curvature": True}):
-        model = tiny_mixed(**options).double()
-        batches = [tokens, tuple(t.flip(0) for t in tokens)]
-        values = ablate_curvature.values_of(model)
-        found = ablate_curvature.gradients(model, batches)
-        assert not any(b.requires_grad for b in model.buffers())
-        assert set(found) == {n for n in values if n.endswith("curvature.c")}
-        for name, by_batch in found.items():
-            for head in range(by_batch.shape[1]):
-                sides = []
-                for h in (1e-5, -1e-5):
-                    moved = values[name].clone()
-                    moved.view(-1)[head] += h
-                    ablate_curvature.set_curvature(model, {**values, name: moved})
-                    sides.append(ablate_curvature.batch_losses(model, batches))
-                slope = (sides[0] - sides[1]) / 2e-5
-                assert by_batch[:, head] == pytest.approx(slope, rel=1e-4, abs=1e-8), (options, name)
-        ablate_curvature.set_curvature(model, values)
-
-
-def test_a_fixed_curvature_is_changed_with_what_was_computed_from_it(tokens):
-    """c = 0 set afterwards is the model that was built with c = 0, and not one cut off at the old ball's edge."""
-    model, flat = (tiny_mixed(curvature_mode="fixed", curvature=c) for c in (4.0, 0.0))
-    flat.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        for m in (model, flat):
-            m.transformer.wte.weight.mul_(40)  # rows beyond the radius 1/2
-    before = model(*tokens)[1].item()
-    trained = ablate_curvature.values_of(model)
-    ablate_curvature.set_curvature(model, {n: torch.zeros_like(v) for n, v in trained.items()})
-    assert model(*tokens)[1].item() == flat(*tokens)[1].item() != before
-    ablate_curvature.set_curvature(model, trained)
-    assert model(*tokens)[1].item() == before
-
-
-def test_what_changes_there_are():
-    def of(**options):
-        values = ablate_curvature.values_of(tiny_mixed(**options))
-        found, left_out = ablate_curvature.changes(values, values)
-        return values, found, left_out
-    values, found, left_out = of()
-    assert [len(s) for s in found.values()] == [1, 2, 1, 1, 1] and left_out == []
-    first = found["c moved among blocks"][0]
-    for i in range(3):
-        assert torch.equal(first[f"transformer.h.{i}.curvature.c"], values[f"transformer.h.{(i + 1) % 3}.curvature.c"])
-    values, found, left_out = of(curvature_mode="tied", per_head_curvature=False, dynamic_curvature=True)
-    assert list(found) == ["c = 0", "c as it started", "c negated", "gate off"] and len(left_out) == 2
-    gates = [v for n, v in found["gate off"][0].items() if "gate" in n]
-    assert len(gates) == 6 and not any(g.any() for g in gates)
-
-
-def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
-    import train
-    args = [*small_run, "--model=mixed", "--curvature_mode=fixed", "--curvature=0", "--max_iters=4"]
-    assert run(train.main, args, capsys)[0] == 0
-    result = ablate_curvature.ablate(str(tmp_path / "run"), "last", device="cpu")
-    assert len(result.effects) == 5
-    for e in result.effects:
-        assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, None, None, 0, 0)
-    assert all(s.c == s.c_start == 0 for s in result.slopes) and any(s.gradient.mean != 0 for s in result.slopes)
-
-
-def test_the_command_of_the_ablation(trained, tmp_path, capsys):
-    folder = trained
-    status, out, _ = run(ablate_curvature.main, [folder, "--checkpoint=last", "--batches", "1"], capsys)
-    assert status == 0
-    assert all(part in out for part in ("one batch: no intervals", "block 1, head 1", "c moved among heads"))
-    for args, parts in (([], ["run"]), ([folder, "--batches=0"], ["'0' is not a whole number of at least 1"]),
-                        ([tmp_path / "none"], ["no such run"]), ([folder, "--checkpoint=first"], ["'first'"])):
-        status, _, err = run(ablate_curvature.main, args, capsys)
-        assert status == 2
-        one_line(err, *parts)
-    (tmp_path / "flat").mkdir()
-    (tmp_path / "flat" / "config.json").write_text('{"model": "baseline"}')
-    status, _, err = run(ablate_curvature.main, [tmp_path / "flat"], capsys)
-    assert status == 2
-    one_line(err, "model = 'baseline' has no curvature")
-
-
-def test_a_run_on_another_text_is_not_evaluated(trained, tmp_path):
-    folder = trained
-    config = checkpoint.load_config(folder)
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    os.symlink(os.path.join(folder, "ckpt"), copy / "ckpt")
-    (copy / "config.json").write_text(json.dumps({**config, "corpus_sha256": "0" * 64}))
-    with pytest.raises(ablate_curvature.UserError, match="another text"):
-        ablate_curvature.ablate(str(copy), "last")
-
-
-def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys):
-    written = Written(tmp_path / "s", ARMS, known, lrs=[3e-3], seeds=[1, 2])
-    target = written.folder / "runs" / f"mixed-{3e-3}-2"
-    for name in ("config.json", "ckpt"):
-        os.symlink(os.path.join(trained, name), target / name)
-    found, arms = written.summary(batches=2, selection_seed=1)
-    assert set(arms["mixed"].ablations) == {2} and arms["mixed"].ablations[2].batches == 2
-    text = summarize_sweep.as_markdown(summarize_sweep.document(found, []))
-    direct = effects(ablate_curvature.ablate(trained, "last", 2, "cpu"))
-    assert "Is the curvature doing anything?" in text and f"{direct['c = 0'].mean:+.4f}" in text
-    content = json.loads(json.dumps(summarize_sweep.finite(summarize_sweep.as_dict(found))))
-    assert content["arms"][3]["curvature"]["2"]["slopes"][0]["place"] == "block 0"
-    os.remove(target / "ckpt")
-    found, _ = written.summary(batches=2, selection_seed=1)
-    assert "mixed: the curvature of seed 2 could not be looked at: no checkpoint 'last'" in " ".join(found.notes)
-
-
 def test_the_committed_results_say_what_their_readme_says():
     """results/shakespeare_lr: the tables are of the committed runs, and the headline of results/README.md is theirs."""
-    results = os.path.join(ROOT, "results")
-    found = summarize_sweep.summarize(os.path.join(results, "shakespeare_lr"), batches=0)
+    results = os.path.join(REPOSITORY, "results")
+    found = summarize(os.path.join(results, "shakespeare_lr"), batches=0)
     with open(os.path.join(results, "README.md"), encoding="utf-8") as f:
         text = " ".join(f.read().split())
     arms = {arm.name: arm for arm in found.arms}
     difference = arms["c0.1-head"].against["best_control"][0]
     e = difference.estimate
-    assert f"**{e.mean:+.4f} nats a character, 95% interval [{e.low:+.4f}, {e.high:+.4f}], paired t-test p = {difference.p:.2f}**" in text
+    assert (f"**{e.mean:+.4f} nats a character, 95% interval [{e.low:+.4f}, {e.high:+.4f}], paired t-test "
+            f"p = {difference.p:.2f}**") in text
     with open(os.path.join(results, "shakespeare_lr", "summary", "summary.json"), encoding="utf-8") as f:
         assert json.load(f)["headline"] == found.headline
     for arm in found.arms:

@@ -185,6 +185,21 @@ class Metrics:
             self.wandb.finish()
 
 
+def read_metrics(path):
+    """The lines of a metrics.jsonl, a list of dicts; a last line that a kill cut off is no line. Raises FileNotFoundError and,
+    for what train.py does not write, ValueError."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        *whole, last = f.read().split("\n")
+    records = [json.loads(line) for line in whole]
+    try:
+        records += [json.loads(last)] if last else []
+    except ValueError:
+        pass  # train.py ends every line: this one was cut
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError("a line is not a JSON object")
+    return records
+
+
 class NoMetrics:
     """Of the processes that are not the first: they compute the same numbers and write none."""
 

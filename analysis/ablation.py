@@ -1,0 +1,187 @@
+"""
+The validation loss of a trained model when its curvature is changed, and the loss' gradient by c: what ablate_curvature.py
+prints and a sweep's summary has.
+"""
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import models
+from common.errors import UserError
+from common.intervals import Estimate, mean_interval
+from training import checkpoint
+from training.dataloader import Loader, load_meta
+from training.machine import pick_device
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One change: difference = loss after it minus loss as trained, over batches; least, most: over its settings."""
+    change: str
+    settings: int  # how many ways there are to do it (shifts); the difference is their mean
+    difference: Estimate
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Slope:
+    """d loss / d c of one place, over batches. head: None where the whole row has one c."""
+    place: str
+    head: int | None
+    c: float
+    c_start: float
+    gradient: Estimate
+
+
+@dataclass(frozen=True)
+class Ablation:
+    run: str
+    checkpoint: str
+    batches: int
+    tokens: int
+    loss: Estimate  # as trained, nats a token
+    effects: list
+    slopes: list
+    left_out: list  # sentences: changes that this model does not have
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading and changing c
+
+def curvature_tensors(model):
+    """name -> tensor of every c (blocks, embedding) and of the gates that predict it, each once; learned or fixed."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {n: t for n, t in named.items() if n.endswith("curvature.c") or ".curvature_gate." in n}
+
+
+def forget_limits(model):
+    """Blocks with a fixed c keep what follows from it; where c changes, or a derivative by c is
+    taken, that is stale."""
+    for block in model.transformer.h:
+        block.forget_precomputed()
+
+
+def precompute_limits(model):
+    for block in model.transformer.h:
+        block.precompute()
+
+
+def set_curvature(model, values):
+    """values: as curvature_tensors(model)."""
+    with torch.no_grad():
+        for name, tensor in curvature_tensors(model).items():
+            tensor.copy_(values[name])
+    forget_limits(model)
+    precompute_limits(model)
+
+
+def values_of(model):
+    return {name: tensor.detach().clone() for name, tensor in curvature_tensors(model).items()}
+
+
+def starting_values(config, device):
+    """The values before the first step: the model made again as train.py makes it."""
+    rng = torch.get_rng_state()
+    torch.manual_seed(config["seed"])
+    fresh = models.build(config["model"], models.config_from_dict(config["model"], config))
+    torch.set_rng_state(rng)
+    return {name: value.to(device) for name, value in values_of(fresh).items()}
+
+
+def changes(trained, start):
+    """(change -> list of settings, each the values to set; sentences on what this model does not have)."""
+    every = [n for n in trained if n.endswith("curvature.c")]
+    gates = [n for n in trained if n not in every]
+    blocks = [n for n in every if n.startswith("transformer.h.")]
+    per_head = trained[blocks[0]].dim() > 0  # (n_head, 1), else ()
+
+    found, left_out = {}, []
+    found["c = 0"] = [{**trained, **{n: torch.zeros_like(trained[n]) for n in every}}]
+    if len(blocks) > 1:
+        found["c moved among blocks"] = [
+            {**trained, **{n: trained[blocks[(i + s) % len(blocks)]] for i, n in enumerate(blocks)}}
+            for s in range(1, len(blocks))]
+    else:
+        left_out.append("c is not moved among blocks: there is one for all")
+    if per_head and len(trained[blocks[0]]) > 1:
+        found["c moved among heads"] = [{**trained, **{n: trained[n].roll(-s, 0) for n in blocks}}
+                                        for s in range(1, len(trained[blocks[0]]))]
+    else:
+        left_out.append("c is not moved among heads: there is one for the whole row")
+    found["c as it started"] = [start]
+    found["c negated"] = [{**trained, **{n: -trained[n] for n in every}}]
+    if gates:
+        found["gate off"] = [{**trained, **{n: torch.zeros_like(trained[n]) for n in gates}}]  # 2 sigmoid(0) = 1
+    return found, left_out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# measuring
+
+@torch.no_grad()
+def batch_losses(model, batches):
+    """Mean loss of each batch, (n,) float64."""
+    return np.array([model(x, y)[1].double().item() for x, y in batches])
+
+
+def gradients(model, batches):
+    """d loss / d c of each batch: name -> (n, n_head or 1) float64. c may be a buffer; with a gate it is
+    the block's c."""
+    tensors = {n: t for n, t in curvature_tensors(model).items() if n.endswith("curvature.c")}
+    learned = {n: t.requires_grad for n, t in tensors.items()}
+    forget_limits(model)
+    for t in tensors.values():
+        t.requires_grad_()
+    rows = [torch.autograd.grad(model(x, y)[1], list(tensors.values())) for x, y in batches]
+    for n, t in tensors.items():
+        t.requires_grad_(learned[n])
+    precompute_limits(model)
+    return {n: np.stack([row[i].double().flatten().cpu().numpy() for row in rows]) for i, n in enumerate(tensors)}
+
+
+def place_name(name, tied):
+    if name.startswith("embedding"):
+        return "embedding"
+    return "all blocks" if tied else f"block {name.split('.')[2]}"
+
+
+def ablate(out_dir, name="best", batches=None, device="auto"):
+    """The Ablation of a run. name: its checkpoint. batches: how many evaluation batches (None: the run's eval_iters).
+    Raises UserError, one line, for a run without curvature, checkpoint or data."""
+    config = checkpoint.load_config(out_dir)
+    if "curvature_mode" not in config:
+        raise UserError(f"{out_dir}: model = {config.get('model')!r} has no curvature")
+    device = pick_device(device)
+    model, config = checkpoint.load_model(out_dir, name, device)
+    folder = os.path.join(config["data_dir"], config["dataset"])
+    meta = load_meta(folder)
+    if meta.get("sha256") != config.get("corpus_sha256"):
+        raise UserError(f"{folder} holds another text than the one {out_dir} was trained on; prepare that one again")
+    loader = Loader(folder, "val", meta, config["batch_size"], config["block_size"], config["seed"], device)
+    data = list(loader.eval_batches(config["eval_iters"] if batches is None else batches))
+
+    trained, start = values_of(model), starting_values(config, device)
+    as_trained = batch_losses(model, data)
+    slopes = []
+    for place, by_batch in gradients(model, data).items():
+        for head, column in enumerate(by_batch.T):
+            slopes.append(Slope(place_name(place, config["curvature_mode"] == "tied"),
+                                head if trained[place].dim() else None, trained[place].flatten()[head].item(),
+                                start[place].flatten()[head].item(), mean_interval(column)))
+    found, left_out = changes(trained, start)
+    effects = []
+    for change, settings in found.items():
+        by_setting = []
+        for values in settings:
+            same = all(torch.equal(values[n], trained[n]) for n in trained)
+            if not same:
+                set_curvature(model, values)
+            by_setting.append(np.zeros_like(as_trained) if same else batch_losses(model, data) - as_trained)
+        means = [float(d.mean()) for d in by_setting]
+        mean = mean_interval(np.mean(by_setting, axis=0))
+        effects.append(Effect(change, len(settings), mean, min(means), max(means)))
+    tokens = sum(y.numel() for _, y in data)
+    return Ablation(out_dir, name, len(data), tokens, mean_interval(as_trained), effects, slopes, left_out)

@@ -1,0 +1,303 @@
+"""
+What a sweep says: each arm at its own best learning rate, compared with the others, and the headline. It fills the Summary that
+results.py reads; report.py and plots.py show it. The statistics and why they are these: statistics.py.
+"""
+import math
+import os
+import sys
+
+from analysis import ablation
+from common.errors import UserError
+from experiments.plots import REFERENCES
+from experiments.report import p_text
+from experiments.results import BUDGETS, CONTROLS, best_of, read_curve, read_json, read_sweep
+from common.intervals import mean_interval
+from experiments.statistics import (candidates, choose_lr, holm, measuring_pair, paired_difference, place_in_grid,
+                                    value_at, wins)
+
+# what to do where no arm has a role that a comparison needs; {} is the sweep's file
+SET_ROLE = {
+    "baseline": "No arm has the role 'baseline': set role='baseline' in the arm of {} that the others are to be compared with",
+    "flat": "No arm has the role 'flat': if an arm of {} is the mixed block at c = 0, set role='flat' in it",
+    "control": "No arm has the role 'flat' or 'control': set one of them in the arms of {} without curvature that the mixed arms "
+               "are to be compared with",
+    "mixed": "No arm has the role 'mixed': set role='mixed' in the arms of {} whose curvature is the question"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is computed
+
+def tune(summary):
+    """Each arm at its best learning rate, and the curves of the runs that measure it."""
+    without = []  # (arm, run) of those that have no curve
+    for arm in summary.arms:
+        losses = arm.losses()
+        arm.choice = choose_lr(losses, summary.selection_seed)
+        for lr in sorted(losses.keys() - candidates(losses).keys()):
+            diverged = sum(math.isinf(v) for v in losses[lr].values())
+            summary.note(f"{arm.name}: {diverged} of {len(losses[lr])} seeds {summary.measure.failed} at lr {lr:g},",
+                         "which therefore cannot be its best.")
+        selecting = [lr for lr, seeds in candidates(losses).items() if summary.selection_seed in seeds]
+        for lr in candidates(losses).keys() - selecting if selecting else ():
+            summary.note(f"{arm.name}: lr {lr:g} could not be chosen, for the run of seed {summary.selection_seed},",
+                         "which chooses, did not end there.")
+        if arm.missing():
+            listed = [f"lr {lr:g} seed {seed}" for lr, seed in arm.missing()]
+            more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+            summary.note(f"{arm.name} is incomplete, {len(listed)} of {len(arm.planned)} runs are missing:",
+                         f"{', '.join(listed[:6])}{more}.")
+        for (lr, seed), run in sorted(arm.runs.items()):
+            if run.status == "crashed":
+                summary.note(f"{arm.name}: lr {lr:g} seed {seed} crashed and is left out ({run.folder}).")
+            elif run.loss is None:
+                summary.note(f"{arm.name}: lr {lr:g} seed {seed} has no {summary.measure.name}, for it has saved no checkpoint,",
+                             "and is left out.")
+        if arm.choice is None:
+            summary.note(f"{arm.name} has no learning rate at which a run finished and none {summary.measure.failed}: not tuned.")
+            continue
+        arm.estimate = mean_interval(arm.choice.losses.values())
+        arm.edge = place_in_grid(arm.choice.lr, losses)
+        for seed in arm.choice.losses:
+            run = arm.runs[arm.choice.lr, seed]
+            curve = read_curve(run.folder)
+            if curve is None:
+                without.append((arm, run))
+            else:
+                arm.curves[seed] = curve
+    if without and not any(arm.curves for arm in summary.arms):
+        summary.note("The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and",
+                     "no changes of c.")
+    else:
+        for arm, run in without:
+            summary.note(f"{arm.name}: no metrics.jsonl in {run.folder}; the run is in the losses, but in no curve",
+                         "and no comparison at equal budgets.")
+    compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.all_losses]
+    steps = {r.step for r in compared if r.step}
+    if len(steps) > 1 and summary.metric != "target":
+        summary.note(f"The compared runs ended at different steps ({min(steps):,.0f} to {max(steps):,.0f}): their",
+                     "losses are not at one budget of steps; the columns at equal budgets are.")
+    note_surroundings(summary, compared)
+    sizes = {round(r.tokens / r.step) for a in summary.arms for r in a.runs.values() if r.step and r.tokens}
+    if len(sizes) > 1:
+        summary.note(f"The runs differ in tokens a step ({', '.join(f'{s:,}' for s in sorted(sizes))}): the same seed",
+                     "is then not the same batches, and differences are less well paired.")
+
+
+def note_surroundings(summary, runs):
+    """Notes where the compared runs are not of one machine, one state of the code, one precision, ...: from env.json and
+    config.json of each, if there."""
+    hosts = sorted({r.host for r in runs if r.host})
+    if len(hosts) > 1:
+        summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
+                     "these, too.")
+    for file, told in (("env.json", {"threads": "threads", "processes": "processes", "device": "device",
+                                     "torch": "version of torch", "git_commit": "commit of the code",
+                                     "git_dirty": "whether the code was as committed"}),
+                       ("config.json", {"resolved_dtype": "dtype", "resolved_compile": "whether they were compiled"})):
+        paths = [os.path.join(run.folder, file) for run in runs]
+        found = [content for content in map(read_json, filter(os.path.exists, paths)) if isinstance(content, dict)]
+        for key, what in told.items():
+            values = sorted({str(content.get(key))[:12 if key == "git_commit" else None] for content in found})
+            if len(values) > 1:
+                summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
+        if any(content.get("git_dirty") for content in found):
+            summary.note("Some of the compared runs were made with changes that were not committed.")
+
+
+def compare(summary):
+    """Paired differences, corrected by Holm over the arms compared with one reference; wins by learning rate."""
+    for role in REFERENCES:
+        reference = summary.reference(role)
+        if role == "best_control":
+            if reference is None:
+                continue
+            if reference is summary.reference("flat"):
+                summary.note(f"The best control is the flat control, {reference.name}: see the comparisons with that.")
+                continue
+            how = (", chosen on the seeds that measure it" if reference.choice.selection_seed is None
+                   and len(summary.of_role(*CONTROLS)) > 1 else "")
+            summary.note(f"The best control, with which the mixed arms are compared, is {reference.name}{how}.")
+        elif reference is None:
+            summary.note(f"{set_role(summary, role)} No comparison with the {REFERENCES[role]} is made.")
+            if role == "baseline":
+                summary.advice.append(set_role(summary, role))
+            continue
+        elif len(summary.of_role(role)) > 1:
+            summary.note(f"Several arms have the role {role!r}; the {REFERENCES[role]} of the comparisons is the",
+                         f"first, {reference.name}.")
+        # the flat control is compared with the baseline; the same number with the other sign is not another test. The best
+        # control is for the question of the sweep: what do mixed arms add to it?
+        others = [a for a in summary.arms if a is not reference and not (role == "flat" and a.role == "baseline")
+                  and (role != "best_control" or a.role == "mixed")]
+        if reference.choice:
+            tuned = [a for a in others if a.choice]
+            found = [paired_difference(*measuring_pair(a.choice, reference.choice)) for a in tuned]
+            # a pair without spread has no p of its own, but is one of the comparisons
+            for arm, difference, p in zip(tuned, found, holm([1.0 if d.p is None and d.estimate.n > 1 else d.p for d in found])):
+                arm.against[role] = difference, None if difference.p is None else p
+        theirs = reference.losses()
+        for arm in others:
+            arm.wins[role] = {lr: wins(seeds, theirs[lr]) for lr, seeds in arm.losses().items()
+                              if lr in theirs and seeds.keys() & theirs[lr].keys()}
+
+
+def equal_budgets(summary):
+    """The loss of every compared run at the steps, tokens and seconds that all of them have."""
+    runs = [(arm, seed, curve) for arm in summary.arms for seed, curve in arm.curves.items()]
+    if not runs:
+        return
+    for key in BUDGETS:
+        arm, seed, curve = min(runs, key=lambda r: r[2].evaluations[-1][key])
+        summary.budgets[key] = curve.evaluations[-1][key]
+        if key == "train_seconds":
+            summary.shortest = f"{arm.name}, seed {seed}"
+        for arm, seed, curve in runs:
+            loss = value_at(curve.column(key), curve.column("val_loss"), summary.budgets[key])
+            if loss is not None:  # its first evaluations may be missing
+                arm.at_budget.setdefault(key, {})[seed] = loss
+
+
+def time_to_target(summary, target):
+    """When each compared run was first evaluated at the target or below. target None: the sweep's own; if it has none, the
+    highest of the losses that measure the baseline, which all of its runs reach."""
+    baseline = summary.reference("baseline")
+    if target is not None:
+        summary.target = target
+    elif summary.target is None and baseline and baseline.choice:
+        summary.target = max(baseline.choice.losses.values())
+    for arm in summary.arms if summary.target is not None else ():
+        first = [next((r for r in curve.evaluations if r["val_loss"] <= summary.target), None)
+                 for curve in arm.curves.values()]
+        for key in BUDGETS:
+            arm.to_target[key] = [r[key] if r else None for r in first]
+
+
+def look_at_curvature(summary, batches):
+    """analysis/ablation.py on the runs that measure the mixed arms. batches: of an evaluation; 0: don't."""
+    for arm in summary.of_role("mixed") if batches != 0 else ():
+        failed = []
+        for seed in arm.choice.losses if arm.choice else ():
+            folder = arm.runs[arm.choice.lr, seed].folder
+            if not os.path.isdir(folder):  # the table alone was copied: a note says so
+                continue
+            print(f"changing the curvature of {arm.name}, seed {seed}", file=sys.stderr)
+            try:
+                checkpoint = "best" if summary.metric == "best" else "last"
+                arm.ablations[seed] = ablation.ablate(folder, checkpoint, batches)
+            except UserError as error:
+                failed.append((seed, error))
+        if failed:
+            summary.note(f"{arm.name}: the curvature of seed {', '.join(str(s) for s, _ in failed)} could not be",
+                         f"looked at: {failed[0][1]}.")
+
+
+def set_role(summary, role):
+    """The sentence that says what to do where no arm has this role."""
+    return f"{SET_ROLE[role].format(summary.file)}, and start sweep.py again (it repeats no run)."
+
+
+def difference_text(difference, digits, unit):
+    """'-0.0123 nats a token (95% interval [-0.0200, -0.0046], 4 seeds, paired t-test p = 0.01)'."""
+    e = difference.estimate
+    if e.n == 1:
+        return f"{e.mean:+.{digits}f} {unit} (one seed: no interval, no test)"
+    interval = (f"no interval: equal in all {e.n} seeds" if e.low is None else
+                f"95% interval [{e.low:+.{digits}f}, {e.high:+.{digits}f}], {e.n} seeds")
+    flips = f", sign flips p = {p_text(difference.p_sign_flip)}" if difference.p_sign_flip is not None else ""
+    return (f"{e.mean:+.{digits}f} {unit} ({interval}, paired t-test p = {p_text(difference.p)}{flips})")
+
+
+def verdict(difference, mixed, control):
+    estimate = difference.estimate
+    if estimate.n == 1:
+        return "One seed decides nothing."
+    if estimate.low is None and estimate.mean == 0:
+        return "Every seed has the same for both: these seeds do not tell the two arms apart."
+    if estimate.low is None:
+        return "All seeds differ by the same: the resolution of the measure hides their spread, and nothing is tested."
+    if estimate.low <= 0 <= estimate.high:
+        return "The interval contains 0: these seeds do not tell the two arms apart."
+    better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
+    return f"The interval does not contain 0: {better} is better than {worse}."
+
+
+def write_headline(summary):
+    """Sets summary.headline: the best control against the best mixed arm, in words."""
+    best, passed_over, selection, chosen = {}, [], summary.selection_seed, False
+    of = summary.measure.digits, summary.measure.unit
+    for kind, roles in (("mixed", ("mixed",)), ("control", CONTROLS)):
+        best[kind], others = best_of(summary, *roles)
+        if best[kind] is None:
+            unset = [role for role, roles in (("mixed", ("mixed",)), ("control", CONTROLS)) if not summary.of_role(*roles)]
+            why = " ".join(set_role(summary, role) for role in unset) or (
+                f"No {'mixed arm' if kind == 'mixed' else 'flat or other control'} could be tuned.")
+            summary.headline = f"Best mixed arm against best control: not possible. {why}"
+            return
+        chosen |= len(summary.of_role(*roles)) > 1 or len(best[kind].losses()) > 1
+        for arm in others:
+            if selection is None or arm.choice.selection_seed is not None:
+                continue
+            if selection not in arm.choice.losses:
+                difference = paired_difference(arm.choice.losses, best[kind].choice.losses)
+                compared = (f": {arm.name} minus {best[kind].name} = {difference_text(difference, *of)}"
+                            if difference.seeds else "")
+                passed_over.append(f"{arm.name} could not be chosen, for no run of seed {selection} ended there{compared}.")
+            elif arm.choice.selection_loss < best[kind].choice.selection_loss:
+                passed_over.append(f"{arm.name} was lower than {best[kind].name} with that seed, but has no other.")
+        for arm in summary.of_role(*roles):  # where seeds that should only measure took part in choosing
+            losses, least = arm.losses(), best[kind].choice
+            blocked = {lr: seeds[selection] for lr, seeds in losses.items() if lr not in candidates(losses)
+                       and seeds.get(selection, math.inf) < least.selection_loss}
+            if blocked:
+                lr = min(blocked, key=blocked.get)
+                passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} at lr {least.lr:g} with seed "
+                                   f"{selection} and is left out, for another seed {summary.measure.failed} there.")
+    mixed, control = best["mixed"], best["control"]
+    title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
+             f"{control.choice.lr:g})")
+    difference = paired_difference(*measuring_pair(mixed.choice, control.choice))
+    if not difference.seeds:
+        summary.headline = f"{title}: they share no seed that measures; no comparison."
+        return
+    held_out = mixed.choice.selection_seed is not None and control.choice.selection_seed is not None
+    how = (f"Arms and learning rates were chosen with seed {mixed.choice.selection_seed} alone, which does not measure."
+           if held_out else "There was one arm of each and one rate: nothing was chosen." if not chosen else
+           "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, more so for "
+           "the side with more of both.")
+    what = "" if summary.metric != "target" else f", steps to a validation loss of {summary.target:g}"
+    summary.headline = (f"{title}{what}: mixed minus control = {difference_text(difference, *of)}. "
+                        f"{' '.join([verdict(difference, mixed.name, control.name), how, *passed_over])}")
+    if summary.metric == "target":
+        at = paired_difference(*({seed: a.runs[a.choice.lr, seed].target_seconds for seed in difference.seeds
+                                  if a.runs[a.choice.lr, seed].target_seconds is not None} for a in (mixed, control)))
+        title, of = "In training seconds to the target", (1, "s")
+    else:
+        at = paired_difference(*(a.at_budget.get("train_seconds", {}) for a in (mixed, control)))
+        title = f"At equal training seconds ({summary.budgets.get('train_seconds', 0):,.1f} s)"
+    if at.seeds:
+        summary.headline += f" {title}: {difference_text(at, *of)}. {verdict(at, mixed.name, control.name)}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8):
+    """The Summary of a sweep's folder. selection_seed: an int, 'auto' or None; the rest as the options of the command
+    line. Raises UserError."""
+    summary = read_sweep(folder, metric)
+    if selection_seed == "auto":
+        ran = [seed for arm in summary.arms for _, seed in arm.runs]
+        planned = [seed for arm in summary.arms for _, seed in arm.planned]
+        selection_seed = min(summary.seeds, key=lambda seed: (-ran.count(seed), -planned.count(seed), seed))
+        if all(len(arm.grid()) < 2 for arm in summary.arms):
+            selection_seed = None  # there is no rate to choose
+    elif selection_seed is not None and selection_seed not in summary.seeds:
+        raise UserError(f"--selection_seed={selection_seed}: the seeds of this sweep are "
+                        f"{', '.join(map(str, summary.seeds))}")
+    summary.selection_seed = selection_seed
+    tune(summary)
+    compare(summary)
+    equal_budgets(summary)
+    time_to_target(summary, target)
+    look_at_curvature(summary, batches)
+    write_headline(summary)
+    return summary
