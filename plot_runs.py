@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from training import checkpoint
-from common import locks
+from common import locks, paths
 from training.run_directory import LOCK, read_metrics
 from configurator import Parser
 from common.errors import UserError, exit_cleanly
@@ -119,14 +119,14 @@ def image_path(given):
         raise UserError(f"--out={given} is a folder; name a file in it, as in --out={os.path.join(given, 'curves.png')}")
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"--out={given}: the name must end in .png, .svg or .pdf")
-    return given, kind
+    return paths.file_to_write(given, f"--out={given}"), kind
 
 
 @exit_cleanly
 def main(argv):
     parser = Parser("plot_runs.py", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="run", help="directory of a run of train.py")
-    parser.add_argument("--out", default="curves.png", help="the picture: .png, .svg or .pdf (default: curves.png)")
+    parser.add_argument("runs", nargs="+", metavar="run", type=paths.expand, help="directory of a run of train.py")
+    parser.add_argument("--out", type=paths.expand, default="curves.png", help="the picture: .png, .svg or .pdf (default: curves.png)")
     options = parser.parse_args(argv)
     path, kind = image_path(options.out)
     names = [os.path.basename(os.path.normpath(f)) for f in options.runs]
@@ -144,8 +144,6 @@ def main(argv):
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         write_file(path, data)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out={path}: {os.path.dirname(path)} is not a folder") from None
     except OSError as error:
         error.filename = f"--out={path}"  # and not the name that a file has while it is written
         raise

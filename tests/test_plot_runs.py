@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import plot_runs
-from common import plot_style
+from common import locks, plot_style
 from test_train import one_line
 
 SUMMARY = {"model": "mixed", "parameters": 10, "tokens": 1500, "train_seconds": 150.0, "val_loss": 1.6, "best_val_loss": 1.5,
@@ -97,13 +97,14 @@ def test_a_run_in_every_state_is_plotted(run, tmp_path, capsys, drawn):
                run("diverged", falling(upto=700), {**SUMMARY, "status": "diverged", "val_loss": None}),
                run("start", [evaluation(0, 4.2)],
                    {**SUMMARY, "tokens": 0, "val_loss": 4.2, "best_val_loss": None, "best_step": None})]
-    assert plot(*folders, "--out", str(tmp_path / "p.svg")) == 0
+    with locks.held(folders[1], "", "lock"):
+        assert plot(*folders, "--out", str(tmp_path / "p.svg")) == 0
     said = capsys.readouterr()
     last = {upto: f"{falling(upto=upto)[-1]['val_loss']:.4f}" for upto in (700, 1200)}
     assert said.err == "" and row(said.out, "done") == ["mixed", "10", "1,500", "150.0", "1.6000", "1.5000", "finished"]
-    assert row(said.out, "running") == ["mixed", "-", "700", "70.0", last[700], last[700], "not", "ended"]
+    assert row(said.out, "running") == ["mixed", "-", "700", "70.0", last[700], last[700], "running"]
     assert row(said.out, "stopped")[4:] == ["1.8000", "1.5000", "stopped"]
-    assert row(said.out, "resumed") == ["mixed", "10", "1,200", "120.0", last[1200], last[1200], "not", "ended"]
+    assert row(said.out, "resumed") == ["mixed", "10", "1,200", "120.0", last[1200], last[1200], "killed"]
     assert row(said.out, "diverged")[4:] == ["-", "1.5000", "diverged"]
     assert row(said.out, "start")[4:] == ["4.2000", "-", "finished"]
     figure, = drawn
@@ -119,7 +120,7 @@ def test_a_run_that_was_not_evaluated_is_named_and_the_others_are_plotted(run, t
     assert not picture.exists()
     assert plot(early, run("done"), f"--out={picture}") == 0
     said = capsys.readouterr()
-    assert said.err == "early: not evaluated yet, it is not in the plot\n" and row(said.out, "early")[-2:] == ["not", "ended"]
+    assert said.err == "early: not evaluated yet, it is not in the plot\n" and row(said.out, "early")[-1] == "killed"
     assert picture.exists()
 
 
@@ -142,7 +143,7 @@ def test_a_place_where_no_picture_can_be_is_one_line(run, tmp_path, capsys):
     (tmp_path / "folder.png").mkdir()
     for out, parts in ((tmp_path / "folder.png", ["is a folder", "name a file in it"]), (tmp_path, ["is a folder"]),
                        (tmp_path / "x.jpg", ["must end in .png"]),
-                       (tmp_path / "done" / "config.json" / "x.png", [f"{tmp_path / 'done' / 'config.json'} is not a folder"])):
+                       (tmp_path / "done" / "config.json" / "x.png", ["config.json is a file; a folder is needed there"])):
         assert plot(folder, f"--out={out}") == 2
         one_line(capsys.readouterr().err, f"--out={out}", *parts)
     assert plot(str(tmp_path / "none")) == 2

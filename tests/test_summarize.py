@@ -529,7 +529,10 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
         status, _, err = run(summarize_sweep.main, [tmp_path / "s"], capsys)
         assert status == 2
         one_line(err, *parts)
+    says("s: no such folder")
+    (tmp_path / "s").mkdir()
     says("sweep.json is missing")
+    (tmp_path / "s").rmdir()
     one_line(run(summarize_sweep.main, [], capsys)[2], "sweep")
     Written(tmp_path / "s", ARMS, known)
     names = "sweep.json", "runs.csv", f"runs/mixed-{3e-3}-2/metrics.jsonl"

@@ -1,0 +1,102 @@
+"""The house: imports go one way, files are short, few doors, a README that is read, and a worked example that works."""
+import ast
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_train import ROOT
+
+ROOT = pathlib.Path(ROOT)
+TRACKED = [ROOT / line for line in subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True).stdout.splitlines()]
+FILES = [p for p in TRACKED if p.exists()] or [p for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts]
+PYTHON = [p for p in FILES if p.suffix == ".py"]
+
+# from the top to the bottom: a file imports from its own layer and those below
+LAYERS = [
+    {"train", "sample", "sweep", "summarize_sweep", "plot_runs", "ablate_curvature", "analyze_representations", "bench"},
+    {"experiments"},
+    {"analysis"},
+    {"training"},
+    {"models", "model_triton", "model_controls", "model", "model_baseline"},
+    {"kernels"},
+    {"geometry"},
+    {"data"},
+    {"configurator"},
+    {"common"},
+]
+LAYER = {name: place for place, names in enumerate(LAYERS) for name in names}
+
+
+def imports_of(path):
+    """Names of this project's modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+            [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+        yield from (name.partition(".")[0] for name in names if name.partition(".")[0] in LAYER)
+
+
+def layer_of(path):
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [p for p in PYTHON if layer_of(p) in LAYER], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    own = layer_of(path)
+    for name in imports_of(path):
+        assert LAYER[name] >= LAYER[own], f"{path.relative_to(ROOT)} imports {name}, which is above it"
+
+
+def test_every_module_has_a_layer():
+    places = {layer_of(p) for p in PYTHON} - {"tests", "config", "sweeps"}
+    assert places == set(LAYER)
+
+
+def test_no_file_has_more_than_600_lines():
+    long = {str(p.relative_to(ROOT)): n for p in PYTHON if (n := len(p.read_text(encoding="utf-8").splitlines())) > 600}
+    assert {p for p in long if not p.startswith("tests/")} == set(), long
+
+
+def test_what_is_at_the_top_is_run_or_edited():
+    assert len([p for p in PYTHON if p.parent == ROOT]) <= 15
+
+
+def test_the_readme_is_short_and_its_links_are_there():
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), ROOT / "results" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_files_that_the_prose_names_are_there():
+    """`train.py`, `docs/gpu.md`, `geometry/`: a name with a slash or an ending of ours, in backquotes."""
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:\.py|\.sh|/))`", page.read_text(encoding="utf-8")):
+            assert any((folder / name).exists() for folder in (ROOT, page.parent, ROOT / "training")) or name in (
+                "ckpt/", "tensorboard/", "summary/", "model_scaled.py", "prepare.py"), f"{page.relative_to(ROOT)} names {name}"
+
+
+def test_the_worked_example_trains(small_run, tmp_path):
+    """CONTRIBUTING.md's new model: the file and the line as printed, in a copy of the repository."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    line = re.search(r'^ {4}("scaled": .*,)$', text, re.MULTILINE)[1]
+    copy = tmp_path / "copy"
+    for path in PYTHON:
+        if layer_of(path) not in ("tests", "bench", "sweeps"):
+            (copy / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy / path.relative_to(ROOT))
+    (copy / "model_scaled.py").write_text(example)
+    models = (copy / "models.py").read_text()
+    models = models.replace("import model_controls\n", "import model_controls\nimport model_scaled\n", 1)
+    (copy / "models.py").write_text(models.replace("MODELS = {", f"MODELS = {{\n    {line}", 1))
+    command = [sys.executable, "train.py", "config/demo_baseline.py", "--model=scaled", "--scale_start=0.3", *small_run]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "model: scaled" in done.stdout, done.stderr
+    done = subprocess.run([*command, "--scale_start=0", "--overwrite=True"], cwd=copy, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "scale_start = 0.0: must be more than 0" in done.stderr
+    assert len(example.splitlines()) <= 40
