@@ -6,7 +6,7 @@ read back from the machine code.
     python bench/machine_code.py --json=code.json      the same as JSON
 
 Columns: registers a thread; bytes of stack (local memory: spilled registers or indexed arrays; 0 is wanted); 16-byte global
-loads and stores of rows in the code against the number that the pass count in kernels.py asks for.
+loads and stores of rows in the code against the number that the pass count in kernels/__init__.py asks for.
 
 One number a thread and pass is rows x columns / threads; its bytes, divided by 16, is the number of 16-byte accesses of a
 pass. Kernels that walk along tokens are counted for one step of their loop. Not to be run with TRITON_INTERPRET=1.
@@ -53,6 +53,7 @@ def cases(dtypes, widths):
     """(name, D, dtype, function, signature, constexprs, options of the launch, row tiles loaded, row tiles stored,
     float32 tiles of LayerNorm's weights loaded, and of their gradient stored, elements a thread)"""
     import kernels as K
+    from kernels import layernorm, logarithm, sums
     for dtype in dtypes:
         row, largest = "*" + TYPES[dtype], float(torch.finfo(getattr(torch, dtype)).max)
         for D in widths:
@@ -62,7 +63,7 @@ def cases(dtypes, widths):
                 rows, block_d, options = K.tile(D, 3 + more)
                 signature = dict(x_ptr=row, r_ptr=row, v_ptr=row, c_ptr="*fp32", limit_ptr="*fp32", out_ptr=row, R="i32", D="i32",
                                  x_stride="i32", r_stride="i32", v_stride="i32", **index)
-                yield (f"{kind} forward", D, dtype, K._sum_forward, signature,
+                yield (f"{kind} forward", D, dtype, sums._sum_forward, signature,
                        dict(KIND=number, LIMITED=True, LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 2 + more, 1, 0, 0,
                        rows * block_d // (32 * options["num_warps"]))
                 rows, block_d, options = K.tile(D, 5 + 2 * more)
@@ -71,37 +72,37 @@ def cases(dtypes, widths):
                                  x_stride="i32", r_stride="i32", v_stride="i32", **index)
                 # c for each row: the default model's, which is per head
                 for variant, ones in {"": True, ", c per row": False}.items() if D == VARIED or D == 64 else {"": True}.items():
-                    yield (f"{kind} backward{variant}", D, dtype, K._sum_backward, signature,
+                    yield (f"{kind} backward{variant}", D, dtype, sums._sum_backward, signature,
                            dict(KIND=number, LIMITED=True, ONE_C=ones, ONE_LIMIT=ones, X_LARGEST=largest, R_LARGEST=largest,
                                 V_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3 + more, 2 + more, 0, 0,
                            rows * block_d // (32 * options["num_warps"]))
             rows, block_d, options = K.tile(D, 3)
             signature = dict(x_ptr=row, y_ptr=row, c_ptr="*fp32", out_ptr=row, R="i32", D="i32", x_stride="i32",
                              y_stride="i32", c_div="i32", c_mod="i32")
-            yield ("log forward", D, dtype, K._log_forward, signature,
+            yield ("log forward", D, dtype, logarithm._log_forward, signature,
                    dict(LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 2, 1, 0, 0, rows * block_d // (32 * options["num_warps"]))
             rows, block_d, options = K.tile(D, 5)
             signature = dict(g_ptr=row, x_ptr=row, y_ptr=row, c_ptr="*fp32", dx_ptr=row, dy_ptr=row, dc_ptr="*fp32", R="i32",
                              D="i32", g_stride="i32", x_stride="i32", y_stride="i32", c_div="i32", c_mod="i32")
-            yield ("log backward", D, dtype, K._log_backward, signature,
+            yield ("log backward", D, dtype, logarithm._log_backward, signature,
                    dict(ONE_C=True, X_LARGEST=largest, Y_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3, 2, 0, 0,
                    rows * block_d // (32 * options["num_warps"]))
         for heads, size in (t for t in TOKENS if t[0] * t[1] in widths or t[0] == 1 and t[1] in widths):
             x = torch.empty(1, 8, heads, size)
-            _, _, _, _, block_h, block_d, options = K._walk(x)
+            _, _, _, _, block_h, block_d, options = layernorm._walk(x)
             elements = max(1, block_h * block_d // (32 * options["num_warps"]))
             signature = dict(x_ptr=row, r_ptr=row, c_ptr="*fp32", w_ptr="*fp32", b_ptr="*fp32", out_ptr=row, mean_ptr="*fp32",
                              rstd_ptr="*fp32", N="i32", T="i32", NH="i32", HS="i32", x_stride="i32", r_stride="i32",
                              c_div="i32", c_mod="i32")
             shape = dict(BIAS=False, LARGEST=largest, STEPS=K.CHUNK, BLOCK_H=block_h, BLOCK_D=block_d)
             # outside the loop: the row before the chunk and the weights; in it: x and out
-            yield ("log + LayerNorm forward", (heads, size), dtype, K._log_layernorm_forward, signature,
+            yield ("log + LayerNorm forward", (heads, size), dtype, layernorm._log_layernorm_forward, signature,
                    dict(REFERENCE=1, **shape), options, 2, 1, 1, 0, elements)
             varied = VARIANTS.items() if heads * size == VARIED else ()
             for variant, (other, loads, _, stores, _, _) in varied:
                 if loads:
                     weights = 1 + ("BIAS" in other)
-                    yield (f"log + LayerNorm forward, {variant}", (heads, size), dtype, K._log_layernorm_forward, signature,
+                    yield (f"log + LayerNorm forward, {variant}", (heads, size), dtype, layernorm._log_layernorm_forward, signature,
                            dict(REFERENCE=1, **shape) | other, options, loads, stores, weights, 0, elements)
             options = K.walk_back_options(block_h * block_d, size)
             elements = max(1, block_h * block_d // (32 * options["num_warps"]))
@@ -109,10 +110,10 @@ def cases(dtypes, widths):
                              dx_ptr=row, dr_ptr=row, dc_ptr="*fp32", dw_ptr="*fp32", db_ptr="*fp32", N="i32", T="i32",
                              NH="i32", HS="i32", g_stride="i32", x_stride="i32", r_stride="i32", c_div="i32", c_mod="i32")
             # outside the loop: the last row, the row after it and its cotangent, the weights; in it: g and the row before
-            yield ("log + LayerNorm backward", (heads, size), dtype, K._log_layernorm_backward, signature,
+            yield ("log + LayerNorm backward", (heads, size), dtype, layernorm._log_layernorm_backward, signature,
                    dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape), options, 5, 1, 1, 1, elements)
             for variant, (other, _, loads, _, stores, partials) in varied:
-                yield (f"log + LayerNorm backward, {variant}", (heads, size), dtype, K._log_layernorm_backward, signature,
+                yield (f"log + LayerNorm backward, {variant}", (heads, size), dtype, layernorm._log_layernorm_backward, signature,
                        dict(REFERENCE=1, C_PER_TOKEN=False, R_LARGEST=largest, **shape) | other, options, loads, stores, 1, partials,
                        elements)
 

@@ -28,9 +28,9 @@ LAUNCH = 3e-6  # seconds a kernel, where the GPU waits for the CPU or between ke
 # Row passes (one read or one write of (tokens, n_embd)) of one sub-layer, forward and backward together
 EUCLIDEAN = (2 + 3) + 3  # LayerNorm; x + v, whose backward is free
 COMPILED = (5 + 8) + (5 + 8) + 5  # log and sum read their rows once for sums and once for the result; LayerNorm by itself
-FUSED = (2 + 1 / 8 + 3 + 5 / 8) + (3 + 5)  # log + LayerNorm; sum + projection: the table in kernels.py
-# more than the Euclidean sub-layer's. Compiled: estimated. Fused: kernels.py's backward also adds the partial sums of c and of the limit,
-# of LayerNorm's c, weight and bias, five small kernels, and is itself one more than the backward of x + v
+FUSED = (2 + 1 / 8 + 3 + 5 / 8) + (3 + 5)  # log + LayerNorm; sum + projection: the table in kernels/__init__.py
+# more than the Euclidean sub-layer's. Compiled: estimated. Fused: the backward in kernels/ also adds the partial sums of c and of
+# the limit, of LayerNorm's c, weight and bias, five small kernels, and is itself one more than the backward of x + v
 COMPILED_KERNELS, FUSED_KERNELS = 8, 6
 BYTES = 4  # of a number of the residual stream (float32; autocast's 16 bits are in the matrix products only)
 PREDECESSOR = {"124M": 5.86, "350M": 3.18}  # step-time ratio to its baseline that the published predecessor reports
@@ -111,7 +111,7 @@ def text():
         "| | row passes | kernels | how counted |", "|---|---|---|---|",
         f"| eager | {added['eager'][0]:.0f} | {added['eager'][1]} | bytes of every operation of `geometry.log_previous` and `add_exp_0`, by a dispatch mode |",
         f"| compiled | {added['compiled'][0]} | {added['compiled'][1]} | estimated, not counted: each map reads its rows once for sums and once for the result |",
-        f"| fused (kernels.py) | {added['fused'][0]:.2f} | {added['fused'][1]} | the table in `kernels.py`, whose accesses a test counts in machine code |",
+        f"| fused (kernels/) | {added['fused'][0]:.2f} | {added['fused'][1]} | the table in `kernels/__init__.py`, whose accesses a test counts in machine code |",
         "", "Predicted step time relative to the Euclidean model:", "",
         "| model | GPU | eager | compiled | fused | the published predecessor, as reported |", "|---|---|---|---|---|---|"]
     for shape in SHAPES:

@@ -1,5 +1,5 @@
 """
-kernels.py and model_triton.py in Triton's interpreter against geometry.py in float64, and as machine code for GPUs that are not here.
+kernels/ and model_triton.py in Triton's interpreter against geometry.py in float64, and as machine code for GPUs that are not here.
 conftest.py sets TRITON_INTERPRET=1 before Triton is imported; the ahead-of-time compilation is in a process of its own.
 """
 import itertools
@@ -19,6 +19,7 @@ import geometry as G
 import kernels as K
 import models
 from common.errors import UserError
+from kernels import launch, layernorm, logarithm, scalar_functions, sums
 from test_model_baseline import randomised
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -133,7 +134,7 @@ def test_rows_and_weights_of_other_shapes_are_refused():
         with pytest.raises(ValueError, match="has shape"):
             K.log_layernorm(*arguments)
     with pytest.raises(ValueError, match="has shape"):
-        K._sum(x, None, x[:1], torch.tensor(1.0), None, "add")
+        sums._sum(x, None, x[:1], torch.tensor(1.0), None, "add")
 
 
 def test_no_tokens_and_no_columns():
@@ -223,7 +224,7 @@ def test_every_output_number_is_written(monkeypatch):
     def poisoned(*args, **kwargs):
         tensor = real(*args, **kwargs)
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-    monkeypatch.setattr(K.torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty", poisoned)
     for D in (1, 7, 100):
         for name in OPERATIONS:
             compare(name, (*several(name, (5, D), 1.0, 0.4), torch.rand(5, 1)), torch.randn(5, D), 1e-5)
@@ -373,13 +374,13 @@ def test_tanc_and_artanc_are_accurate_to_2_ulp():
     def evaluate(z_ptr, out_ptr, N: tl.constexpr):
         i = tl.arange(0, N)
         z = tl.load(z_ptr + i)
-        k, rest = K._tanc(z)
+        k, rest = scalar_functions._tanc(z)
         tl.store(out_ptr + i, k)
-        tl.store(out_ptr + N + i, K._tanc_slope(z, k, rest))
+        tl.store(out_ptr + N + i, scalar_functions._tanc_slope(z, k, rest))
         z = tl.minimum(z, 0.999)
-        k = K._artanc(z, 1.0 - z)
+        k = scalar_functions._artanc(z, 1.0 - z)
         tl.store(out_ptr + 2 * N + i, k)
-        tl.store(out_ptr + 3 * N + i, K._artanc_slope(z, 1.0 - z, k))
+        tl.store(out_ptr + 3 * N + i, scalar_functions._artanc_slope(z, 1.0 - z, k))
     mp, exact_tanc, exact_artanc = exact_functions()
     z = torch.cat((torch.linspace(-2.46, 2.46, 1024), torch.linspace(2.5, 1000, 128), torch.linspace(-0.7, 1, 512),
                    -torch.logspace(0.4, 4, 384)))
@@ -401,22 +402,24 @@ def test_operators_pass_opcheck():
     r = rows((4, 6), 1.0, seed=2).requires_grad_()
     for kind in K.KINDS:
         for bound in (None, limit):
-            torch.library.opcheck(K._sum, (x, r if kind == "exp_r" else None, y, c, bound, kind))
-    torch.library.opcheck(K._logmap, (x, y, c))
+            torch.library.opcheck(sums._sum, (x, r if kind == "exp_r" else None, y, c, bound, kind))
+    torch.library.opcheck(logarithm._logmap, (x, y, c))
     tokens = rows((1, 3, 2, 4), 1.0).requires_grad_()
     weight = torch.ones(8, requires_grad=True)
-    torch.library.opcheck(K._log_layernorm, (tokens, None, torch.rand(2, 1).requires_grad_(), weight, None, "previous", torch.float32))
-    torch.library.opcheck(K._log_layernorm, (tokens, tokens.detach().clone(), c, weight, weight.detach().clone(), "given", torch.float32))
+    torch.library.opcheck(layernorm._log_layernorm, (tokens, None, torch.rand(2, 1).requires_grad_(), weight, None, "previous",
+                                                     torch.float32))
+    torch.library.opcheck(layernorm._log_layernorm, (tokens, tokens.detach().clone(), c, weight, weight.detach().clone(), "given",
+                                                     torch.float32))
     # the backward operators themselves; strides and 16 bits
     x, r, y, c, limit = (t.detach() for t in (x, r, y, c, limit))
     turned = rows((6, 4), 1.0).t()
-    torch.library.opcheck(K._sum_grad, (turned, x, r, y.bfloat16(), c, limit, "exp_r"))
-    torch.library.opcheck(K._sum_grad, (x, turned, None, y, torch.rand(4, 1), None, "exp_0"))
-    torch.library.opcheck(K._logmap_grad, (turned, x, y.half(), c))
+    torch.library.opcheck(sums._sum_grad, (turned, x, r, y.bfloat16(), c, limit, "exp_r"))
+    torch.library.opcheck(sums._sum_grad, (x, turned, None, y, torch.rand(4, 1), None, "exp_0"))
+    torch.library.opcheck(logarithm._logmap_grad, (turned, x, y.half(), c))
     statistics = torch.rand(3), torch.rand(3)
     for r in (None, tokens.detach().clone()):
-        torch.library.opcheck(K._log_layernorm_grad, (tokens.detach(), tokens.detach(), r, torch.rand(2, 1), weight.detach(), *statistics,
-                                                      True, "previous" if r is None else "given"))
+        torch.library.opcheck(layernorm._log_layernorm_grad, (tokens.detach(), tokens.detach(), r, torch.rand(2, 1), weight.detach(),
+                                                              *statistics, True, "previous" if r is None else "given"))
 
 
 SMALL = {**TINY, "n_layer": 1}  # the interpreter takes 0.1 s a token and layer
@@ -493,7 +496,8 @@ def test_triton_without_a_gpu_or_the_interpreter_is_one_line(small_run):
 
 def test_which_devices_are_accepted(monkeypatch):
     assert K.check_device("mps") is None and K.check_device("cuda") is None  # in the interpreter
-    monkeypatch.setattr(K, "INTERPRETED", False)
+    for module in (launch, K):  # check_device() reads the one, models.py the other
+        monkeypatch.setattr(module, "INTERPRETED", False)
     assert "TRITON_INTERPRET=1" in K.check_device("mps") and K.check_device("cuda") is None
     if not torch.cuda.is_available():  # "0 active drivers": what a driver that cannot be built looks like
         assert "Triton cannot build its launcher" in K.check_launcher()
