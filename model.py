@@ -57,7 +57,7 @@ class MixedConfig(GPTConfig):
     reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
     reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
     residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
-    ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry.py) or in Triton kernels (kernels.py; a GPU)
+    ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry.py) or in Triton kernels (kernels/; a GPU)
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,7 @@
 """
 The mixed-curvature GPT on the Triton kernels: `ops = 'triton'` of the mixed model.
 
-The same model with the same parameters as model.py, which it subclasses; two steps of a sub-layer run in kernels.py:
+The same model with the same parameters as model.py, which it subclasses; two steps of a sub-layer run in kernels/:
 
     LayerNorm(log_r(x))                    one kernel, r = x_{t-1} made from the row before
     project(residual(x, r, v))             one kernel: x (+) exp_0(v), exp_x(v) or x (+) exp_r(v)
