@@ -27,7 +27,9 @@ numbers. Derivatives of the maps that models use are in closed form.
 Domain. Points are inside the ball: project() puts them there, and the limit of a sum keeps them there. Any finite tangent
 vector is accepted; on the sphere the exponential map stops just before the antipode (SPHERE_CAP). The antipode of the
 origin is at infinity in this chart; sums that meet it give large but finite rows. For such inputs no result and no derivative is NaN or Inf (floors under A,
-M and N; casts saturate).
+M and N; casts saturate). A point outside the ball is misuse, which the maps do not notice: the result is finite and not the
+formula's. check(x, c) raises ValueError there, and with GEOMETRY_CHECK=1 in the environment every map checks what it is given
+(geometry_check.py; off in training: a check waits for the device).
 
 References
     Ungar 2008, Analytic Hyperbolic Geometry and Albert Einstein's Special Theory of Relativity (gyrations)
@@ -39,6 +41,9 @@ import math
 
 import torch
 from torch.nn import functional as F
+
+import geometry_check
+from geometry_check import check  # noqa: F401  (geometry.check)
 
 # How far inside the ball project() keeps a row, relative to the radius. It must change the number in the dtype in
 # which the row is stored (bfloat16(1 - 1e-5) is 1.0) and outlast the rounding of D components: at least one
@@ -939,6 +944,8 @@ def project(x, c, limit=None):
     # same as projecting once
     outside = norm2 > (bound * (1 + ROUNDING[stored])).square()
     shrink = torch.where(outside, bound, 1.0) * torch.rsqrt(torch.where(outside, norm2, 1.0))
+    # a row of length 1e38 has a factor that float32 holds with few bits: rounded down, so that it ends inside
+    shrink = (shrink - 2.0 ** -149).clamp(min=0)
     return _cast(_scale(shrink, x), stored)
 
 
@@ -963,3 +970,7 @@ def gyromidpoint(x, weights, c):
     floor, square = torch.where(c > 0, total.square(), 0.0), d.square() - c * _dot(n, n)
     length = torch.sqrt(torch.where(square < (1 - 1e-6) * floor, floor, square).clamp(min=torch.finfo(d.dtype).tiny))
     return _cast(_scale(1 / (d + length).clamp(min=torch.finfo(x.dtype).eps), n), stored)
+
+
+if geometry_check.wanted():
+    globals().update({name: geometry_check.checking(globals()[name]) for name in geometry_check.ROWS})
