@@ -24,6 +24,7 @@ loop that reads it, so that the compiled counts are the least that it does.
 """
 import os
 import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -149,6 +150,7 @@ def compiled(shape, row_scalars):
             with torch.no_grad():
                 return graph(*args)
         return make_boxed_func(run)
+    warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")  # of gradients on 'meta', which nobody reads
     torch._dynamo.reset()
     backend = aot_autograd(fw_compiler=counting, bw_compiler=counting, partition_fn=min_cut_rematerialization_partition,
                            decompositions=select_decomp_table())
@@ -170,8 +172,8 @@ class CountConfig:
 def line(shape, mode, form, total, flops):
     T = SHAPES[shape][3]
     steps = TOKENS / T
-    cells = [NAMES[shape], mode, form, f"{total['float64'] / T:,.0f}", f"{total['conversions'] / T:,.0f}",
-             f"{total['float64'] / max(total['all'], 1):.1%}", f"{total['float64'] / (total['all'] + flops):.3%}"]
+    cells = [NAMES[shape], mode, form, f"{total['float64'] / T:,.0f}", f"{total['conversions'] / T:,.0f}", f"{total['all'] / T:,.0f}",
+             f"{total['float64'] / total['all']:.1%}", f"{total['float64'] / (total['all'] + flops):.2%}"]
     for bf16, rate, conversion_rate in GPUS.values():
         spent = steps * (total["float64"] / rate + total["conversions"] / conversion_rate)
         matrices = steps * flops / (bf16 * 1e12 * UTILISATION)
@@ -183,8 +185,8 @@ def line(shape, mode, form, total, flops):
 def main(argv):
     config, _ = configurator.resolve(argv, CountConfig, script_doc=__doc__)
     print(f"Predicted milliseconds a step of {TOKENS:,} tokens: float64 / matrix products in bf16 at {UTILISATION:.0%} (ratio)")
-    print(f"| shape | mode | row scalars | float64 operations a token | conversions a token | of all but matrix products | of all | "
-          f"{' | '.join(GPUS)} |\n|{'---|' * (7 + len(GPUS))}")
+    print(f"| shape | mode | row scalars | float64 operations a token | conversions a token | all but matrix products | share of these | "
+          f"share of all | {' | '.join(GPUS)} |\n|{'---|' * (8 + len(GPUS))}")
     for shape in config.shapes:
         for form in ("float64", "float32") if config.row_scalars == "both" else (config.row_scalars,):
             total, flops = eager(shape, form)
