@@ -15,8 +15,9 @@ Dtypes. float32, bfloat16, float16, float64. Rows of the first three are compute
 mobius_add in float64, so that a float32 result is rounded once) and cast back at the end.
 Dot products and the differences of nearly equal numbers that are made of them (A, M, N below) are float64, which costs
 little beside reading the rows; they and the coefficients that follow from them are one number a row; a c that is given as
-a Python number is not rounded to float32 first. (Apple's mps has no float64: there they are float32, and results within
-1e-3 of the boundary lose digits.)
+a Python number is not rounded to float32 first. Where there is no float64 (Apple's mps) or a slow one, use_row_scalars() has them
+in float32 with compensation (geometry_float32.py; docs/float64.md has the accuracy of both): for c > 0 nearly as accurate, on the
+sphere less so towards the antipode. There points in flat space are at most 1e8 long and tangent vectors 1e10, and c is float32.
 
 Form. Textbooks write these operations with the Gram entries x.x, x.y, y.y, which cancel catastrophically for points
 near each other or near the boundary. Here w = y + x or w = y - x is formed first, and every result is
@@ -44,7 +45,7 @@ from torch.nn import functional as F
 
 import geometry_check
 from geometry_check import check  # noqa: F401  (geometry.check)
-from geometry_float32 import far_step, norm2_and_complement, norm2_parts, one_minus, product, row_scalars, use_row_scalars, wide_on  # noqa: F401
+from geometry_float32 import far_step, norm2_and_complement, norm2_parts, one_minus, product, use_row_scalars, wide_on  # noqa: F401
 
 # How far inside the ball project() keeps a row, relative to the radius. It must change the number in the dtype in
 # which the row is stored (bfloat16(1 - 1e-5) is 1.0) and outlast the rounding of D components: at least one
@@ -345,8 +346,8 @@ def _norm2_and_a(x, c):
 
 
 def _row_denominator(a, b, e, rows2, ww):
-    """N or M (_denominator) in float32. For c > 0 A B + c|w|^2 is a sum of positive numbers, which keeps its digits. On the sphere,
-    near antipodes, it cancels, and the row is asked: w + (c|w|^2/A) x (for M: d - (c|d|^2/A) x) has the squared norm
+    """N or M (_denominator) in float32. For c > 0 A B + c|w|^2 is a sum of positive numbers, which keeps its digits. On the
+    sphere, near antipodes, it cancels, and the row is asked: w + (c|w|^2/A) x (for M: d - (c|d|^2/A) x) has the squared norm
     rows2 = N |w|^2/A^2."""
     ab = a * b
     cancels = e < -0.5 * ab
@@ -665,8 +666,8 @@ class _LogPrevious(torch.autograd.Function):
             return _through_autograd(_log_previous, g, (stored_x, c), ctx.needs_input_grad)
         dtype = _row_dtypes(stored_x)[1]
         x = stored_x.to(dtype)
-        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x, wide=xx.dtype), _stored(_shifted(xx)), xx,
-                                               *scalars)
+        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x, wide=xx.dtype), _stored(_shifted(xx)),
+                                               xx, *scalars)
         grad_x = grad_x + _shifted(grad_r, -1)
         return _gradient(grad_x, stored_x), _gradient(grad_c, c)
 
@@ -705,8 +706,8 @@ def _sum(x, v, c, limit, kind):
 
 
 def _sum_float32(x, v, c, limit, kind, stored):
-    """_sum where row scalars are float32: (A/N) (w + (c|w|^2/A) x) has no difference of long rows. Here the length of a sum is that
-    of its row, rounding and all."""
+    """_sum where row scalars are float32: (A/N) (w + (c|w|^2/A) x) has no difference of long rows. Here the length of a sum is
+    that of its row, rounding and all."""
     x_parts = norm2_parts(x)
     a = _inside(one_minus(c, *x_parts))
     if kind == "add":

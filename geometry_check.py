@@ -6,8 +6,8 @@ Are these rows points of the space? geometry.check, and GEOMETRY_CHECK=1, which 
 
 The maps themselves do not look: looking makes a GPU wait for the CPU. Outside the ball their formulas mean nothing and still give
 finite numbers. GEOMETRY_CHECK is read once, when geometry.py is imported; empty and 0 are off. Off, the maps are not wrapped and
-cost nothing. On, each check reads its rows once more, in float64. In compiled code a check is an operator of its own, with the same
-message: graphs stay whole, but what Inductor would fuse across it is not fused. The kernels of kernels.py do not check.
+cost nothing. On, each check reads its rows once more, in float64. In compiled code a check is an operator of its own, with the
+same message: graphs stay whole, but what Inductor would fuse across it is not fused. The kernels of kernels.py do not check.
 """
 import functools
 import inspect
@@ -21,7 +21,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of row
 # The arguments of each map that are rows, by what they must be: p a point, t a tangent vector (any finite row).
 ROWS = {
     "conformal_factor": dict(x="p"), "mobius_add": dict(x="p", y="p"), "expmap": dict(x="p", v="t"),
-    "add_exp_0": dict(x="p", v="t"), "add_exp": dict(x="p", r="p", v="t"), "logmap": dict(x="p", y="p"), "log_previous": dict(x="p"),
+    "add_exp_0": dict(x="p", v="t"), "add_exp": dict(x="p", r="p", v="t"), "logmap": dict(x="p", y="p"),
+    "log_previous": dict(x="p"),
     "exp_0": dict(v="t"), "log_0": dict(x="p"), "dist": dict(x="p", y="p"), "gyration": dict(x="p", y="p", v="t"),
     "transport": dict(x="p", y="p", v="t"), "project": dict(x="t"), "gyromidpoint": dict(x="p"),
 }
@@ -36,8 +37,8 @@ def check(x, c, name="x"):
     """x itself, if its rows are points of the space of curvature c: finite, and for c > 0 inside the ball, |x| sqrt(c) < 1.
 
     x: (..., D), float32, bfloat16, float16 or float64. c: a number or a tensor that broadcasts against (..., 1). name: what the
-    message calls x. Rows as project() and limited sums leave them pass, in every dtype (float16: for c up to 1e4; a smaller ball is
-    made of its subnormal numbers). Lengths are taken in float64.
+    message calls x. Rows as project() and limited sums leave them pass, in every dtype (float16: for c up to 1e4; a smaller ball
+    is made of its subnormal numbers). Lengths are taken in float64.
     ValueError: a row is not a point, the dtype is another one, c is not finite or does not broadcast. It waits for the device.
     """
     return _check(x, c, name, True)
@@ -70,8 +71,8 @@ def _check_form(x, c, name):
         each = (*x.shape[:-1], 1)
         last = c.shape[-1] if c.dim() else 1
         if last != 1 or any(a != b and 1 not in (a, b) for a, b in zip(reversed(c.shape), reversed(each))):
-            raise ValueError(f"{name}: c of shape {tuple(c.shape)} does not fit rows of shape {tuple(x.shape)}: it must broadcast "
-                             f"against {each}, one number a row")
+            raise ValueError(f"{name}: c of shape {tuple(c.shape)} does not fit rows of shape {tuple(x.shape)}: it must "
+                             f"broadcast against {each}, one number a row")
 
 
 @torch.no_grad()
@@ -92,9 +93,9 @@ def _check_values(x, c, name, points):
         reach = length * c.clamp(min=0).sqrt()
         outside = reach >= 1
         if outside.any():
-            raise ValueError(f"{name}: {_rows_where(outside)} not inside the ball, |x| sqrt(c) is up to {reach.max().item():.9g} and "
-                             f"must be below 1; geometry.project(x, c) puts rows inside, and limit = geometry.max_norm(c, dtype) keeps "
-                             f"a sum there")
+            raise ValueError(f"{name}: {_rows_where(outside)} not inside the ball, |x| sqrt(c) is up to "
+                             f"{reach.max().item():.9g} and must be below 1; geometry.project(x, c) puts rows inside, and "
+                             f"limit = geometry.max_norm(c, dtype) keeps a sum there")
 
 
 def _rows_where(bad):

@@ -6,19 +6,19 @@ Row scalars without float64: which devices want that, and the float32 arithmetic
     use_row_scalars("auto")        float64, but not on mps and not on CUDA cards whose float64 is slower than 1/4 of float32
 
 geometry.py sums dot products in float64 and works on what follows from them in float64. Cards for games do 1/64 as many float64
-operations a second as float32 ones (docs/float64.md). The choice is one for the process. It is made where a model is built, before
-its first step.
+operations a second as float32 ones (docs/float64.md). The choice is one for the process. It is made where a model is built,
+before its first step.
 
-What float32 loses. A = 1 - c|x|^2 is a difference of nearly equal numbers for rows near the ball's edge: a rounding error of |x|^2
-is magnified by 1/A, up to 8,192 times, and A enters everything. So |x|^2 is kept as the sum of two float32 numbers:
+What float32 loses. A = 1 - c|x|^2 is a difference of nearly equal numbers for rows near the ball's edge: a rounding error of
+|x|^2 is magnified by 1/A, up to 8,192 times, and A enters everything. So |x|^2 is kept as the sum of two float32 numbers:
 
     x = h + r,    h = x rounded to multiples of u, a power of 2 of about 2^-11 |x|
     |x|^2 = sum h h + sum (x + h) r
 
-The products h h and all their sums are whole multiples of u^2 below 2^24 u^2, which float32 holds exactly, in any order. The second
-sum is at most some 2^-8 of the first, and so is its rounding error: |x|^2 is known to some 2^-33. A is then formed from the exact
-product c|x|^2 and rounded once. The other row scalars are sums of positive numbers for c > 0, to which float32 does no harm; on the
-sphere, where N and M are differences, they are taken from the row that they belong to.
+The products h h and all their sums are whole multiples of u^2 below 2^24 u^2, which float32 holds exactly, in any order. The
+second sum is at most some 2^-8 of the first, and so is its rounding error: |x|^2 is known to some 2^-33. A is then formed from
+the exact product c|x|^2 and rounded once. The other row scalars are sums of positive numbers for c > 0, to which float32 does no
+harm; on the sphere, where N and M are differences, they are taken from the row that they belong to.
 
 Contraction. A compiler may turn a product and a sum into one fused multiply-add, which rounds once and not twice. Textbook forms
 (Dekker 1971, with Veltkamp's split) break when it does so to one of two equal products. Here every product that is to be exact is
@@ -120,8 +120,8 @@ def one_minus(c, high, low):
 
 def far_step(c, high, low, z, j):
     """j in two parts, where y = j v is the end of a step v from the origin that gets near the edge: y = (1 - t)/(sqrt(c)|v|) v,
-    t = 1 - tanh sqrt(z). Then a rounding error of y is magnified by up to 1/t if another point is added that is close to -y. high,
-    low: |v|^2. z: c|v|^2 of the step as seen from the origin; elsewhere than at z > 1, j is kept."""
+    t = 1 - tanh sqrt(z). Then a rounding error of y is magnified by up to 1/t if another point is added that is close to -y.
+    high, low: |v|^2. z: c|v|^2 of the step as seen from the origin; elsewhere than at z > 1, j is kept."""
     far = (z > 1) & (c * high < 1e30)
     c, high, low, z = (torch.where(far, a, other) for a, other in ((c, 1.0), (high, 1.0), (low, 0.0), (z, 1.0)))
     p, e = product(c, high)

@@ -58,8 +58,8 @@ class MixedConfig(GPTConfig):
     reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
     residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
     ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry.py) or in Triton kernels (kernels.py; a GPU)
-    row_scalars: Literal["auto", "float64", "float32"] = "auto"  # what geometry.py sums dot products in. auto: float64, but not on
-        # mps and on GPUs whose float64 is slow; float32: compensated (geometry_float32.py, docs/float64.md)
+    row_scalars: Literal["auto", "float64", "float32"] = "auto"  # what geometry.py sums dot products in. auto: float64, but
+        # not on mps and on GPUs whose float64 is slow; float32: compensated (geometry_float32.py, docs/float64.md)
 
     def __post_init__(self):
         super().__post_init__()

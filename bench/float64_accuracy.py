@@ -5,10 +5,10 @@ Accuracy of the forms of geometry.py for float32 rows: row scalars in float64, i
     git show 8e080af:geometry.py > /tmp/old.py && python bench/float64_accuracy.py --plain=/tmp/old.py
 
 Rows: tests/test_geometry.py's neighbours(): every curvature of its grid, norms up to 0.999 of the radius, second points 1e-6 to 1
-radii away ('opposite': from -x), dimensions 1 to 384 (gradients: 7 to 384). Results against 60 digits (tests/oracle.py). Gradients
-against float64 rows, which are good to 1e-9 (tests/test_geometry.py). Errors are relative, of whole rows: the worst and, in
-brackets, the median. Without compensation: a geometry.py from before row_scalars, with float32 in place of float64, which is what
-ran on mps.
+radii away ('opposite': from -x), dimensions 1 to 384 (gradients: 7 to 384). Results against 60 digits (tests/oracle.py).
+Gradients against float64 rows, which are good to 1e-9 (tests/test_geometry.py). Errors are relative, of whole rows: the worst
+and, in brackets, the median. Without compensation: a geometry.py from before row_scalars, with float32 in place of float64, which
+is what ran on mps.
 """
 import importlib.util
 import os
@@ -91,7 +91,8 @@ def errors(forms, name, opposite, derivatives):
                  test_geometry.ORACLES[name](*(oracle.row(row) for row in rows), oracle.mp.mpf(ct.item())))
         for form, module in forms.items():
             if derivatives:
-                error = max(test_geometry.relative(got, expected) for got, expected in zip(gradients(module(), torch.float32), truth))
+                pairs = zip(gradients(module(), torch.float32), truth)
+                error = max(test_geometry.relative(got, expected) for got, expected in pairs)
             else:
                 error = oracle.relative_error(getattr(module(), name)(*rows, ct), truth)
             found.setdefault(c > 0, {}).setdefault(form, []).append(error)
@@ -104,7 +105,8 @@ def main(argv):
     torch.set_num_threads(1)
     forms = calls(config.plain)
     for derivatives in (False, True):
-        print(f"\n| {'gradients by the rows' if derivatives else 'results'} | c | {' | '.join(forms)} |\n|{'---|' * (2 + len(forms))}")
+        title = "gradients by the rows" if derivatives else "results"
+        print(f"\n| {title} | c | {' | '.join(forms)} |\n|{'---|' * (2 + len(forms))}")
         for label, (name, opposite) in CASES.items():
             for positive, by_form in sorted(errors(forms, name, opposite, derivatives).items(), reverse=True):
                 cells = [f"{max(e):.0e} ({sorted(e)[len(e) // 2]:.0e})" for e in by_form.values()]

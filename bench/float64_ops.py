@@ -4,10 +4,10 @@ How many float64 operations a training step of the mixed model makes, and what t
     python bench/float64_ops.py                        4 x 128, 6 x 384 and GPT-2 124M; eager and compiled
     python bench/float64_ops.py --shapes='["small"]' --row_scalars=float32
 
-No GPU is used: the step (forward and backward of one sequence, no optimizer, which has no float64) runs on the device 'meta', where
-tensors have shapes and no numbers. So the counts are of the full sizes, nothing is scaled. Eager: every operation that PyTorch
-dispatches. Compiled: the graphs that AOTAutograd gives to Inductor, forward and backward with what is recomputed, each as often
-as it is called (compiled.py: one graph for all blocks).
+No GPU is used: the step (forward and backward of one sequence, no optimizer, which has no float64) runs on the device 'meta',
+where tensors have shapes and no numbers. So the counts are of the full sizes, nothing is scaled. Eager: every operation that
+PyTorch dispatches. Compiled: the graphs that AOTAutograd gives to Inductor, forward and backward with what is recomputed, each as
+often as it is called (compiled.py: one graph for all blocks).
 
 Counted, by elements:
     operation     one for each number of a float64 result; of a sum or a norm, for each number that it reads (a norm: two);
@@ -19,8 +19,8 @@ hidden behind memory or matrix products. Rates are in instructions: half of the 
 multiply-add as two. H100: 64 a clock and multiprocessor, 34 TFLOP/s (its 67 with tensor cores are for matrices), conversions 16 a
 clock. RTX 4090: 2 a clock, 1.29 TFLOP/s of its 82.6 in float32, conversions 2 a clock (CUDA C++ Programming Guide, throughput of
 native arithmetic instructions). Matrix products: FlopCounterMode's count at UTILISATION of the dense bf16 peak.
-What the counts leave out: generated code may compute a row scalar for every element of the row where it fuses its formula into the
-loop that reads it, so that the compiled counts are the least that it does.
+What the counts leave out: generated code may compute a row scalar for every element of the row where it fuses its formula into
+the loop that reads it, so that the compiled counts are the least that it does.
 """
 import os
 import sys
@@ -54,10 +54,11 @@ UTILISATION = 0.5
 GPUS = {  # bf16 TFLOP/s, float64 and conversion instructions a second
     "H100": (989, 17.0e12, 132 * 16 * 1.98e9), "RTX 4090": (165, 0.645e12, 0.645e12)}
 
-FREE = ("view", "_unsafe_view", "expand", "alias", "detach", "slice", "select", "unsqueeze", "squeeze", "as_strided", "empty", "permute",
-        "transpose", "t", "clone", "copy", "where", "cat", "stack", "full", "zeros", "ones", "new_zeros", "lift_fresh", "split", "unbind",
-        "index_select", "index", "slice_backward", "select_backward", "constant_pad_nd", "fill", "zero", "scalar_tensor", "full_like",
-        "empty_like", "zeros_like", "ones_like", "new_empty_strided", "reshape", "expand_copy", "_reshape_alias", "gather", "index_put")
+FREE = ("view", "_unsafe_view", "expand", "alias", "detach", "slice", "select", "unsqueeze", "squeeze", "as_strided", "empty",
+        "permute", "transpose", "t", "clone", "copy", "where", "cat", "stack", "full", "zeros", "ones", "new_zeros", "lift_fresh",
+        "split", "unbind", "index_select", "index", "slice_backward", "select_backward", "constant_pad_nd", "fill", "zero",
+        "scalar_tensor", "full_like", "empty_like", "zeros_like", "ones_like", "new_empty_strided", "reshape", "expand_copy", "_reshape_alias", "gather",
+        "index_put")
 CONVERSIONS = ("_to_copy", "convert_element_type", "to")
 REDUCTIONS = {"sum": 1, "mean": 1, "linalg_vector_norm": 2, "norm": 2, "amax": 1, "max": 1}
 MATRICES = ("mm", "bmm", "addmm", "baddbmm")
@@ -67,7 +68,8 @@ FUNCTIONS = ("exp", "log", "log1p", "tanh", "tan", "atan", "sin", "cos", "pow", 
 
 
 def count(name, inputs, outputs):
-    """(float64 operations, conversions, operations of any float dtype but matrix products) of one call; tensors or their fakes."""
+    """(float64 operations, conversions, operations of any float dtype but matrix products) of one call of an operator.
+    inputs, outputs: tensors or their fakes"""
     name = name.split("::")[-1].split(".")[0].removesuffix("_")
     outputs = [t for t in outputs if t.is_floating_point() or (t.dtype == torch.bool and t.numel())]
     floats = [t for t in inputs if t.is_floating_point()]
@@ -104,8 +106,12 @@ class Counts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.add(func.name(), *([t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)] for tree in ((args, kwargs or {}), out)))
+        self.add(func.name(), tensors_of((args, kwargs or {})), tensors_of(out))
         return out
+
+
+def tensors_of(tree):
+    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
 
 
 def model_of(shape, row_scalars):
@@ -135,14 +141,13 @@ def compiled(shape, row_scalars):
     net, idx = model_of(shape, row_scalars)
     counts = Counts()
 
-    def counting(graph, inputs):
+    def counting(graph, examples):
         """The graph as it is, and its counts with every call."""
         found = []
         for node in graph.graph.nodes:
             if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-                tensors = [[t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)] for tree in (
-                    [n.meta.get("val") for n in node.all_input_nodes], node.meta.get("val"))]
-                found.append((node.target.name(), *tensors))
+                inputs = tensors_of([other.meta.get("val") for other in node.all_input_nodes])
+                found.append((node.target.name(), inputs, tensors_of(node.meta.get("val"))))
 
         def run(*args):
             for each in found:
@@ -150,7 +155,8 @@ def compiled(shape, row_scalars):
             with torch.no_grad():
                 return graph(*args)
         return make_boxed_func(run)
-    warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")  # of gradients on 'meta', which nobody reads
+    # of gradients on 'meta', which nobody reads
+    warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")
     torch._dynamo.reset()
     backend = aot_autograd(fw_compiler=counting, bw_compiler=counting, partition_fn=min_cut_rematerialization_partition,
                            decompositions=select_decomp_table())
@@ -172,7 +178,7 @@ class CountConfig:
 def line(shape, mode, form, total, flops):
     T = SHAPES[shape][3]
     steps = TOKENS / T
-    cells = [NAMES[shape], mode, form, f"{total['float64'] / T:,.0f}", f"{total['conversions'] / T:,.0f}", f"{total['all'] / T:,.0f}",
+    cells = [NAMES[shape], mode, form, *(f"{total[key] / T:,.0f}" for key in ("float64", "conversions", "all")),
              f"{total['float64'] / total['all']:.1%}", f"{total['float64'] / (total['all'] + flops):.2%}"]
     for bf16, rate, conversion_rate in GPUS.values():
         spent = steps * (total["float64"] / rate + total["conversions"] / conversion_rate)
@@ -185,8 +191,8 @@ def line(shape, mode, form, total, flops):
 def main(argv):
     config, _ = configurator.resolve(argv, CountConfig, script_doc=__doc__)
     print(f"Predicted milliseconds a step of {TOKENS:,} tokens: float64 / matrix products in bf16 at {UTILISATION:.0%} (ratio)")
-    print(f"| shape | mode | row scalars | float64 operations a token | conversions a token | all but matrix products | share of these | "
-          f"share of all | {' | '.join(GPUS)} |\n|{'---|' * (8 + len(GPUS))}")
+    print(f"| shape | mode | row scalars | float64 operations a token | conversions a token | all but matrix products | "
+          f"share of these | share of all | {' | '.join(GPUS)} |\n|{'---|' * (8 + len(GPUS))}")
     for shape in config.shapes:
         for form in ("float64", "float32") if config.row_scalars == "both" else (config.row_scalars,):
             total, flops = eager(shape, form)

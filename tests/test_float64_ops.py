@@ -38,7 +38,8 @@ def choice_is_put_back():
 
 
 def test_a_step(monkeypatch, choice_is_put_back):
-    """Twice the layers, twice the float64 operations; compiled code makes fewer and eager code none where row scalars are float32."""
+    """Twice the layers, twice the float64 operations; compiled code makes fewer and eager code none where row scalars
+    are float32."""
     shapes = {n: (n, 2, 16, 8, 11) for n in (1, 2)}
     monkeypatch.setattr(float64_ops, "SHAPES", shapes)
     found = {n: float64_ops.eager(n, "float64") for n in shapes}

@@ -1,4 +1,5 @@
-"""geometry.check: what it lets through and what it says, and GEOMETRY_CHECK=1, under which maps and models run in processes of their own."""
+"""geometry.check: what it lets through and what it says, and GEOMETRY_CHECK=1, under which maps and models run in processes of
+their own."""
 import inspect
 import os
 import pathlib
@@ -20,7 +21,8 @@ import geometry_check
 def test_rows_as_project_leaves_them_at_the_edge_pass(dtype):
     for d in DIMENSIONS:
         rows = torch.cat((extreme_rows(d, dtype, seed=d), (unit(generator(d), 50, d) * 2e3).to(dtype)))
-        for c in (*CURVATURES, 1e-30, 1e4, *((1e5, 1e12, 1e30) if dtype != torch.float16 else ())):  # there are float16's last digits
+        smaller = (1e5, 1e12, 1e30) if dtype != torch.float16 else ()  # there are float16's last digits
+        for c in (*CURVATURES, 1e-30, 1e4, *smaller):
             for each in (c, torch.tensor(c, dtype=torch.promote_types(dtype, torch.float32))):
                 assert G.check(G.project(rows, each), each).dtype == dtype
 
@@ -126,7 +128,8 @@ def run_with(setting, call):
     """call(), a function of this file, in a process with GEOMETRY_CHECK = setting."""
     code = f"import test_geometry_check as t; t.{call}(); print('done')"
     folder = pathlib.Path(__file__).resolve().parent
-    environment = {**os.environ, "GEOMETRY_CHECK": setting, "PYTHONPATH": f"{folder.parent}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
+    path = f"{folder.parent}{os.pathsep}{folder}"
+    environment = {**os.environ, "GEOMETRY_CHECK": setting, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and result.stdout.endswith("done\n"), result.stderr[-3000:]
 
@@ -177,8 +180,8 @@ def test_off_the_maps_are_the_functions_themselves(monkeypatch):
 
 def test_every_public_map_is_checked():
     """Every public function of geometry.py that takes rows and c."""
-    takes_c = {name for name, f in vars(G).items() if inspect.isfunction(f) and not name.startswith("_") and f.__module__ == G.__name__
-               and "c" in inspect.signature(f).parameters}
+    takes_c = {name for name, f in vars(G).items() if inspect.isfunction(f) and not name.startswith("_")
+               and f.__module__ == G.__name__ and "c" in inspect.signature(f).parameters}
     assert takes_c - {"max_norm", "fits"} == set(geometry_check.ROWS)
 
 
