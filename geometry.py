@@ -15,8 +15,9 @@ Dtypes. float32, bfloat16, float16, float64. Rows of the first three are compute
 mobius_add in float64, so that a float32 result is rounded once) and cast back at the end.
 Dot products and the differences of nearly equal numbers that are made of them (A, M, N below) are float64, which costs
 little beside reading the rows; they and the coefficients that follow from them are one number a row; a c that is given as
-a Python number is not rounded to float32 first. (Apple's mps has no float64: there they are float32, and results within
-1e-3 of the boundary lose digits.)
+a Python number is not rounded to float32 first. Where there is no float64 (Apple's mps) or a slow one, use_row_scalars() has them
+in float32 with compensation (geometry_float32.py; docs/float64.md has the accuracy of both): for c > 0 nearly as accurate, on the
+sphere less so towards the antipode. There points in flat space are at most 1e8 long and tangent vectors 1e10, and c is float32.
 
 Form. Textbooks write these operations with the Gram entries x.x, x.y, y.y, which cancel catastrophically for points
 near each other or near the boundary. Here w = y + x or w = y - x is formed first, and every result is
@@ -27,7 +28,9 @@ numbers. Derivatives of the maps that models use are in closed form.
 Domain. Points are inside the ball: project() puts them there, and the limit of a sum keeps them there. Any finite tangent
 vector is accepted; on the sphere the exponential map stops just before the antipode (SPHERE_CAP). The antipode of the
 origin is at infinity in this chart; sums that meet it give large but finite rows. For such inputs no result and no derivative is NaN or Inf (floors under A,
-M and N; casts saturate).
+M and N; casts saturate). A point outside the ball is misuse, which the maps do not notice: the result is finite and not the
+formula's. check(x, c) raises ValueError there, and with GEOMETRY_CHECK=1 in the environment every map checks what it is given
+(geometry_check.py; off in training: a check waits for the device).
 
 References
     Ungar 2008, Analytic Hyperbolic Geometry and Albert Einstein's Special Theory of Relativity (gyrations)
@@ -39,6 +42,10 @@ import math
 
 import torch
 from torch.nn import functional as F
+
+import geometry_check
+from geometry_check import check  # noqa: F401  (geometry.check)
+from geometry_float32 import far_step, norm2_and_complement, norm2_parts, one_minus, product, use_row_scalars, wide_on  # noqa: F401
 
 # How far inside the ball project() keeps a row, relative to the radius. It must change the number in the dtype in
 # which the row is stored (bfloat16(1 - 1e-5) is 1.0) and outlast the rounding of D components: at least one
@@ -58,6 +65,8 @@ SPHERE_CAP = {torch.float64: 2.0 ** -26, torch.float32: 2.0 ** -11, torch.float1
 # How long a point may be where the ball is larger than that or space is flat: sums of two still fit the dtype, and cubes, of
 # which the gradient of c is made, fit float64.
 POINT_LIMIT = {torch.float64: 1e100, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
+POINT_LIMIT_FLOAT32 = 1e8  # where row scalars are float32 (geometry_float32.py), so that the gradient of c fits those;
+TANGENT_LIMIT_FLOAT32 = 1e10  # and the longest component that a tangent vector keeps
 
 SERIES_BELOW = 0.05  # |z| under which tanc and artanc are summed as a power series
 # enough terms that the remainder at |z| = SERIES_BELOW is below half an ulp of the dtype, also in the derivative
@@ -66,7 +75,7 @@ ARTANC_TERMS = {torch.float32: 8, torch.float64: 15}
 
 # The same for derivatives in closed form, differences divided by 2 z: |z| under which they are a power series instead, and
 # its number of terms. float64 loses 1e-16/1e-4 there and the series leaves out 1e-4 cubed: 1e-12.
-SLOPE_SERIES = {torch.float32: (SERIES_BELOW, 7), torch.float64: (1e-4, 3)}
+SLOPE_SERIES = {torch.float32: (0.25, 13), torch.float64: (1e-4, 3)}
 
 
 def _tanc_coefficients(n):
@@ -175,9 +184,9 @@ def _cast(row, dtype):
     return row.to(dtype)
 
 
-def _wide(row):
-    """The dtype of dot products and row coefficients."""
-    return torch.float32 if row.device.type == "mps" else torch.float64
+def _wide(*rows):
+    """The dtype of dot products and row coefficients: float64, or float32 where use_row_scalars says so (geometry_float32.py)."""
+    return torch.float64 if any(row.dtype == torch.float64 for row in rows) else wide_on(rows[0].device)
 
 
 def _prepare(c, *rows, per_row=True):
@@ -188,7 +197,7 @@ def _prepare(c, *rows, per_row=True):
         stored = torch.promote_types(stored, row.dtype)
     if stored not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise TypeError(f"rows must be float32, bfloat16, float16 or float64, not {stored}")
-    wide, compute = _wide(rows[0]), torch.promote_types(stored, torch.float32)
+    wide, compute = _wide(*rows), torch.promote_types(stored, torch.float32)
     if not isinstance(c, torch.Tensor):
         c = torch.full((), c, dtype=wide, device=rows[0].device)
     c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
@@ -264,7 +273,7 @@ class _Dot(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a, b)
-        wide = _wide(a)
+        wide = _wide(a, b)
         return _row_sum(a.to(wide) * b.to(wide))
 
     @staticmethod
@@ -306,7 +315,8 @@ class _Gram(torch.autograd.Function):
     def forward(ctx, x, y, sign):
         ctx.save_for_backward(x, y)
         ctx.sign = sign
-        x, y = x.to(_wide(x)), y.to(_wide(x))
+        wide = _wide(x, y)
+        x, y = x.to(wide), y.to(wide)
         w = y + sign * x
         return tuple(_row_sum(a * b) for a, b in ((x, x), (x, w), (w, w)))
 
@@ -325,6 +335,24 @@ class _Gram(torch.autograd.Function):
 def _inside(a):
     """A = 1 - c|x|^2 with a floor: rows outside the ball, where the formulas mean nothing, still give numbers."""
     return a.clamp(min=torch.finfo(a.dtype).eps)
+
+
+def _norm2_and_a(x, c):
+    """(|x|^2, A = 1 - c|x|^2) by operations that autograd differentiates; the floor is up to the caller."""
+    if c.dtype == torch.float32:
+        return norm2_and_complement(x, c)
+    xx = _dot(x, x)
+    return xx, 1 - c * xx
+
+
+def _row_denominator(a, b, e, rows2, ww):
+    """N or M (_denominator) in float32. For c > 0 A B + c|w|^2 is a sum of positive numbers, which keeps its digits. On the
+    sphere, near antipodes, it cancels, and the row is asked: w + (c|w|^2/A) x (for M: d - (c|d|^2/A) x) has the squared norm
+    rows2 = N |w|^2/A^2."""
+    ab = a * b
+    cancels = e < -0.5 * ab
+    by_row = a * (a * (rows2 / torch.where(cancels, ww, 1.0)))
+    return torch.maximum(torch.where(cancels, by_row, ab + e), torch.finfo(ab.dtype).eps ** 1.5 * ab)
 
 
 def _denominator(a, b, cx, cy, e):
@@ -359,7 +387,10 @@ def _exp_coefficient(z, stored):
         return k * torch.sqrt(torch.where(beyond, bounded, 1.0) / torch.where(beyond, z, 1.0)), 1 - bounded * (k * k)
     s = _root(z)
     f = torch.where(z < 0, torch.tan(s.clamp(max=cap)), torch.tanh(s))
-    return f / s, 1 - torch.copysign(f * f, z)
+    if z.dtype == torch.float64:
+        return f / s, 1 - torch.copysign(f * f, z)
+    e = torch.exp(-2 * s)  # 1 - tanh^2 without a difference
+    return f / s, torch.where(z < 0, 1 + f * f, 4 * e / (1 + e).square())
 
 
 def _exp_slope(z, k, rest, stored):
@@ -385,8 +416,10 @@ def _limited(v, limit):
 
 
 def _squarable(v):
-    """float64 rows have no wider dtype for their squares: over 1e90 they are shortened."""
-    return _limited(v, 1e90) if v.dtype == torch.float64 else v
+    """Where there is no wider dtype for the squares of rows, long ones are shortened."""
+    if v.dtype == torch.float64:
+        return _limited(v, 1e90)
+    return _limited(v, TANGENT_LIMIT_FLOAT32) if _wide(v) == torch.float32 and v.dtype != torch.float16 else v
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -435,10 +468,10 @@ def _row_dtypes(*rows):
     return stored, torch.promote_types(stored, torch.float32)
 
 
-def _wide_c(c, *rows):
-    """c (or a limit) in the wide dtype, one for every row in compiled code: loops over rows with one c per head use n_head
-    of the lanes of a register."""
-    wide = _wide(rows[0])
+def _wide_c(c, *rows, wide=None):
+    """c (or a limit) in the wide dtype (of the scalars that a forward pass has kept, in its backward pass), one for every row in
+    compiled code: loops over rows with one c per head use n_head of the lanes of a register."""
+    wide = wide or _wide(*rows)
     c = c if c.dtype == wide else _saturate(c, wide)
     if c.dim() and _for_cpu_code(rows[0]):
         c = _stored(c.expand(torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))).contiguous())
@@ -457,7 +490,7 @@ def _wide_norm2(a):
 def _wide_distance2(x, y, sign):
     """|y + sign x|^2 in the wide dtype, (..., 1): on the sphere the sum of points that are nearly antipodal needs all of its
     digits. In eager code one wide copy of a row is made and worked on in place, here and in _wide_dot."""
-    wide = _wide(x)
+    wide = _wide(x, y)
     w = y.to(wide)
     if w is y or _second_order() or torch.compiler.is_compiling() or x.shape != y.shape:
         return _wide_norm2(w + sign * x.to(wide))
@@ -466,7 +499,7 @@ def _wide_distance2(x, y, sign):
 
 def _wide_dot(a, b):
     """<a, b> in the wide dtype, (..., 1)."""
-    wide = _wide(a)
+    wide = _wide(a, b)
     products = a.to(wide)
     if products is a or _second_order() or torch.compiler.is_compiling() or a.shape != b.shape:
         return _row_sum(products * b.to(wide))
@@ -515,28 +548,45 @@ def _gradient(grad, like):
 def _log(x, y, c):
     stored, dtype = _row_dtypes(x, y)
     x, y, c = x.to(dtype), y.to(dtype), _wide_c(c, x, y)
-    norms = _wide_norm2(x), _wide_norm2(y), _wide_distance2(x, y, -1)
-    out, k = _log_rows(x, y, c, *norms)
-    return _narrow(out, stored), (*norms, k)
+    if c.dtype == torch.float32:
+        scalars, row = _log_float32(x, y, c, norm2_parts(x), norm2_parts(y))
+    else:
+        scalars, row = (_wide_norm2(x), _wide_norm2(y), _wide_distance2(x, y, -1), None, None, None), None
+    out, k = _log_rows(x, y, c, *scalars, row)
+    return _narrow(out, stored), (*scalars, k)
 
 
-def _log_scalars(c, xx, yy, dd):
+def _log_float32(x, y, c, x_parts, y_parts):
+    """|x|^2, |y|^2, |d|^2, A, B and M where row scalars are float32, and the row d - (c|d|^2/A) x."""
+    a, b, d = _inside(one_minus(c, *x_parts)), _inside(one_minus(c, *y_parts)), y - x
+    dd = _wide_norm2(d)
+    e = c * dd
+    row = torch.addcmul(d, -e / a, x)
+    return (x_parts[0], y_parts[0], dd, a, b, _row_denominator(a, b, e, _wide_norm2(row), dd)), row
+
+
+def _log_scalars(c, xx, yy, dd, a, b, m):
+    if a is not None:  # float32
+        return a, b, c * dd, m
     cx, cy, e = c * xx, c * yy, c * dd
     a, b = _inside(1 - cx), _inside(1 - cy)
     return a, b, e, _denominator(a, b, cx, cy, e)
 
 
-def _log_rows(x, y, c, xx, yy, dd):
+def _log_rows(x, y, c, xx, yy, dd, a, b, m, row):
     """The factored form beta (d + rho x) rounds once where d and rho x nearly cancel, which is for antipodes."""
-    a, b, e, m = _log_scalars(c, xx, yy, dd)
+    a, b, e, m = _log_scalars(c, xx, yy, dd, a, b, m)
     k = _log_coefficient(e / m, a * b / m)
-    return _coefficient(a * k * a / m, x) * torch.addcmul(y - x, _coefficient(-e / a, x), x), k
+    if row is None:
+        row = torch.addcmul(y - x, _coefficient(-e / a, x), x)
+    return _coefficient(a * k * a / m, x) * row, k
 
 
-def _log_backward(g, x, y, c, xx, yy, dd, k):
+def _log_backward(g, x, y, c, xx, yy, dd, a, b, m, k):
     """(grad_x, grad_y, gradient of c for each row). With E = c|d|^2, z = E/M, K = artanc z, kappa = A K/M the result is
     kappa (A d - E x), and M = A B + E."""
-    a, b, e, m = _log_scalars(c, xx, yy, dd)
+    is_float32 = a is not None
+    a, b, e, m = _log_scalars(c, xx, yy, dd, a, b, m)
     d = y - x
     gx, gd = _row_sum(g * x).to(a.dtype), _row_sum(g * d).to(a.dtype)
     z, one_minus_z = e / m, a * b / m
@@ -544,13 +594,19 @@ def _log_backward(g, x, y, c, xx, yy, dd, k):
     psi = a * gd - e * gx  # <g, A d - E x>
     by_z = a * psi / m * _artanc_slope(z, one_minus_z, k)
     by_m = -(by_z * z + kappa * psi) / m
-    by_e = by_z / m + by_m - kappa * gx
     by_a = k * psi / m + kappa * gd + by_m * b
     by_b = by_m * a
+    if is_float32:  # what cancels in the chain rule's terms is cancelled by hand: by_c (see kernels.py) is of the order of |d|^2
+        by_e = (by_z * one_minus_z - kappa * a * (gd + b * gx)) / m
+        complement = torch.where(c > 0, a + b * (c * xx), 1 - (c * xx) * (c * yy))
+        by_c = (dd * (by_z * complement / m - k * gx) + 2 * (k / m) * psi * (a * _row_sum(x * d) - c * xx * dd)) / m
+    else:
+        by_e = by_z / m + by_m - kappa * gx
+        by_c = dd * by_e - xx * by_a - yy * by_b
     along_d = d.mul_(_coefficient(2 * c * by_e, x))
     grad_x = (_coefficient(-kappa * (a + e), x) * g).sub_(along_d).addcmul_(_coefficient(-2 * c * by_a, x), x)
     grad_y = along_d.addcmul_(_coefficient(kappa * a, x), g).addcmul_(_coefficient(-2 * c * by_b, x), y)
-    return grad_x, grad_y, _stored(dd * by_e - xx * by_a - yy * by_b)
+    return grad_x, grad_y, _stored(by_c)
 
 
 class _Log(torch.autograd.Function):
@@ -566,8 +622,8 @@ class _Log(torch.autograd.Function):
         x, y, c, *scalars = ctx.saved_tensors
         if _second_order():
             return _through_autograd(_log, g, (x, y, c), ctx.needs_input_grad)
-        dtype = _row_dtypes(x, y)[1]
-        grads = _log_backward(g.to(dtype), x.to(dtype), y.to(dtype), _wide_c(c, x, y), *scalars)
+        dtype, c_wide = _row_dtypes(x, y)[1], _wide_c(c, x, y, wide=scalars[0].dtype)
+        grads = _log_backward(g.to(dtype), x.to(dtype), y.to(dtype), c_wide, *scalars)
         return tuple(_gradient(grad, like) for grad, like in zip(grads, (x, y, c)))
 
 
@@ -586,9 +642,13 @@ def _log_previous(x, c):
     stored, dtype = _row_dtypes(x)
     x, c = x.to(dtype), _wide_c(c, x)
     r = _shifted(x)
-    xx, dd = _wide_norm2(x), _wide_distance2(r, x, -1)
-    out, k = _log_rows(r, x, c, _stored(_shifted(xx)), xx, dd)
-    return _narrow(out, stored), (xx, dd, k)
+    if c.dtype == torch.float32:
+        parts = norm2_parts(x)
+        (_, *scalars), row = _log_float32(r, x, c, [_stored(_shifted(part)) for part in parts], parts)
+    else:
+        scalars, row = [_wide_norm2(x), _wide_distance2(r, x, -1), None, None, None], None
+    out, k = _log_rows(r, x, c, _stored(_shifted(scalars[0])), *scalars, row)
+    return _narrow(out, stored), (*scalars, k)
 
 
 class _LogPrevious(torch.autograd.Function):
@@ -601,13 +661,13 @@ class _LogPrevious(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        stored_x, c, xx, dd, k = ctx.saved_tensors
+        stored_x, c, xx, *scalars = ctx.saved_tensors
         if _second_order():
             return _through_autograd(_log_previous, g, (stored_x, c), ctx.needs_input_grad)
         dtype = _row_dtypes(stored_x)[1]
         x = stored_x.to(dtype)
-        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x), _stored(_shifted(xx)), xx,
-                                               dd, k)
+        grad_r, grad_x, grad_c = _log_backward(g.to(dtype), _shifted(x), x, _wide_c(c, x, wide=xx.dtype), _stored(_shifted(xx)),
+                                               xx, *scalars)
         grad_x = grad_x + _shifted(grad_r, -1)
         return _gradient(grad_x, stored_x), _gradient(grad_c, c)
 
@@ -615,7 +675,10 @@ class _LogPrevious(torch.autograd.Function):
 def _sum(x, v, c, limit, kind):
     """x (+) y with y = v ('add') or y = h k(c h^2|v|^2) v, h = 1/A ('exp') or 1 ('exp_0'), at most `limit` long."""
     stored, dtype = _row_dtypes(x, v)
+    limit = None if limit is None else _wide_c(limit, x, v)
     x, v, c = x.to(dtype), v.to(dtype), _wide_c(c, x, v)
+    if c.dtype == torch.float32:
+        return _sum_float32(x, v, c, limit, kind, stored)
     xx, vv = _wide_norm2(x), _wide_norm2(v)
     xv = ww = k = rest = None
     if kind == "add":
@@ -626,11 +689,11 @@ def _sum(x, v, c, limit, kind):
         xv = _wide_dot(x, v)
         if x.dtype == c.dtype:  # no dtype is wide enough for |w|^2 from the other three
             ww = _wide_norm2(x + _coefficient(h * k, x) * v)
-    scalars = xx, vv, xv, ww, k, rest
-    a, s, j, _, _, ww, _, n = _sum_scalars(c, *scalars, kind)
+    scalars = xx, vv, xv, ww, k, rest, None, None, None
+    a, s, j, _, _, ww, _, n = _sum_scalars(c, *scalars[:-1], kind)
     shrink = 1.0
     if limit is not None:
-        outside, shrink = _shrink(_wide_c(limit, x, v), xx, vv, a, s, j, ww, n, x.dtype, stored, kind)
+        outside, shrink = _shrink(limit, _sum_norm(xx, vv, a, s, j, ww, n, x.dtype, kind), stored)
     if kind != "exp_0":
         # Where the terms nearly cancel, what float32 rounds in them is magnified, up to 1e4 times for rows at 0.999 of the
         # radius. The sum that models take in their default residual does without: it is the time of a step.
@@ -642,9 +705,45 @@ def _sum(x, v, c, limit, kind):
     return _narrow(out, stored), scalars
 
 
-def _sum_scalars(c, xx, vv, xv, ww, k, rest, kind):
+def _sum_float32(x, v, c, limit, kind, stored):
+    """_sum where row scalars are float32: (A/N) (w + (c|w|^2/A) x) has no difference of long rows. Here the length of a sum is
+    that of its row, rounding and all."""
+    x_parts = norm2_parts(x)
+    a = _inside(one_minus(c, *x_parts))
+    if kind == "add":
+        v_parts = norm2_parts(v)
+        vv, k, rest = v_parts[0], None, _inside(one_minus(c, *v_parts))
+        w = x + v
+    elif kind == "exp":
+        v_parts, h = norm2_parts(v), 1 / a
+        vv = v_parts[0]
+        z = c * (h * h * vv)
+        k, rest = _exp_coefficient(z, stored)
+        j, j_low = far_step(c, *v_parts, z, h * k)
+        y, y_low = product(j, v)
+        w = (x + y) + (y_low + j_low * v)
+    else:
+        vv = _wide_norm2(v)
+        k, rest = _exp_coefficient(c * vv, stored)
+        w = x + k * v
+    ww = _wide_norm2(w)
+    row = torch.addcmul(w, c * ww / a, x)
+    rows2 = _wide_norm2(row)
+    n = _row_denominator(a, rest, c * ww, rows2, ww)
+    scale = a / n
+    norm = scale * torch.sqrt(rows2)
+    if limit is not None:
+        scale = _shrink(limit, norm, stored)[1] * scale
+    return _narrow(scale * row, stored), (x_parts[0], vv, _wide_dot(x, v), ww, k, rest, a, n, norm)
+
+
+def _sum_scalars(c, xx, vv, xv, ww, k, rest, a, n, kind):
     """A, S = A + c|w|^2, j, <x,y>, |y|^2, |w|^2, B and N of the sum x (+) y, y = j v, w = x + y. xv or ww: <x,v> or |w|^2, what
     was taken of the rows."""
+    if a is not None:  # float32
+        j = 1.0 if kind == "add" else k / a if kind == "exp" else k
+        xy, yy = j * xv, j * j * vv
+        return a, torch.where(c < 0, 1 + c * (2 * xy + yy), a + c * ww), j, xy, yy, ww, rest, n
     cx = c * xx
     a = _inside(1 - cx)
     if kind == "add":
@@ -664,14 +763,19 @@ def _sum_scalars(c, xx, vv, xv, ww, k, rest, kind):
     return a, s, j, xy, yy, ww, rest, torch.maximum(n, floor)
 
 
-def _shrink(limit, xx, vv, a, s, j, ww, n, computed, stored, kind):
-    """Where the norm of the sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit. Rows a
-    rounding error longer than that count as inside, so that shortening twice is the same as shortening once."""
+def _sum_norm(xx, vv, a, s, j, ww, n, computed, kind):
+    """The norm of the sum."""
     norm = torch.sqrt(ww / n)
     if kind == "exp_0":
         # the row is S/N x + A j/N v in float32; what rounding may add where they nearly cancel is counted in, so that no row is
         # left outside the ball
         norm = norm + 2 * torch.finfo(computed).eps * (s.abs() * torch.sqrt(xx) + a * j * torch.sqrt(vv)) / n
+    return norm
+
+
+def _shrink(limit, norm, stored):
+    """Where the norm of the sum is over the limit, and the factor that makes it the limit. Rows a rounding error longer than that
+    count as inside, so that shortening twice is the same as shortening once."""
     factor = limit / norm.clamp(min=_almost_0(norm))
     outside = factor < 1 / (1 + ROUNDING[stored])
     return outside, torch.where(outside, factor, 1.0)
@@ -682,20 +786,21 @@ def _almost_0(a):
     return torch.finfo(a.dtype).tiny ** 0.5
 
 
-def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, xv, ww, k, rest):
+def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, xv, ww, k, rest, a, n, norm):
     """(grad_x, grad_v, gradients of c and of the limit for each row). With y = j v the sum is (S x + A y)/N, S = A + t. What
     cancels in the chain rule's terms has been cancelled by hand, for the gradient of c, which is of the order of |v| (of |v|^2
     for exp_x) and would hold the rounding of |x|:
 
         N - S = -c A |y|^2      N - A B = c|w|^2      N - S B = c^2 |w|^2 |y|^2      |w|^2 - |x|^2 B = 2<x,y> + |y|^2 + c|x|^2|y|^2
     """
-    a, s, j, xy, yy, ww, b, n = _sum_scalars(c, xx, vv, xv, ww, k, rest, kind)
+    a, s, j, xy, yy, ww, b, n = _sum_scalars(c, xx, vv, xv, ww, k, rest, a, n, kind)
     cyy = c * yy
     cxxyy = xx * cyy
     p, q = s / n, a * j / n
     gx, gv = _row_sum(g * x).to(a.dtype), _dot_with(g, v, vv)
     if limit is not None:
-        outside, shrink = _shrink(limit, xx, vv, a, s, j, ww, n, x.dtype, stored, kind)
+        norm = _sum_norm(xx, vv, a, s, j, ww, n, x.dtype, kind) if norm is None else norm
+        outside, shrink = _shrink(limit, norm, stored)
         p, q, gx, gv = shrink * p, shrink * q, shrink * gx, shrink * gv
     gy = j * gv
     along = torch.addcmul(gx * s, gy, a) / n  # <g, result>
@@ -749,10 +854,10 @@ class _Sum(torch.autograd.Function):
         limit = limit if ctx.limited else None
         if _second_order():
             return _through_autograd(_sum, g, (x, v, c, limit, ctx.kind), ctx.needs_input_grad)
-        stored, dtype = _row_dtypes(x, v)
+        (stored, dtype), wide = _row_dtypes(x, v), scalars[0].dtype
         grad_x, grad_v, grad_c, grad_limit = _sum_backward(
-            g.to(dtype), x.to(dtype), v.to(dtype), _wide_c(c, x, v), None if limit is None else _wide_c(limit, x, v),
-            ctx.kind, stored, *scalars)
+            g.to(dtype), x.to(dtype), v.to(dtype), _wide_c(c, x, v, wide=wide),
+            None if limit is None else _wide_c(limit, x, v, wide=wide), ctx.kind, stored, *scalars)
         return (_gradient(grad_x, x), _gradient(grad_v, v), _gradient(grad_c, c),
                 None if limit is None else _gradient(grad_limit, limit), None)
 
@@ -761,10 +866,15 @@ def _radial(v, c, kind):
     """k v with k = k(c|v|^2) of exp_0 ('exp') or log_0 ('log')."""
     stored, dtype = _row_dtypes(v)
     v, c = v.to(dtype), _wide_c(c, v)
-    vv = _wide_norm2(v)
+    a = None
+    if kind == "log" and c.dtype == torch.float32:
+        parts = norm2_parts(v)
+        vv, a = parts[0], _inside(one_minus(c, *parts))
+    else:
+        vv = _wide_norm2(v)
     z = c * vv
-    k = _exp_coefficient(z, stored)[0] if kind == "exp" else _log_coefficient(z, _inside(1 - z))
-    return _narrow(_coefficient(k, v) * v, stored), (vv, k)
+    k = _exp_coefficient(z, stored)[0] if kind == "exp" else _log_coefficient(z, _inside(1 - z) if a is None else a)
+    return _narrow(_coefficient(k, v) * v, stored), (vv, k, a)
 
 
 class _Radial(torch.autograd.Function):
@@ -778,14 +888,14 @@ class _Radial(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        stored_v, c, vv, k = ctx.saved_tensors
+        stored_v, c, vv, k, a = ctx.saved_tensors
         if _second_order():
             return _through_autograd(_radial, g, (stored_v, c, ctx.kind), ctx.needs_input_grad)
         stored, dtype = _row_dtypes(stored_v)
-        v, wide_c = stored_v.to(dtype), _wide_c(c, stored_v)
+        v, wide_c = stored_v.to(dtype), _wide_c(c, stored_v, wide=vv.dtype)
         g, z = g.to(dtype), wide_c * vv
         slope = (_exp_slope(z, k, 1 - z * k * k, stored)[0] if ctx.kind == "exp" else
-                 _artanc_slope(z, _inside(1 - z), k))
+                 _artanc_slope(z, _inside(1 - z) if a is None else a, k))
         by_z = slope * _dot_with(g, v, vv)
         grad_v = torch.addcmul(_coefficient(k, v) * g, _coefficient(2 * wide_c * by_z, v), v)
         return _gradient(grad_v, stored_v), _gradient(_stored(vv * by_z), c), None
@@ -798,7 +908,7 @@ def conformal_factor(x, c):
     """lambda_x = 2/(1 - c|x|^2): tangent vectors at x have length lambda_x |v|. (..., D) -> (..., 1), float32 (float64 for
     float64 rows)."""
     c, _, x = _prepare(c, x)
-    return (2 / _inside(1 - c * _dot(x, x))).to(x.dtype)
+    return (2 / _inside(_norm2_and_a(x, c)[1])).to(x.dtype)
 
 
 def mobius_add(x, y, c, limit=None):
@@ -869,14 +979,27 @@ def dist(x, y, c):
     rows). At c = 0 it is 2|y - x|, the limit of the family (lambda = 2 at the origin). At x = y, where the distance has a kink,
     the gradient is taken as 0; rows nearer than 1e-30 (float64: 1e-150) count as equal: 1/|d| would not fit."""
     c, _, x, y = _prepare(c, x, y)
-    xx, xd, dd = _Gram.apply(x, y, -1)
-    cx, cy, e = c * xx, c * (xx + 2 * xd + dd), c * dd
-    a, b = _inside(1 - cx), _inside(1 - cy)
-    m = _denominator(a, b, cx, cy, e)
+    if c.dtype == torch.float32:
+        _, _, dd, a, b, m, _ = _gram_float32(x, y, c)
+        a, b, e = _inside(a), _inside(b), c * dd
+    else:
+        xx, xd, dd = _Gram.apply(x, y, -1)
+        cx, cy, e = c * xx, c * (xx + 2 * xd + dd), c * dd
+        a, b = _inside(1 - cx), _inside(1 - cy)
+        m = _denominator(a, b, cx, cy, e)
     apart = dd > (1e-300 if x.dtype == torch.float64 else 1e-60 if dd.dtype == torch.float64 else 1e-37)
     length = torch.where(apart, torch.sqrt(torch.where(apart, dd, 1.0)), 0.0)
     k = artanc(e / m, a * b / m)
     return (2 * length / torch.sqrt(m) * k).to(x.dtype)
+
+
+def _gram_float32(x, y, c):
+    """c|x|^2, <x,d>, |d|^2, A, B, M and d = y - x where row scalars are float32, by operations that autograd differentiates."""
+    (xx, a), (_, b), d = _norm2_and_a(x, c), _norm2_and_a(y, c), y - x
+    dd, floor_a = _dot(d, d), _inside(a)
+    e = c * dd
+    row = d - _scale(e / floor_a, x)
+    return c * xx, _dot(x, d), dd, a, b, _row_denominator(floor_a, _inside(b), e, _dot(row, row), dd), d
 
 
 def _rotatable(v):
@@ -889,11 +1012,14 @@ def _gyrate(x, y, v, c):
     """gyr[y, -x] v and the row scalars A = 1 - c|x|^2, B = 1 - c|y|^2. With d = y - x, p = <x,v>, q = <d,v>, e = <x,d>:
     v + (2/M) [ (-c A p + c^2 (2 e p - |x|^2 q)) d + (c A q - c^2 |d|^2 p) x ],
     the closed form of Ungar 2008 written in the difference, so that it is v + O(|d|) term by term."""
-    xx, e, dd = _Gram.apply(x, y, -1)
-    cx, cy = c * xx, c * (xx + 2 * e + dd)
-    a, b = 1 - cx, 1 - cy
-    m = _denominator(a, _inside(b), cx, cy, c * dd)
-    d = y - x
+    if c.dtype == torch.float32:
+        cx, e, dd, a, b, m, d = _gram_float32(x, y, c)
+    else:
+        xx, e, dd = _Gram.apply(x, y, -1)
+        cx, cy = c * xx, c * (xx + 2 * e + dd)
+        a, b = 1 - cx, 1 - cy
+        m = _denominator(a, _inside(b), cx, cy, c * dd)
+        d = y - x
     p, q = _dot(x, v), _dot(d, v)
     along_d = 2 * (c * e) * (c * p) - cx * (c * q) - a * (c * p)
     along_x = a * (c * q) - (c * dd) * (c * p)
@@ -921,10 +1047,12 @@ def transport(x, y, v, c):
 def max_norm(c, dtype):
     """The largest norm that project() leaves to a row of this storage dtype: (1 - margin)/sqrt(c) for c > 0,
     cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape, wide."""
-    c = c if c.dtype == _wide(c) else _FiniteCast.apply(c, _wide(c))
+    wide = torch.float64 if dtype == torch.float64 else wide_on(c.device)
+    c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
     radius = torch.rsqrt(c.abs().clamp(min=torch.finfo(c.dtype).tiny))
     sphere = radius / math.tan(SPHERE_CAP[dtype])
-    return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, sphere).clamp(max=POINT_LIMIT[dtype])
+    longest = POINT_LIMIT[dtype] if wide == torch.float64 else min(POINT_LIMIT[dtype], POINT_LIMIT_FLOAT32)
+    return torch.where(c > 0, (1 - BALL_MARGIN[dtype]) * radius, sphere).clamp(max=longest)
 
 
 def project(x, c, limit=None):
@@ -939,6 +1067,8 @@ def project(x, c, limit=None):
     # same as projecting once
     outside = norm2 > (bound * (1 + ROUNDING[stored])).square()
     shrink = torch.where(outside, bound, 1.0) * torch.rsqrt(torch.where(outside, norm2, 1.0))
+    # a row of length 1e38 has a factor that float32 holds with few bits: rounded down, so that it ends inside
+    shrink = (shrink - 2.0 ** -149).clamp(min=0)
     return _cast(_scale(shrink, x), stored)
 
 
@@ -952,7 +1082,7 @@ def gyromidpoint(x, weights, c):
     the result is causal.
     """
     c, stored, x = _prepare(c, x, per_row=False)
-    a = _inside(1 - c * _dot(x, x))
+    a = _inside(_norm2_and_a(x, c)[1])
     with torch.autocast(x.device.type, enabled=False):  # autocast would take these products in 16 bits
         n = weights.to(x.dtype) @ _scale(2 / a, x)
         d = weights.to(a.dtype) @ ((2 - a) / a)
@@ -963,3 +1093,7 @@ def gyromidpoint(x, weights, c):
     floor, square = torch.where(c > 0, total.square(), 0.0), d.square() - c * _dot(n, n)
     length = torch.sqrt(torch.where(square < (1 - 1e-6) * floor, floor, square).clamp(min=torch.finfo(d.dtype).tiny))
     return _cast(_scale(1 / (d + length).clamp(min=torch.finfo(x.dtype).eps), n), stored)
+
+
+if geometry_check.wanted():
+    globals().update({name: geometry_check.checking(globals()[name]) for name in geometry_check.ROWS})

@@ -58,6 +58,8 @@ class MixedConfig(GPTConfig):
     reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
     residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
     ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry.py) or in Triton kernels (kernels/; a GPU)
+    row_scalars: Literal["auto", "float64", "float32"] = "auto"  # what geometry.py sums dot products in. auto: float64, but
+        # not on mps and on GPUs whose float64 is slow; float32: compensated (geometry_float32.py, docs/float64.md)
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,6 +255,10 @@ class GPT(model_baseline.GPT):
     # measured on 2 cores (README, Speed), 0.26 at 4 x 128; on a GPU: eager steps take 1.77 of the baseline's and compiled ones 1.16,
     # as bench/roofline.md predicts for an A100, and 0.7 of that if they save as much as the baseline's
     compile_seconds, compile_saving = 60, dict(cpu=0.15, cuda=0.9)
+
+    def __init__(self, config):
+        geometry.use_row_scalars(config.row_scalars)  # for the whole process: before anything is traced
+        super().__init__(config)
 
     def make_block(self, config, index):
         if index == 0 or config.curvature_mode != "tied":
