@@ -83,10 +83,9 @@ _ARTANC = [1.0 / (2 * k + 1) for k in range(max(ARTANC_TERMS.values()))]
 
 
 def _horner(z, coefficients):
-    *rest, a = coefficients
-    total = a * z + rest.pop()
-    while rest:
-        total = total * z + rest.pop()
+    total = coefficients[-1] * z + coefficients[-2]
+    for a in coefficients[-3::-1]:
+        total = total * z + a
     return total
 
 
