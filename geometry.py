@@ -92,10 +92,9 @@ _ARTANC = [1.0 / (2 * k + 1) for k in range(max(ARTANC_TERMS.values()))]
 
 
 def _horner(z, coefficients):
-    *rest, a = coefficients
-    total = a * z + rest.pop()
-    while rest:
-        total = total * z + rest.pop()
+    total = coefficients[-1] * z + coefficients[-2]
+    for a in coefficients[-3::-1]:
+        total = total * z + a
     return total
 
 
@@ -698,10 +697,12 @@ def _sum(x, v, c, limit, kind):
         # Where the terms nearly cancel, what float32 rounds in them is magnified, up to 1e4 times for rows at 0.999 of the
         # radius. The sum that models take in their default residual does without: it is the time of a step.
         x, v = x.to(_wide(x)), v.to(_wide(x))
+    # in place where that saves a row; in compiled code it saves none, and torch 2.11 would make gradients of 0 of a result made so
+    add, scale = (torch.addcmul, torch.mul) if torch.compiler.is_compiling() else (torch.Tensor.addcmul_, torch.Tensor.mul_)
     if kind == "add":
-        out = (x + v).addcmul_(_coefficient(c * ww / a, x), x).mul_(_coefficient(shrink * a / n, x))
+        out = scale(add(x + v, _coefficient(c * ww / a, x), x), _coefficient(shrink * a / n, x))
     else:
-        out = (_coefficient(shrink * s / n, x) * x).addcmul_(_coefficient(shrink * a * j / n, x), v)
+        out = add(_coefficient(shrink * s / n, x) * x, _coefficient(shrink * a * j / n, x), v)
     return _narrow(out, stored), scalars
 
 

@@ -42,6 +42,7 @@ from training.machine import pick_device  # noqa: E402
 OPERATIONS = {"mobius_add": 2, "expmap": 2, "add_exp_0": 2, "add_exp": 3, "logmap": 2, "log_layernorm": 1}
 LIMIT = {"add_exp_0": 2.0, "add_exp": 2.0}  # models call these with the projection; no row of make_inputs is as long
 DTYPES = ("float32", "bfloat16", "float16")
+BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}  # on errors, before anything is timed
 HEADS = 12
 
 
@@ -106,9 +107,9 @@ def quantiles(f, rounds, device):
     return tuple(np.quantile(times, [0.5, 0.2, 0.8]))
 
 
-def copy_bandwidth(device, rounds):
-    """GB/s of torch's own copy of 256 MiB: bytes read and written."""
-    a = torch.zeros(2 ** 26, device=device)
+def copy_bandwidth(device, rounds, size=2 ** 29):
+    """GB/s of torch's own copy; size: bytes read and written, together."""
+    a = torch.rand(max(1, size // 8), device=device)
     b = torch.empty_like(a)
     return 2 * a.nbytes / quantiles(lambda: b.copy_(a), rounds, device)[0] / 1e9
 
@@ -152,9 +153,14 @@ def in_triton(name):
     return as_models_call(kernels, name)
 
 
+def in_compiled(name, **options):
+    """options: torch.compile's"""
+    return torch.compile(in_pytorch(name), fullgraph=True, dynamic=False, **options)
+
+
 def providers(device):
     """name -> a function that returns a map by name"""
-    found = {"eager": in_pytorch, "compiled": lambda name: torch.compile(in_pytorch(name), fullgraph=True, dynamic=False)}
+    found = {"eager": in_pytorch, "compiled": in_compiled}
     if device.startswith("cuda"):
         found["triton"] = in_triton
     return found
@@ -169,37 +175,49 @@ def too_long(name, x):
 
 def make_inputs(name, rows, D, dtype, c, device):
     """The rows (points in the ball, the last a tangent vector too), c, LayerNorm's weight where there is one; and a cotangent"""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator(device).manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=rng, device=device)  # noqa: E731
+    share = lambda *size: torch.rand(*size, generator=rng, device=device)  # noqa: E731
     lead = (rows // HEADS, HEADS) if c == "head" else (rows,)
     shape = {"one": (), "head": (HEADS, 1), "row": (rows, 1)}[c]
     if name == "log_layernorm":  # (B, T, heads, head size)
         lead = (1, *lead) if c == "head" else (1, rows, 1)
         shape = (rows, 1, 1) if c == "row" else shape
-    points = [torch.randn(*lead, D, generator=rng) for _ in range(OPERATIONS[name])]
-    points = [0.7 * v / v.norm(dim=-1, keepdim=True) * torch.rand(*lead, 1, generator=rng) for v in points]
-    curvature = 0.5 + 0.5 * torch.rand(shape, generator=rng)
-    weight = [1 + 0.1 * torch.randn(lead[2] * D, generator=rng).to(device)] if name == "log_layernorm" else []
-    inputs = [*(v.to(device, dtype) for v in points), curvature.to(device), *weight]
-    return [t.requires_grad_() for t in inputs], torch.randn(*lead, D, generator=rng).to(device, dtype)
+    points = [draw(*lead, D) for _ in range(OPERATIONS[name])]
+    points = [0.7 * v / v.norm(dim=-1, keepdim=True) * share(*lead, 1) for v in points]
+    curvature = 0.5 + 0.5 * share(shape)
+    weight = [1 + 0.1 * draw(lead[2] * D)] if name == "log_layernorm" else []
+    inputs = [*(v.to(dtype) for v in points), curvature, *weight]
+    return [t.requires_grad_() for t in inputs], draw(*lead, D).to(dtype)
 
 
-def errors_of(f, name, inputs, g):
-    """Relative errors of the output and of every gradient against float64"""
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    out, expected = f(*inputs), in_pytorch(name)(*exact)
-    grads, wanted = (torch.autograd.grad(o, i, cotangent.to(o.dtype)) for o, i, cotangent in
-                     ((out, inputs, g), (expected, exact, g)))
+def results_of(f, inputs, g):
+    """The output of f and its gradients by every input, detached; g: cotangent"""
+    out = f(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, g.to(out.dtype))]
+
+
+def errors_of(f, exact, inputs, g, taken, floor=0.0):
+    """Relative errors of the output of f and of its gradient by every input, against `exact` on the same numbers in float64. taken:
+    how many of the inputs, the first ones, are rows. floor: a share of the cotangent's norm, added to that of a row's gradient,
+    which may be 0."""
+    found = results_of(f, inputs, g)
+    expected = results_of(exact, [t.detach().double().requires_grad_() for t in inputs], g)
     # a gradient of c is a sum over a row, or all of them, that may cancel: relative to what it is made of
     size = float(g.double().norm())
-    parts = [0] * OPERATIONS[name] + [size if t.numel() == 1 else 0.05 * size for t in inputs[OPERATIONS[name]:]]
-    pairs = [(out, expected, 0), *zip(grads, wanted, parts)]
-    return [float((a.detach().double() - b.detach()).norm() / (b.detach().norm() + part)) for a, b, part in pairs]
+    parts = [0, *[floor * size] * taken, *(size if t.numel() == 1 else 0.05 * size for t in inputs[taken:])]
+    return [float((a.double() - b).norm() / (b.norm() + part)) for a, b, part in zip(found, expected, parts)]
+
+
+def allow_repeated_backward():
+    """Else a compiled backward pass can be timed once only: it reuses what was kept."""
+    from torch._functorch import config as functorch
+    functorch.donated_buffer = False
 
 
 def bench(config, device, table):
     """Adds to the table, a dict for each line of it."""
-    from torch._functorch import config as functorch
-    functorch.donated_buffer = False  # else a compiled backward pass can be timed once only: it reuses what was kept
+    allow_repeated_backward()
     copy = copy_bandwidth(device, config.rounds)
     print(f"{hardware(device)}, torch {torch.__version__}, {config.threads} CPU threads")
     print(f"copy of 256 MiB: {copy:.1f} GB/s\n")
@@ -216,9 +234,7 @@ def one_case(config, name, dtype, D, rows, device, copy):
     kind = getattr(torch, dtype)
     inputs, g = make_inputs(name, rows, D, kind, config.c, device)
     few = make_inputs(name, min(rows, 256), D, kind, config.c, device)
-    rows, taken = inputs[0].numel() // D, OPERATIONS[name]
-    count = {"forward": taken + 1, "backward": 2 * taken + 1, "both": 3 * taken + 2}  # necessary passes
-    bound = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}[dtype]
+    rows = inputs[0].numel() // D
     lines, eager = [], {}
     for provider, get in providers(device).items():
         problem = too_long(name, inputs[0]) if provider == "triton" else None
@@ -227,20 +243,15 @@ def one_case(config, name, dtype, D, rows, device, copy):
             continue
         torch._dynamo.reset()
         f = get(name)
-        worst = max(errors_of(f, name, *few))
+        worst, bound = max(errors_of(f, in_pytorch(name), *few, OPERATIONS[name])), BOUNDS[dtype]
         if not worst < bound:
             print(f"{name:14}{rows:8}{D:6} {dtype:9}{'':9}{provider:9} WRONG: error {worst:.1e} over {bound:.0e}, not timed")
             continue
-        out = f(*inputs)
-        work = {"forward": lambda: f(*inputs), "both": lambda: torch.autograd.grad(f(*inputs), inputs, g),
-                "backward": lambda: torch.autograd.grad(out, inputs, g, retain_graph=True)}
-        for passes in count:
-            median, low, high = quantiles(work[passes], config.rounds, device)
-            rate = count[passes] * rows * D * kind.itemsize / median / 1e9
+        for passes, size, (median, low, high), memory in timings(f, name, inputs, g, config.rounds, device):
+            rate = size / median / 1e9
             if provider == "eager":
                 eager[passes] = median
             speedup = eager[passes] / median if eager else math.nan  # eager was wrong, and not timed
-            memory = peak_memory(work[passes], device)
             line = dict(op=name, rows=rows, D=D, dtype=dtype, c=config.c, passes=passes, provider=provider, ms=1e3 * median,
                         ms_20=1e3 * low, ms_80=1e3 * high, GB_s=rate, share_of_copy=rate / copy,
                         speedup_over_eager=speedup, peak_MiB=memory, error=worst, copy_GB_s=copy)
@@ -248,6 +259,17 @@ def one_case(config, name, dtype, D, rows, device, copy):
             print(f"{name:14}{rows:8}{D:6} {dtype:9}{passes:9}{provider:9}{1e3 * median:9.3f}{1e3 * low:9.3f}{1e3 * high:9.3f}"
                   f"{rate:8.1f}{rate / copy:8.0%}{speedup:8.1f}{'-' if memory is None else f'{memory:.0f}':>8}", flush=True)
     return lines
+
+
+def timings(f, name, inputs, g, rounds, device):
+    """For forward, backward and both: (name, necessary bytes, quantiles of the seconds, peak MiB above the inputs or None)"""
+    taken = OPERATIONS[name]
+    out = f(*inputs)
+    work = {"forward": (taken + 1, lambda: f(*inputs)),  # necessary passes, and what is timed
+            "backward": (2 * taken + 1, lambda: torch.autograd.grad(out, inputs, g, retain_graph=True)),
+            "both": (3 * taken + 2, lambda: torch.autograd.grad(f(*inputs), inputs, g))}
+    for passes, (count, call) in work.items():
+        yield passes, count * inputs[0].nbytes, quantiles(call, rounds, device), peak_memory(call, device)
 
 
 def hardware(device):

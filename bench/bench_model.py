@@ -38,12 +38,16 @@ from training.optimizer import make_optimizers  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
 from training.machine import pick_device, pick_dtype  # noqa: E402
 
-SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size
-    "small": (4, 4, 128, 128, 24),  # 3,072 tokens a step
-    "large": (6, 6, 384, 256, 12),  # 3,072 tokens a step
+SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size, vocab_size
+    "toy": (1, 2, 16, 2, 1, 65),  # to try the script
+    "small": (4, 4, 128, 128, 24, 65),  # 3,072 tokens a step
+    "large": (6, 6, 384, 256, 12, 65),  # 3,072 tokens a step
+    "124M": (12, 12, 768, 1024, 32, 50304),  # GPT-2 small; for a GPU
+    "350M": (24, 16, 1024, 1024, 16, 50304),  # GPT-2 medium; for a GPU
 }
 ARMS = {
     "baseline": ("baseline", {}),
+    "smear": ("baseline", dict(token_shift="smear")),
     "flat": ("baseline", dict(token_shift="difference")),
     "mixed, c per head": ("mixed", {}),
     "mixed, one c a block": ("mixed", dict(per_head_curvature=False)),
@@ -53,7 +57,7 @@ ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, 
 
 @dataclass
 class BenchConfig:
-    shape: Literal["small", "large", "both"] = "both"  # 4 x 128, T = 128 | 6 x 384, T = 256
+    shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large: 6 x 384 | 124M, 350M: GPT-2's | both: the first two
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -78,18 +82,26 @@ def autocast_in(dtype, device):
     return lambda: torch.autocast(torch.device(device).type, dtype=getattr(torch, dtype))
 
 
-def make_step(arm, shape, compiled, device, dtype):
-    """A function that makes one training step (without float16's GradScaler), and the model."""
-    autocast = autocast_in(dtype, device)
-    n_layer, n_head, n_embd, block_size, batch_size = SHAPES[shape]
+def make_model(arm, shape, device, n_layer=None):
+    """An arm's model, and a batch. n_layer: in place of the shape's. The same seed for all."""
+    layers, n_head, n_embd, block_size, batch_size, vocab_size = SHAPES[shape]
     name, options = {**ARMS, **ON_KERNELS}[arm]
     torch.manual_seed(0)
-    model = models.build(name, models.CONFIGS[name](vocab_size=65, block_size=block_size, n_layer=n_layer, n_head=n_head,
-                                                    n_embd=n_embd, **options)).to(device).train()
-    x, y = (torch.randint(65, (batch_size, block_size), device=device) for _ in range(2))
+    model = models.build(name, models.CONFIGS[name](vocab_size=vocab_size, block_size=block_size, n_layer=n_layer or layers,
+                                                    n_head=n_head, n_embd=n_embd, **options)).to(device).train()
+    torch.manual_seed(1)
+    return model, *(torch.randint(vocab_size, (batch_size, block_size), device=device) for _ in range(2))
+
+
+def make_step(arm, shape, compiled, device, dtype, checked=True, **compile_options):
+    """A function that makes one training step (without float16's GradScaler) and returns its loss; and the model. checked: is
+    a compiled model, or one on the kernels, first compared with PyTorch's in float32? (That takes as much memory as both.)"""
+    autocast = autocast_in(dtype, device)
+    model, x, y = make_model(arm, shape, device)
+    name, options = {**ARMS, **ON_KERNELS}[arm]
     optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
-    step_model = compile_parts(model) if compiled else model
-    if compiled or "ops" in options:
+    step_model = compile_parts(model, **compile_options) if compiled else model
+    if checked and (compiled or "ops" in options):
         plain = model
         if "ops" in options:  # the kernels against PyTorch
             plain = models.build(name, dataclasses.replace(model.config, ops="torch")).to(device)
@@ -104,8 +116,19 @@ def make_step(arm, shape, compiled, device, dtype):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        synchronize(device)
+        return loss.detach()
     return step, model
+
+
+def compile_only(arm, shape, device, dtype, **options):
+    """Compiles an arm's code into torch's caches on disk: forward and backward of its embedding and two of its blocks (blocks are
+    alike) and, for the baseline, of the head, which all arms share. options: torch.compile's."""
+    model, x, y = make_model(arm, shape, device, n_layer=2)
+    fast = compile_parts(model, **options)
+    with autocast_in(dtype, device)():
+        loss = fast(x, y)[1] if arm == "baseline" else fast.trunk(x).float().sum()
+    loss.backward()
+    synchronize(device)
 
 
 def check(step_model, model, plain, x, y):
@@ -125,13 +148,14 @@ def synchronize(device):
         (torch.cuda if device.startswith("cuda") else torch.mps).synchronize()
 
 
-def interleaved(steps, rounds):
+def interleaved(steps, rounds, device):
     """name -> list of seconds, taken in turns."""
     times = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
+            synchronize(device)
             times[name].append(time.perf_counter() - began)
     return times
 
@@ -177,11 +201,12 @@ def report(shape, compiled, config, device, dtype):
         began = time.perf_counter()
         step, _ = make_step(arm, shape, compiled, device, dtype)
         step(), step()
+        synchronize(device)
         compile_seconds[arm] = time.perf_counter() - began
         steps[arm] = step
-    times = interleaved(steps, config.rounds)
+    times = interleaved(steps, config.rounds, device)
     memory = {arm: memory_in_own_process(arm, shape, compiled, config) if config.memory else None for arm in steps}
-    n_layer, _, n_embd, block_size, batch_size = SHAPES[shape]
+    n_layer, _, n_embd, block_size, batch_size, _ = SHAPES[shape]
     print(f"\n{n_layer} x {n_embd}, T = {block_size}, batch {batch_size}, {'compiled' if compiled else 'eager'}, "
           f"{config.threads} threads, {device}, {dtype}, {config.rounds} rounds")
     print(f"  {'':29}{'ms a step':>10}{'ratio':>8}{'MiB':>8}{'ratio':>8}{'first 2 steps, s':>18}")
@@ -214,12 +239,12 @@ def against_nanogpt(folder, rounds, device, dtype):
     spec = importlib.util.spec_from_file_location("nanogpt_model", os.path.join(folder, "model.py"))
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
-    n_layer, n_head, n_embd, block_size, batch_size = SHAPES["large"]
-    model = theirs.GPT(theirs.GPTConfig(block_size=block_size, vocab_size=65, n_layer=n_layer, n_head=n_head,
+    n_layer, n_head, n_embd, block_size, batch_size, vocab_size = SHAPES["large"]
+    model = theirs.GPT(theirs.GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head,
                                         n_embd=n_embd, dropout=0.0, bias=False)).to(device)
     kind = torch.device(device).type
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), kind)
-    x, y = (torch.randint(65, (batch_size, block_size), device=device) for _ in range(2))
+    x, y = (torch.randint(vocab_size, (batch_size, block_size), device=device) for _ in range(2))
     autocast = autocast_in(dtype if kind == "cuda" else "float32", device)
 
     def their_step(step_model):
@@ -230,7 +255,6 @@ def against_nanogpt(folder, rounds, device, dtype):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            synchronize(device)
         return step
     steps = {"nanoGPT, compile=False (as its README says for a CPU)": their_step(model),
              "nanoGPT, compile=True (its default)": their_step(torch.compile(model)),
@@ -238,7 +262,7 @@ def against_nanogpt(folder, rounds, device, dtype):
              f"ours, {dtype}, compile=True": make_step("baseline", "large", True, device, dtype)[0]}
     for step in steps.values():
         step(), step()
-    times = interleaved(steps, rounds)
+    times = interleaved(steps, rounds, device)
     first = next(iter(times.values()))
     for name, taken in times.items():
         print(f"  {name:55}{1000 * statistics.median(taken):10.1f} ms, ratio "

@@ -7,6 +7,7 @@ bench/roofline.md.
 No GPU was used. The model: a kernel that does no matrix product takes bytes/bandwidth + launch time; a matrix product takes
 flops/(peak * utilisation). Assumptions are constants below and are printed in the result.
 """
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -74,27 +75,38 @@ class RooflineConfig:
     out: str = os.path.join(os.path.dirname(os.path.abspath(__file__)), "roofline.md")  # where to write
 
 
-def baseline_seconds(shape, gpu):
+def baseline_seconds(shape, gpu, tokens=TOKENS):
     """A training step of the Euclidean model: matrix products, and row passes of its sub-layers."""
     n_layer, _, C = SHAPES[shape]
     peak, bandwidth = GPUS[gpu]
     parameters = 12 * n_layer * C * C + VOCABULARY * C
-    flops = TOKENS * (6 * parameters + 12 * n_layer * C * T)
-    other = 2 * n_layer * TOKENS * C * (EUCLIDEAN * BYTES + 16 * 2)  # and GELU and the layers' own traffic in 16 bits
+    flops = tokens * (6 * parameters + 12 * n_layer * C * T)
+    other = 2 * n_layer * tokens * C * (EUCLIDEAN * BYTES + 16 * 2)  # and GELU and the layers' own traffic in 16 bits
     return flops / (peak * 1e12 * UTILISATION) + other / (bandwidth * 1e12 * BANDWIDTH)
 
 
-def added_seconds(shape, gpu, passes, kernels):
+def added_seconds(shape, gpu, passes, kernels, tokens=TOKENS):
     """What the geometry adds: its row passes beyond the Euclidean ones."""
     n_layer, _, C = SHAPES[shape]
-    return 2 * n_layer * (passes * TOKENS * C * BYTES / (GPUS[gpu][1] * 1e12 * BANDWIDTH) + kernels * LAUNCH)
+    return 2 * n_layer * (passes * tokens * C * BYTES / (GPUS[gpu][1] * 1e12 * BANDWIDTH) + kernels * LAUNCH)
+
+
+@functools.cache
+def added_passes():
+    """name -> (row passes, kernels) beyond the Euclidean sub-layer's, whose LayerNorm eager mode keeps"""
+    eager, operations = counted_eager_passes()
+    return {"eager": (eager - 3, operations - 1), "compiled": (COMPILED - EUCLIDEAN, COMPILED_KERNELS),
+            "fused": (FUSED - EUCLIDEAN, FUSED_KERNELS)}
+
+
+def ratios(shape, gpu, tokens=TOKENS):
+    """name -> predicted step time of the mixed model relative to the Euclidean one's"""
+    base = baseline_seconds(shape, gpu, tokens)
+    return {name: 1 + added_seconds(shape, gpu, *added, tokens) / base for name, added in added_passes().items()}
 
 
 def text():
-    eager, operations = counted_eager_passes()
-    added = {  # name -> (row passes, kernels) beyond the Euclidean sub-layer's, whose LayerNorm eager mode keeps
-        "eager": (eager - 3, operations - 1), "compiled": (COMPILED - EUCLIDEAN, COMPILED_KERNELS),
-        "fused": (FUSED - EUCLIDEAN, FUSED_KERNELS)}
+    added = added_passes()
     lines = [
         "# Predicted cost of the geometry on GPUs", "",
         "**A prediction, not a measurement**: no GPU was at hand. Made by `python bench/roofline.py`; its constants are the",
@@ -116,9 +128,8 @@ def text():
         "| model | GPU | eager | compiled | fused | the published predecessor, as reported |", "|---|---|---|---|---|---|"]
     for shape in SHAPES:
         for gpu in GPUS:
-            base = baseline_seconds(shape, gpu)
-            ratios = [1 + added_seconds(shape, gpu, *added[name]) / base for name in ("eager", "compiled", "fused")]
-            lines.append(f"| {shape} | {gpu} | " + " | ".join(f"{r:.2f}" for r in ratios) + f" | {PREDECESSOR[shape]:.2f} |")
+            lines.append(f"| {shape} | {gpu} | " + " | ".join(f"{r:.2f}" for r in ratios(shape, gpu).values()) +
+                         f" | {PREDECESSOR[shape]:.2f} |")
     lines += ["", "What would make it wrong: utilisation other than assumed (the ratio scales with it), caches that keep rows between",
               "kernels (less traffic than counted), kernels limited by registers or latency rather than bandwidth (short rows)."]
     return "\n".join(lines) + "\n"

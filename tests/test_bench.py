@@ -55,7 +55,8 @@ def test_every_provider_of_bench_kernels_passes_its_check(c):
     for name in bench_kernels.OPERATIONS:
         inputs, g = bench_kernels.make_inputs(name, 24, 8, torch.float32, c, "cpu")
         for provider, get in found.items():
-            assert max(bench_kernels.errors_of(get(name), name, inputs, g)) < 1e-5, (name, provider)
-    wrong = bench_kernels.errors_of(lambda *rows: 1.01 * kernels.expmap(*rows), "expmap", *bench_kernels.make_inputs(
-        "expmap", 24, 8, torch.float32, c, "cpu"))
+            errors = bench_kernels.errors_of(get(name), bench_kernels.in_pytorch(name), inputs, g, bench_kernels.OPERATIONS[name])
+            assert max(errors) < 1e-5, (name, provider)
+    wrong = bench_kernels.errors_of(lambda *rows: 1.01 * kernels.expmap(*rows), bench_kernels.in_pytorch("expmap"),
+                                    *bench_kernels.make_inputs("expmap", 24, 8, torch.float32, c, "cpu"), 2)
     assert max(wrong) > 1e-3

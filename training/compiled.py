@@ -4,6 +4,7 @@ torch.compile, a part at a time: what comes before the blocks, a block, what com
 run between the blocks, parallel.py compiles the blocks alone.)
 """
 import copy
+import types
 
 import torch
 from torch._functorch import config as functorch
@@ -16,9 +17,20 @@ def compile_parts(model, **options):
     forward pass (telemetry, diagnose.py) finds plain modules. No part may break the graph. options: torch.compile's."""
     set_options()
     fast = copy.copy(model)
-    for name in PARTS:  # isolated: several models in a process (a benchmark) would share one limit of recompilations
-        setattr(fast, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False, isolate_recompiles=True, **options))
+    for name in PARTS:
+        setattr(fast, name, torch.compile(_isolated(getattr(model, name)), fullgraph=True, dynamic=False, **options))
     return fast
+
+
+def _isolated(function):
+    """The same function with a code object of its own. Dynamo counts recompilations for each code object: several models in a
+    process (a benchmark) would share one limit. (torch 2.13 has an option for that, isolate_recompiles; 2.11 has not.)"""
+    if isinstance(function, types.MethodType):
+        return types.MethodType(_isolated(function.__func__), function.__self__)
+    again = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__,
+                               function.__closure__)
+    again.__kwdefaults__ = function.__kwdefaults__
+    return again
 
 
 def set_options():
