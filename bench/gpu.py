@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import configurator  # noqa: E402
-from errors import UserError, exit_cleanly  # noqa: E402
+from common.errors import UserError, exit_cleanly  # noqa: E402
 from gpu_parts import PARTS, Settings, module_of  # noqa: E402
 from gpu_parts.workers import command_of, one_line, run_jobs, serve  # noqa: E402
-from interrupts import Stop  # noqa: E402
+from common.interrupts import Stop  # noqa: E402
 
 ENDING = 6  # seconds kept for tables and plots
 
@@ -61,7 +61,7 @@ def pick(config):
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         return "cpu"
-    from train import pick_device
+    from training.machine import pick_device
     device = pick_device("cuda" if config.device == "auto" else config.device)
     if not device.startswith("cuda"):
         raise UserError(f"device = {config.device!r}: this script measures CUDA GPUs")
@@ -122,7 +122,7 @@ def replot(folder):
     from gpu_parts import plots
     from gpu_parts.report import markdown
     from gpu_parts.results import read
-    from whole_files import write_file
+    from common.whole_files import write_file
     paths = sorted(glob.glob(os.path.join(folder, "*.json")))
     if not paths:
         raise UserError(f"{folder} has no JSON file of this script")

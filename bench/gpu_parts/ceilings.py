@@ -8,7 +8,7 @@ import torch
 import bench_kernels
 from bench_model import synchronize
 from gpu_parts import Job
-from run_directory import environment
+from training.run_directory import environment
 
 WATCHED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "power.limit")
 

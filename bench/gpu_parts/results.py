@@ -4,10 +4,10 @@ import os
 import re
 import time
 
-from errors import UserError
+from common.errors import UserError
 from gpu_parts import PARTS
 from gpu_parts.report import markdown
-from whole_files import write_file, write_json
+from common.whole_files import write_file, write_json
 
 MADE_BY = "bench/gpu.py"
 
