@@ -18,15 +18,17 @@ The other weights were trained with the curvature they had, so a change that hur
 c, not that a model trained without it would be worse. That takes other arms: the flat control, and curvature_lr_mult =
 0, which trains with c frozen at exactly this start.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import sys
 
 from analysis.ablation import ablate
 from common import paths
 from common.errors import exit_cleanly
-from configurator import Parser, whole_number
 from common.intervals import interval_text
+from configurator import Parser, whole_number
 
 
 def report(result):

@@ -16,7 +16,9 @@ the number of groups is chosen (16 to 64).
 In the folder --out: report.md (tables and plots), metrics.json (every number with its interval), plots as PNG and SVG.
 A folder that holds an earlier analysis is replaced; one that holds anything else is refused.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import os
 import sys
@@ -27,25 +29,21 @@ from typing import Literal, NamedTuple
 # numpy's matrices here are many and small: two threads on two busy cores took 20 times as long as one
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported
 
-import numpy as np  # noqa: E402
-import scipy  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import scipy
+import torch
 
-from analysis import report  # noqa: E402
-from training import checkpoint  # noqa: E402
-import configurator  # noqa: E402
-from analysis import hidden_states  # noqa: E402
-from analysis import hyperbolicity  # noqa: E402
-from analysis import isotropy  # noqa: E402
-from common import locks  # noqa: E402
-import models  # noqa: E402
-from common import paths  # noqa: E402
-from configurator import Path  # noqa: E402
-from training.dataloader import Loader, load_meta  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from analysis.group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of  # noqa: E402
-from training.run_directory import environment  # noqa: E402
-from training.machine import pick_device  # noqa: E402
+import configurator
+import models
+from analysis import hidden_states, hyperbolicity, isotropy, report
+from analysis.group_bootstrap import GroupMeans, draw_weights, group_of, interval, sequences_of
+from common import locks, paths
+from common.errors import UserError, exit_cleanly
+from configurator import Path
+from training import checkpoint
+from training.dataloader import Loader, load_meta
+from training.machine import pick_device
+from training.run_directory import environment
 
 KEPT_TOKENS = 4096  # for what needs the vectors themselves: pairs, partition function, delta, the picture
 MIN_SEQUENCES = 16  # fewer give no interval worth the name

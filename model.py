@@ -1,7 +1,7 @@
 """
 The mixed-curvature GPT: the baseline with its residual stream moved through a space of constant curvature.
 
-One sub-layer (attention, then MLP), with F the baseline's own layer and c the block's curvature (geometry.py):
+One sub-layer (attention, then MLP), with F the baseline's own layer and c the block's curvature (geometry/):
 
     r_t = reference(x)              a point built from earlier tokens: x_{t-1}, the origin, or a midpoint of them
     u_t = log_{r_t}(x_t)            tangent vector at the reference
@@ -39,7 +39,6 @@ import model_baseline
 from common.errors import UserError
 from model_baseline import GPTConfig, append, previous_token
 
-
 LIMITS = ("limit", "entry_limit")  # methods of a block whose results are kept where c is fixed
 
 
@@ -57,9 +56,9 @@ class MixedConfig(GPTConfig):
     reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
     reference_decay: float | None = None  # reference 'ema' only: weight decay**k of the token k + 1 back (None: 0.5)
     residual: Literal["origin", "transport", "reference"] = "origin"  # how the update is added, see model.py
-    ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry.py) or in Triton kernels (kernels/; a GPU)
-    row_scalars: Literal["auto", "float64", "float32"] = "auto"  # what geometry.py sums dot products in. auto: float64, but
-        # not on mps and on GPUs whose float64 is slow; float32: compensated (geometry_float32.py, docs/float64.md)
+    ops: Literal["torch", "triton"] = "torch"  # geometry in PyTorch (geometry/) or in Triton kernels (kernels/; a GPU)
+    row_scalars: Literal["auto", "float64", "float32"] = "auto"  # what geometry/ sums dot products in. auto: float64, but
+        # not on mps and on GPUs whose float64 is slow; float32: compensated (geometry/float32.py, docs/float64.md)
 
     def __post_init__(self):
         super().__post_init__()

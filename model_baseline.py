@@ -20,8 +20,8 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from configurator import derived
 from common.errors import UserError
+from configurator import derived
 
 
 @dataclass
@@ -93,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         if 1 < T < T_all:  # several new tokens after cached ones
             mask = torch.ones(T, T_all, dtype=torch.bool, device=q.device).tril(T_all - T)
         return F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
-                                              is_causal=T == T_all)
+                                              is_causal=T_all == T)
 
 
 class MLP(nn.Module):
@@ -143,7 +143,7 @@ class Block(nn.Module):
         return ("attn", self.ln_1, self.attn), ("mlp", self.ln_2, self.mlp)
 
     def forward(self, x, state=None):
-        for name, norm, layer in self.sublayers():
+        for _, norm, layer in self.sublayers():
             x = x + layer(norm(x), state)
         return x
 
@@ -285,7 +285,7 @@ class GPT(nn.Module):
         """idx, targets: (B, T) int64. With targets: logits (B, T, V), detached, and the mean cross-entropy in nats (targets of -1 are
         left out). Without: logits of the last position (B, 1, V) and None. cache: tokens read so far (generation)."""
         T = idx.size(1) + (cache.length if cache else 0)
-        if T > self.config.block_size:
+        if self.config.block_size < T:
             raise ValueError(f"a sequence of {T} tokens does not fit block_size = {self.config.block_size}")
         return self.head(self.trunk(idx, cache), targets)
 

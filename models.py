@@ -14,6 +14,7 @@ MODELS = {  # name -> (config dataclass, module class)
     "controls": (model_controls.ControlsConfig, model_controls.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
+ADDED_SINCE = {"row_scalars": "auto"}  # keys that runs of earlier versions do not have -> what those did
 
 
 def build(name, config, device_type=None):
@@ -37,7 +38,7 @@ def config_from_dict(name, values):
     """The config dataclass of a model from a dict that may hold other keys too (a run's config.json)."""
     if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
-    schema = CONFIGS[name]
+    schema, values = CONFIGS[name], {**ADDED_SINCE, **values}
     missing = [k for k in schema.__dataclass_fields__ if k not in values]
     if missing:
         raise UserError(f"the configuration of this {name} model lacks {missing[0]!r}")

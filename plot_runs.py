@@ -5,7 +5,9 @@ Validation losses of runs: a table on the terminal and a plot of the curves.
 
 A run can be plotted as soon as it has been evaluated once: while it runs, after a kill, stopped, diverged or finished.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import json
 import math
@@ -15,14 +17,25 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 
-from training import checkpoint
 from common import locks, paths
-from training.run_directory import LOCK, read_metrics
-from configurator import Parser
 from common.errors import UserError, exit_cleanly
-from common.plot_style import (SETTINGS, STYLES, image, label, legend, loss_frame, mark_above, peaks_above,  # noqa: F401
-                        said_of_frame, style, token_ticks)
+from common.plot_style import (  # noqa: F401
+    SETTINGS,
+    STYLES,
+    image,
+    label,
+    legend,
+    loss_frame,
+    mark_above,
+    peaks_above,
+    said_of_frame,
+    style,
+    token_ticks,
+)
 from common.whole_files import write_file
+from configurator import Parser
+from training import checkpoint
+from training.run_directory import LOCK, read_metrics
 
 SUMMARY = ("model", "parameters", "tokens", "train_seconds", "val_loss", "best_val_loss", "status")
 POINT = ("tokens", "train_seconds", "val_loss")  # what the plot needs of an evaluation's line
@@ -33,7 +46,8 @@ def summary_so_far(out_dir, config, records, evaluations, parameters=None):
     last = records[-1] if records else {"tokens": 0, "train_seconds": 0.0}
     return {"model": config.get("model"), "parameters": parameters,
             "tokens": last["tokens"], "train_seconds": last["train_seconds"],
-            "val_loss": evaluations[-1]["val_loss"] if evaluations else None, "best_val_loss": min((r["val_loss"] for r in evaluations), default=None),
+            "val_loss": evaluations[-1]["val_loss"] if evaluations else None,
+            "best_val_loss": min((r["val_loss"] for r in evaluations), default=None),
             "status": "running" if locks.is_held(os.path.join(out_dir, LOCK)) else "killed"}
 
 

@@ -8,7 +8,9 @@ Each token is read once (a key/value cache, and for the mixed model the rows tha
 the text fits block_size; beyond that the last block_size tokens are read anew for each one, because positions are
 absolute.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import codecs
 import sys
@@ -17,12 +19,12 @@ from typing import Literal
 
 import torch
 
-from training import checkpoint
 import configurator
 from common import paths
-from configurator import Path
 from common.errors import UserError, exit_cleanly
+from configurator import Path
 from data.tokenizer import load_tokenizer
+from training import checkpoint
 from training.machine import pick_device
 
 

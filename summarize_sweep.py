@@ -8,7 +8,8 @@ Per arm: the validation loss at its own best learning rate with a 95% interval o
 baseline, to the flat control and, of mixed arms, to the best control; wins at every learning rate; the loss at equal steps,
 tokens and training seconds; parameters, FLOPs a token; steps, tokens and seconds to a target loss; the share of diverged
 runs; for mixed arms what their curvature does. What is read: experiments/results.py; the statistics and why they are these:
-experiments/statistics.py; how arms are compared: experiments/comparison.py; the tables: experiments/report.py; the plots: experiments/plots.py; the curvature: analysis/ablation.py.
+experiments/statistics.py; how arms are compared: experiments/comparison.py; the tables: experiments/report.py; the plots:
+experiments/plots.py; the curvature: analysis/ablation.py.
 
 The terminal gets the headline, the main table and what is missing. Written to <sweep>/summary: summary.md and report.html
 (tables, plots and how to read them; the second is one file), summary.csv (a line an arm), summary.json (everything) and
@@ -16,7 +17,9 @@ the plots as .png and .svg. A sweep that is still running can be summarised; the
 with target_val_loss is about time: its runs stop at the target, so everything that is said of losses above is said of
 the steps to the target, learning rates included, and the headline also of the seconds.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import argparse
 import math

@@ -45,7 +45,9 @@ Exit status: 0 every run finished or diverged, or a signal stopped the sweep; 1 
 command of `after` failed; 2 bad input, of which most is found before anything starts, or runs.csv cannot be written
 (a full disk): what is running is saved first, and the same command goes on.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import os
 import shlex
@@ -53,8 +55,10 @@ import shutil
 import sys
 
 from common import paths
-from configurator import Parser
 from common.errors import UserError, exit_cleanly
+from common.interrupts import Stop
+from common.whole_files import write_json
+from configurator import Parser
 from experiments import sweep_file
 from experiments.after import run_after
 from experiments.folder import check_corpus, check_folder
@@ -63,8 +67,6 @@ from experiments.launchers import run_local, run_submitit, threads_of_a_run
 from experiments.rows import Rows
 from experiments.runs import description, make_runs, short, sweep_name
 from experiments.terminal import Table
-from common.interrupts import Stop
-from common.whole_files import write_json
 
 
 def parse(argv):

@@ -19,7 +19,9 @@ Exit status: 0 finished, or stopped by a signal and resumable; 2 bad input; 3 di
 Micro-batch k of a run is a function of the data, the seed and k, and so are the random numbers drawn in it (dropout): a
 resumed run is the run that was never stopped, bit for bit on the CPU, and W processes train as one.
 """
-from common import startup  # first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import contextlib
 import math
@@ -94,7 +96,8 @@ def train(config, model_config, parallel, argv):
     run.attach(optimizers)
     run.begin(" ".join(["python train.py", *argv]), facts)
     if parallel.main:
-        introduce(run, model_config, deal, meta, f"{device_type}{parallel.describe()}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
+        introduce(run, model_config, deal, meta,
+                  f"{device_type}{parallel.describe()}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
     speak_as(parallel.rank, parallel.world)
     run.finish_last_save()
 
@@ -111,7 +114,7 @@ def train(config, model_config, parallel, argv):
                 losses = evaluate(eval_model, loaders, config.eval_iters, autocast, parallel)
                 for split, loss in losses.items():
                     if not math.isfinite(loss):
-                        batches = lambda: loaders[split].eval_batches(config.eval_iters)  # noqa: B023, E731
+                        batches = lambda: loaders[split].eval_batches(config.eval_iters)
                         run.diverged(step, f": the {split} loss is {loss} in the evaluation; the first NaN or Inf is in",
                                      run.finder(new_model, batches, autocast, in_training=False), losses={})
                 improved = run.evaluated(step, losses, geometry_stats(model, loaders["val"], compiled))
@@ -153,7 +156,7 @@ def train(config, model_config, parallel, argv):
                 bad = guard.bad_step(step, value, usable)
                 if bad is not None:  # before the weights are touched: ckpt/last and the weights in memory are still good
                     run.diverged(bad, f" (lr {lr_at(bad, config):.3g}): the first NaN or Inf is in", run.finder(
-                        new_model, lambda: again(loaders["train"], deal.everyones(bad), config.seed), autocast, in_training=True))  # noqa: B023
+                        new_model, lambda: step_again(loaders["train"], deal.everyones(bad), config.seed), autocast, in_training=True))
 
             # the update; of all optimizers or none: each would skip for its own gradients only
             if usable:
@@ -176,8 +179,8 @@ def train(config, model_config, parallel, argv):
     if stopping and not last:
         run.stopped(step)
         command = f"torchrun --nproc-per-node={parallel.world}" if parallel.launched else "python"
-        same = [a for a in argv if not a.startswith(("--init_from=", "--overwrite="))]
-        lines = [f"{stop.signal or 'a signal'} at step {step}: saved. To go on: {command} train.py {shlex.join([*same, '--init_from=resume'])}"]
+        again = shlex.join([*(a for a in argv if not a.startswith(("--init_from=", "--overwrite="))), "--init_from=resume"])
+        lines = [f"{stop.signal or 'a signal'} at step {step}: saved. To go on: {command} train.py {again}"]
     else:
         run.finished(step)
         lines = results(run, step)
@@ -208,7 +211,7 @@ def geometry_stats(model, loader, compiled):
     return {f"geometry/{block}/{k}": v for block, values in stats.items() for k, v in values.items()}
 
 
-def again(loader, micro_batches, seed):
+def step_again(loader, micro_batches, seed):
     """The micro-batches of a step once more, with their random numbers."""
     for k in micro_batches:
         batch = loader.batch(k)

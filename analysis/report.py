@@ -16,17 +16,17 @@ import tempfile
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
 
-import geometry  # noqa: E402
-from common import paths  # noqa: E402
-from common.errors import UserError  # noqa: E402
-from analysis.isotropy import MIN_CONTEXTS  # noqa: E402
-from analysis.hyperbolicity import POINTS  # noqa: E402
-from common.plot_style import STYLES  # noqa: E402
-from common.whole_files import write_file  # noqa: E402
+import geometry
+from analysis.hyperbolicity import POINTS
+from analysis.isotropy import MIN_CONTEXTS
+from common import paths
+from common.errors import UserError
+from common.plot_style import STYLES
+from common.whole_files import write_file
 
 WRITTEN_BY = "analyze_representations.py"
 COLOURS, MARKERS = [colour for colour, _ in STYLES], "osD^v*X"

@@ -1,5 +1,5 @@
 """
-geometry.py against geoopt: expmap, logmap and mobius_add, forward and backward, in one run.
+geometry/ against geoopt: expmap, logmap and mobius_add, forward and backward, in one run.
 
     python bench/bench_geometry.py                   12,288 x 384 float32
     python bench/bench_geometry.py --rows=4096 --dim=128 --threads=2
@@ -15,13 +15,15 @@ import time
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import torch  # noqa: E402
+# isort: split
 
-import configurator  # noqa: E402
-import geometry  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
+import torch
+
+import configurator
+import geometry
+from common.errors import UserError, exit_cleanly
 
 
 @dataclass

@@ -6,7 +6,7 @@ Speed of the geometry against memory bandwidth: mobius_add, expmap, add_exp_0, a
     python bench/bench_kernels.py --rows='[65536]' --D='[384]' --ops='["logmap"]'
     python bench/bench_kernels.py --c=head --D='[64]'                    one c per head (12 heads)
 
-Correctness comes first: each provider's output and gradients against float64 (geometry.py), and a wrong one is not timed. Then the
+Correctness comes first: each provider's output and gradients against float64 (geometry/), and a wrong one is not timed. Then the
 time (median, 20th and 80th percentile), the bandwidth of the *necessary* bytes (each input read once, each output written once:
 for most maps 3 rows forward, 5 backward, 8 for both), its share of what a plain copy reaches in this run on this machine, the
 speed-up over eager and the peak memory above the inputs. A table, a CSV (--out) with hardware and versions, and a plot beside it.
@@ -25,17 +25,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+# isort: split
 
-import configurator  # noqa: E402
-import geometry  # noqa: E402
-from bench_model import _status_kib  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from training.machine import pick_device  # noqa: E402
+import numpy as np
+import torch
+from bench_model import _status_kib
+from torch.nn import functional as F
+
+import configurator
+import geometry
+from common.errors import UserError, exit_cleanly
+from training.machine import pick_device
 
 # map -> rows that it takes. Necessary passes: forward reads them and writes one; backward reads them and the cotangent, and
 # writes a gradient for each
@@ -176,8 +178,8 @@ def too_long(name, x):
 def make_inputs(name, rows, D, dtype, c, device):
     """The rows (points in the ball, the last a tangent vector too), c, LayerNorm's weight where there is one; and a cotangent"""
     rng = torch.Generator(device).manual_seed(0)
-    draw = lambda *size: torch.randn(*size, generator=rng, device=device)  # noqa: E731
-    share = lambda *size: torch.rand(*size, generator=rng, device=device)  # noqa: E731
+    draw = lambda *size: torch.randn(*size, generator=rng, device=device)
+    share = lambda *size: torch.rand(*size, generator=rng, device=device)
     lead = (rows // HEADS, HEADS) if c == "head" else (rows,)
     shape = {"one": (), "head": (HEADS, 1), "row": (rows, 1)}[c]
     if name == "log_layernorm":  # (B, T, heads, head size)

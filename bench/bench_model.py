@@ -26,17 +26,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import torch  # noqa: E402
+# isort: split
 
-import configurator  # noqa: E402
-import models  # noqa: E402
-from training.compiled import compile_parts  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from training.optimizer import make_optimizers  # noqa: E402
-from training.config import TrainConfig  # noqa: E402
-from training.machine import pick_device, pick_dtype  # noqa: E402
+import torch
+
+import configurator
+import models
+from common.errors import UserError, exit_cleanly
+from training.compiled import compile_parts
+from training.config import TrainConfig
+from training.machine import pick_device, pick_dtype
+from training.optimizer import make_optimizers
 
 SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size, vocab_size
     "toy": (1, 2, 16, 2, 1, 65),  # to try the script

@@ -24,15 +24,17 @@ import time
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import configurator  # noqa: E402
-from configurator import Path  # noqa: E402
-from data import shards  # noqa: E402
-from data.fineweb import prepare  # noqa: E402
-from data.shakespeare_text import get_text  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from data.tokenizer import gpt2_encoding  # noqa: E402
+# isort: split
+
+import configurator
+from common.errors import UserError, exit_cleanly
+from configurator import Path
+from data import shards
+from data.fineweb import prepare
+from data.shakespeare_text import get_text
+from data.tokenizer import gpt2_encoding
 
 
 @dataclass

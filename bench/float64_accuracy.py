@@ -1,5 +1,5 @@
 """
-Accuracy of the forms of geometry.py for float32 rows: row scalars in float64, in float32 with compensation, in float32 without.
+Accuracy of the forms of geometry/ for float32 rows: row scalars in float64, in float32 with compensation, in float32 without.
 
     python bench/float64_accuracy.py
     git show 8e080af:geometry.py > /tmp/old.py && python bench/float64_accuracy.py --plain=/tmp/old.py
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
-import oracle  # noqa: E402
-import test_geometry  # noqa: E402
-import torch  # noqa: E402
+import oracle
+import test_geometry
+import torch
 
-import configurator  # noqa: E402
-import geometry  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
+import configurator
+import geometry
+from common.errors import UserError, exit_cleanly
 
 CASES = {  # name -> (map, opposite points?)
     "expmap": ("expmap", False), "logmap": ("logmap", False), "logmap, opposite": ("logmap", True),

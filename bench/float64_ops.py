@@ -31,19 +31,19 @@ from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import torch  # noqa: E402
-from torch._dynamo.backends.common import aot_autograd  # noqa: E402
-from torch._functorch.aot_autograd import make_boxed_func  # noqa: E402
-from torch._functorch.partitioners import min_cut_rematerialization_partition  # noqa: E402
-from torch._inductor.decomposition import select_decomp_table  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-import configurator  # noqa: E402
-import models  # noqa: E402
-from training.compiled import compile_parts  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
+import configurator
+import models
+from common.errors import UserError, exit_cleanly
+from training.compiled import compile_parts
 
 SHAPES = {  # n_layer, n_head, n_embd, block_size, vocab_size
     "small": (4, 4, 128, 128, 65), "large": (6, 6, 384, 256, 65), "gpt2": (12, 12, 768, 1024, 50304)}

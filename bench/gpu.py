@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import configurator  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from gpu_parts import PARTS, Settings, module_of  # noqa: E402
-from gpu_parts.workers import command_of, one_line, run_jobs, serve  # noqa: E402
-from common.interrupts import Stop  # noqa: E402
+import configurator
+from common.errors import UserError, exit_cleanly
+from common.interrupts import Stop
+from gpu_parts import PARTS, Settings, module_of
+from gpu_parts.workers import command_of, one_line, run_jobs, serve
 
 ENDING = 6  # seconds kept for tables and plots
 
@@ -119,10 +119,10 @@ def run_part(settings, results, stop):
 
 
 def replot(folder):
+    from common.whole_files import write_file
     from gpu_parts import plots
     from gpu_parts.report import markdown
     from gpu_parts.results import read
-    from common.whole_files import write_file
     paths = sorted(glob.glob(os.path.join(folder, "*.json")))
     if not paths:
         raise UserError(f"{folder} has no JSON file of this script")

@@ -20,14 +20,16 @@ import tempfile
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import torch  # noqa: E402
+# isort: split
 
-import configurator  # noqa: E402
-from common import paths  # noqa: E402
-from configurator import Path  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
+import torch
+
+import configurator
+from common import paths
+from common.errors import UserError, exit_cleanly
+from configurator import Path
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WIDTHS = (32, 64, 128, 384, 768, 1024, 2048, 4096)
@@ -130,7 +132,7 @@ def compile_case(function, signature, constants, options, arch, D):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    signature = {**signature, **{name: "constexpr" for name in constants}}
+    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
     names = function.arg_names
     columns, strides = aligned(D)
     divisible = [n for n, kind in signature.items() if kind.startswith("*") or columns and n in ("D", "HS")
@@ -151,7 +153,7 @@ def read_cubin(cubin):
                                check=True).stdout
         sass = subprocess.run([os.path.join(tools, "cuobjdump"), "-sass", f.name], capture_output=True, text=True, check=True).stdout
     operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", sass, re.M)
-    wide = lambda prefix: sum(o.startswith(prefix) and ".128" in o for o in operations)  # noqa: E731
+    wide = lambda prefix: sum(o.startswith(prefix) and ".128" in o for o in operations)
     return {"registers": int(re.search(r"REG:(\d+)", usage).group(1)), "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
             "atomics": sum(o.startswith(("ATOM", "RED")) for o in operations),
             "local": sum(o.startswith(("LDL", "STL")) for o in operations),

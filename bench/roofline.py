@@ -13,10 +13,12 @@ import sys
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import configurator  # noqa: E402
-from common.errors import exit_cleanly  # noqa: E402
+# isort: split
+
+import configurator
+from common.errors import exit_cleanly
 
 GPUS = {  # dense bf16 TFLOP/s, HBM TB/s: NVIDIA datasheets, SXM parts
     "A100 80GB": (312, 2.039), "H100": (989, 3.35), "H200": (989, 4.8)}

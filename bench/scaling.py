@@ -16,19 +16,21 @@ from dataclasses import dataclass
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import torch  # noqa: E402
+# isort: split
 
-import configurator  # noqa: E402
-import models  # noqa: E402
-from common import paths  # noqa: E402
-from training.config import TrainConfig  # noqa: E402
-from configurator import Path  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from training.optimizer import make_optimizers, parameter_groups  # noqa: E402
-from training.parallel import Parallel  # noqa: E402
-from common.whole_files import write_file  # noqa: E402
+import torch
+
+import configurator
+import models
+from common import paths
+from common.errors import UserError, exit_cleanly
+from common.whole_files import write_file
+from configurator import Path
+from training.config import TrainConfig
+from training.optimizer import make_optimizers
+from training.parallel import Parallel
 
 SHAPES = {  # n_layer, n_head, n_embd
     "124M": (12, 12, 768), "350M": (24, 16, 1024), "774M": (36, 20, 1280), "1.6B": (48, 25, 1600), "2.7B": (32, 32, 2560),

@@ -12,8 +12,8 @@ import textwrap
 import matplotlib
 
 matplotlib.use("Agg")  # needs no display
-import numpy as np  # noqa: E402
-from matplotlib.ticker import EngFormatter  # noqa: E402
+import numpy as np
+from matplotlib.ticker import EngFormatter
 
 # Okabe and Ito's colours, which the colour-blind tell apart, with line styles for print
 STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", "-"), ("#56B4E9", "--")]

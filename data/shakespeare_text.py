@@ -13,11 +13,10 @@ import sys
 from typing import Literal
 
 import configurator
-from data import tokenizer
-from configurator import Path
-from data.sources import (FetchError, download, pip_wheel_member, preparing, read_input, sha256_of, tidy,
-                          write_dataset)
 from common.errors import UserError
+from configurator import Path
+from data import tokenizer
+from data.sources import FetchError, download, pip_wheel_member, preparing, read_input, sha256_of, tidy, write_dataset
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

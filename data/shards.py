@@ -26,9 +26,9 @@ import numpy as np
 import tqdm
 
 from common import whole_files
-from data.sources import sha256_of
-from data.shard_format import HEADER_WORDS, MAGIC, VERSION
 from common.errors import UserError
+from data.shard_format import HEADER_WORDS, MAGIC, VERSION
+from data.sources import sha256_of
 from data.tokenizer import GPT2_VOCAB_SIZE
 
 HEADER_BYTES = 4 * HEADER_WORDS

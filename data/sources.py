@@ -25,8 +25,7 @@ import zipfile
 import numpy as np
 import requests
 
-from common import locks
-from common import paths
+from common import locks, paths
 from common.errors import UserError
 from common.whole_files import is_temporary, remove, write_temporary
 

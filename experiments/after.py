@@ -6,9 +6,9 @@ import shlex
 import subprocess
 import sys
 
+from common.whole_files import write_json
 from experiments.runs import short
 from training.config import REPOSITORY
-from common.whole_files import write_json
 
 
 def run_after(commands, folder, runs, rows):

@@ -8,12 +8,11 @@ import sys
 
 from analysis import ablation
 from common.errors import UserError
+from common.intervals import mean_interval
 from experiments.plots import REFERENCES
 from experiments.report import p_text
 from experiments.results import BUDGETS, CONTROLS, best_of, read_curve, read_json, read_sweep
-from common.intervals import mean_interval
-from experiments.statistics import (candidates, choose_lr, holm, measuring_pair, paired_difference, place_in_grid,
-                                    value_at, wins)
+from experiments.statistics import candidates, choose_lr, holm, measuring_pair, paired_difference, place_in_grid, value_at, wins
 
 # what to do where no arm has a role that a comparison needs; {} is the sweep's file
 SET_ROLE = {

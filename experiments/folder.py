@@ -1,11 +1,11 @@
 """What is checked about a sweep's folder before anything starts."""
 import os
 
-from training import checkpoint
 from common import paths
-from training.dataloader import load_meta
 from common.errors import UserError
 from experiments.runs import resolve, short
+from training import checkpoint
+from training.dataloader import load_meta
 
 
 def check_folder(folder, given):

@@ -10,11 +10,11 @@ import sys
 import time
 
 from common import locks
+from common.whole_files import naming
 from experiments.rows import COLUMNS
 from experiments.runs import config_path, flags, short
 from training.config import REPOSITORY
 from training.run_directory import LOCK
-from common.whole_files import naming
 
 TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in REPOSITORY
 TRIES = 2  # a crashed run is started again once

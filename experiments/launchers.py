@@ -14,8 +14,8 @@ from common.errors import UserError
 from experiments.job import TRIES, Job, in_use, note, progress, row_of
 from experiments.rows import Rows
 from experiments.runs import short
-from training.config import REPOSITORY
 from experiments.sweep_file import SLURM
+from training.config import REPOSITORY
 
 POLL_SECONDS = 0.2
 

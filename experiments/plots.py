@@ -15,9 +15,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from common.plot_style import (LEAST, MOST_MARKS, SETTINGS, SQUEEZE, STYLES, image, label, legend, loss_frame, mark_above,
-                        peaks_above, reach, said_of_frame, spread, style, token_ticks)
 from common.intervals import mean_interval
+from common.plot_style import (
+    LEAST,
+    MOST_MARKS,
+    SETTINGS,
+    SQUEEZE,
+    STYLES,
+    image,
+    label,
+    legend,
+    loss_frame,
+    mark_above,
+    peaks_above,
+    reach,
+    said_of_frame,
+    spread,
+    style,
+    token_ticks,
+)
 
 # what arms are compared with: the arms of two roles, and (for mixed arms) the best of those without curvature
 REFERENCES = {"baseline": "baseline", "flat": "flat control", "best_control": "best control"}

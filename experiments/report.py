@@ -15,9 +15,9 @@ from base64 import b64encode
 
 import numpy as np
 
+from common.intervals import Estimate, interval_text, mean_interval
 from experiments.plots import REFERENCES
 from experiments.results import BUDGETS
-from common.intervals import Estimate, interval_text, mean_interval
 from experiments.statistics import censored_median
 
 WIDTH = 120  # columns of the terminal, at most

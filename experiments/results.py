@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.errors import UserError
+from common.intervals import Estimate
 from experiments import sweep_file
 from experiments.rows import Rows
 from experiments.runs import make_runs
-from training.config import REPOSITORY
-from common.errors import UserError
-from training.run_directory import read_metrics
-from common.intervals import Estimate
 from experiments.statistics import Choice
+from training.config import REPOSITORY
+from training.run_directory import read_metrics
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Row scalars without float64: which devices want that, and the float32 arithmetic
     use_row_scalars("float64")     float64 for all rows (mps has none and is refused)
     use_row_scalars("auto")        float64, but not on mps and not on CUDA cards whose float64 is slower than 1/4 of float32
 
-geometry.py sums dot products in float64 and works on what follows from them in float64. Cards for games do 1/64 as many float64
+geometry/ sums dot products in float64 and works on what follows from them in float64. Cards for games do 1/64 as many float64
 operations a second as float32 ones (docs/float64.md). The choice is one for the process. It is made where a model is built,
 before its first step.
 

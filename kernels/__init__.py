@@ -1,16 +1,16 @@
 """
-Triton kernels, forward and backward, for the geometry of geometry.py, and the custom operators that train with them.
+Triton kernels, forward and backward, for the geometry of geometry/, and the custom operators that train with them.
 
     mobius_add(x, y, c, limit)   expmap(x, v, c, limit)   add_exp_0(x, v, c, limit)   add_exp(x, r, v, c, limit)
     logmap(x, y, c)
     log_layernorm(x, c, weight, bias, reference, r): LayerNorm(log_r(x)), the maps per head, LayerNorm over the whole row
 
-They have the signatures, shapes and formulas of geometry.py, and its derivatives, rearranged for float32. Rows:
+They have the signatures, shapes and formulas of geometry/, and its derivatives, rearranged for float32. Rows:
 float32, bfloat16 or float16, any number of them, D <= 8192. c (and limit): a number or a tensor of either sign or 0 that
 broadcasts against (..., 1), e.g. one for all, per head or per token. Arithmetic is float32, so that errors grow as
-eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin, where geometry.py sums in float64 (what
+eps/(1 - c|x|^2) near the edge, and on the sphere as eps |c||x|^2 far from the origin, where geometry/ sums in float64 (what
 cancels in gradients has been cancelled on paper). Rows are squared in float32: points longer than 1e18
-(c = 0, or a tiny c) give NaN or Inf, in gradients of c from 1e8 on, and geometry.py takes them up to 1e30; for |c| over 1e15
+(c = 0, or a tiny c) give NaN or Inf, in gradients of c from 1e8 on, and geometry/ takes them up to 1e30; for |c| over 1e15
 gradients of c lose digits. Tangent
 vectors over 1e13 are shortened to that. Once differentiable.
 
@@ -56,7 +56,7 @@ Which file, each importing only from those below it; names with _ are for this p
     rows.py                what kernels do with rows: reading, writing, dot products
     scalar_functions.py    tanc and artanc, and their slopes
 """
-from kernels.launch import INTERPRETED, MAX_D, MOST_ROWS, check_device, check_launcher, tile  # noqa: F401
-from kernels.layernorm import CHUNK, REFERENCES, check_row, log_layernorm, walk_back_options, walk_options  # noqa: F401
-from kernels.logarithm import logmap  # noqa: F401
-from kernels.sums import KINDS, add_exp, add_exp_0, expmap, mobius_add  # noqa: F401
+from kernels.launch import INTERPRETED, MAX_D, MOST_ROWS, check_device, check_launcher, tile
+from kernels.layernorm import CHUNK, REFERENCES, check_row, log_layernorm, walk_back_options, walk_options
+from kernels.logarithm import logmap
+from kernels.sums import KINDS, add_exp, add_exp_0, expmap, mobius_add

@@ -8,6 +8,7 @@ import torch
 import triton
 
 import geometry
+from geometry.rows import _narrow
 from kernels.rows import _load
 
 MAX_D = 8192
@@ -119,8 +120,8 @@ def _row_index(c, lead):
 def _to_shape(grad_rows, lead, like):
     """The gradient of c from one number a row, or one number a program where c is one number."""
     if like.numel() == 1:
-        return geometry._narrow(grad_rows.sum().reshape(like.shape), like.dtype, True)
-    return geometry._narrow(grad_rows.view(*lead, 1).sum_to_size(like.shape), like.dtype, True)
+        return _narrow(grad_rows.sum().reshape(like.shape), like.dtype, True)
+    return _narrow(grad_rows.view(*lead, 1).sum_to_size(like.shape), like.dtype, True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def _result_dtype(*rows):
     for row in rows[1:]:
         dtype = torch.promote_types(dtype, row.dtype)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"the kernels take float32, bfloat16 or float16 rows, not {dtype}; use geometry.py")
+        raise TypeError(f"the kernels take float32, bfloat16 or float16 rows, not {dtype}; use geometry/")
     return dtype
 
 

@@ -6,8 +6,21 @@ import triton
 import triton.language as tl
 
 import geometry
-from kernels.launch import (MAX_D, MOST_ROWS, _all_registers, _check_shape, _float32, _largest, _launch, _like, _like_or_none,
-                            _result_dtype, _row_index, _tensor)
+from geometry.rows import _narrow
+from kernels.launch import (
+    MAX_D,
+    MOST_ROWS,
+    _all_registers,
+    _check_shape,
+    _float32,
+    _largest,
+    _launch,
+    _like,
+    _like_or_none,
+    _result_dtype,
+    _row_index,
+    _tensor,
+)
 from kernels.logarithm import _log, _log_pull_back
 from kernels.rows import _dot, _to
 
@@ -237,7 +250,7 @@ def _log_layernorm_grad(g: torch.Tensor, x: torch.Tensor, r: torch.Tensor | None
     dc = dc.view(*x.shape[:-1], 1) if per_token else dc.sum(0).view(1, 1, NH, 1)
     dc = dc.sum_to_size((1,) * (4 - c.dim()) + tuple(c.shape)).reshape(c.shape)
     db = g.sum((0, 1), dtype=torch.float32).flatten() if with_bias and not bias_inside else db.sum(0)
-    return dx, dr, geometry._narrow(dc, c.dtype, True), dw.sum(0).to(weight.dtype), db.to(weight.dtype)
+    return dx, dr, _narrow(dc, c.dtype, True), dw.sum(0).to(weight.dtype), db.to(weight.dtype)
 
 
 @_log_layernorm_grad.register_fake

@@ -5,11 +5,22 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import (_check_shape, _common, _float32, _largest, _launch, _like, _result_dtype, _row_index, _strided,
-                            _tensor, _to_shape, tile)
+from kernels.launch import (
+    _check_shape,
+    _common,
+    _float32,
+    _largest,
+    _launch,
+    _like,
+    _result_dtype,
+    _row_index,
+    _strided,
+    _tensor,
+    _to_shape,
+    tile,
+)
 from kernels.rows import EPS, _dot, _load, _of_rows, _store, _store_partial, _tile
 from kernels.scalar_functions import _artanc, _artanc_slope
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the formulas
@@ -34,7 +45,7 @@ def _log(x, y, xx, yy, c):
 
 @triton.jit
 def _log_pull_back(g, x, y, c):
-    """Gradients by x, y and (for each row) c of log_x(y): geometry._log_backward, with the terms of by_c, which is of the order
+    """Gradients by x, y and (for each row) c of log_x(y): as _log_backward of geometry/logarithms.py, with the terms of by_c, of the order
     of |d|^2, cancelled by hand: |d|^2 - |x|^2 B - |y|^2 A = -2 (|x|^2 B + <x,d>), A B = M - E and
     M + 2c(|x|^2 B + <x,d>) = 1 - c^2 |x|^2 |y|^2, which is A + B c|x|^2."""
     d = y - x

@@ -1,5 +1,5 @@
 """
-tanc and artanc (geometry.py) and their slopes, for one number a row. They are made from exp, log and polynomials: Triton has no
+tanc and artanc (geometry/) and their slopes, for one number a row. They are made from exp, log and polynomials: Triton has no
 tanh, tan, atanh or atan of its own.
 """
 import triton

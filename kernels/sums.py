@@ -7,8 +7,22 @@ import triton
 import triton.language as tl
 
 import geometry
-from kernels.launch import (_check_shape, _common, _float32, _largest, _launch, _like, _like_or_none, _result_dtype, _row_index,
-                            _strided, _tensor, _to_shape, tile)
+from geometry.coefficients import _cap
+from kernels.launch import (
+    _check_shape,
+    _common,
+    _float32,
+    _largest,
+    _launch,
+    _like,
+    _like_or_none,
+    _result_dtype,
+    _row_index,
+    _strided,
+    _tensor,
+    _to_shape,
+    tile,
+)
 from kernels.rows import EPS, _dot, _load, _of_rows, _store, _store_partial, _tile
 from kernels.scalar_functions import SATURATED, _tanc, _tanc_slope
 
@@ -29,7 +43,7 @@ def _shorten(v):
 
 @triton.jit
 def _exp_scalars(z, z_low):
-    """(k, 1 - z k^2, is z beyond its bounds), geometry._exp_coefficient"""
+    """(k, 1 - z k^2, is z beyond its bounds), geometry/coefficients.py"""
     bounded = tl.minimum(tl.maximum(z, z_low), SATURATED)
     beyond = bounded != z
     k, rest = _tanc(bounded)
@@ -77,7 +91,7 @@ def _sum_scalars(x, v, c, z_low, KIND: tl.constexpr):
 
 @triton.jit
 def _shrink(limit, ww, n, rounding):
-    """Where the norm of a sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit (geometry._shrink)"""
+    """Where the norm of a sum, sqrt(|w|^2/N), is over the limit, and the factor that makes it the limit (geometry/sums.py)"""
     reach = limit * (1.0 + rounding)
     outside = ww > reach * reach * n
     return outside, tl.where(outside, limit * tl.sqrt(n / tl.where(outside, ww, 1.0)), 1.0)
@@ -85,7 +99,7 @@ def _shrink(limit, ww, n, rounding):
 
 @triton.jit
 def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
-    """x (+) v, exp_x(v) or x (+) exp_0(v), geometry._sum"""
+    """x (+) v, exp_x(v) or x (+) exp_0(v), geometry/sums.py"""
     if KIND != ADD:
         v = _shorten(v)
     a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
@@ -98,8 +112,8 @@ def _sum_rows(x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.c
 
 @triton.jit
 def _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMITED: tl.constexpr):
-    """Gradients of _sum_rows by x, v and (for each row) c and limit: geometry._sum_backward. Which rows are over the limit, and by
-    how much, is the formula's, |w|^2/N; _sum_rows takes it of the row, another by its rounding."""
+    """Gradients of _sum_rows by x, v and (for each row) c and limit: _sum_backward of geometry/sums.py. Which rows are over
+    the limit, and by how much, is the formula's, |w|^2/N; _sum_rows takes it of the row, another by its rounding."""
     if KIND != ADD:
         v = _shorten(v)
     a, b, s, n, ww, j, k, beyond, xx, xv, vv = _sum_scalars(x, v, c, z_low, KIND)
@@ -206,7 +220,7 @@ def _sum_backward(g_ptr, x_ptr, r_ptr, v_ptr, c_ptr, limit_ptr, dx_ptr, dr_ptr, 
 # the operators
 
 def _z_low(dtype):
-    return -geometry._cap(dtype) ** 2
+    return -_cap(dtype) ** 2
 
 
 @torch.library.custom_op("curvature::sum", mutates_args=())

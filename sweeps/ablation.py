@@ -4,8 +4,9 @@ a CPU.
 
 31 arms x 4 learning rates with one seed = 124 runs, then 50 runs with more seeds. 15 of the arms are those of
 shakespeare_lr.py: with --out out/sweeps/shakespeare_lr their runs are not made again (the folder is this sweep's then, its
-sweep.json and summary too, until shakespeare_lr.py is started there again). The flat control is that of reference 'previous' with residual 'origin' or 'transport'; the other references and residuals have flat controls of
-their own (flat-..., the same arm at c = 0), and it is these that an effect of their curvature is to be measured against.
+sweep.json and summary too, until shakespeare_lr.py is started there again). The flat control is that of reference
+'previous' with residual 'origin' or 'transport'; the other references and residuals have flat controls of their own
+(flat-..., the same arm at c = 0), and it is these that an effect of their curvature is to be measured against.
 """
 
 defaults = dict(

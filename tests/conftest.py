@@ -24,7 +24,7 @@ def tokens():
     return tuple(torch.randint(TINY["vocab_size"], (3, TINY["block_size"]), generator=g) for _ in range(2))
 
 
-def write_dataset(folder, train, val, vocab_size=len(CHARACTERS), **more):
+def write_dataset(folder, train, val, vocab_size=36, **more):  # of CHARACTERS
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in (("train", train), ("val", val)):
         np.asarray(values, dtype="<u2").tofile(folder / f"{name}.bin")

@@ -1,9 +1,8 @@
 """
-The geometry in 60-digit arithmetic (mpmath), written from the textbook Gram form and not from geometry.py: with 60
+The geometry in 60-digit arithmetic (mpmath), written from the textbook Gram form and not from geometry/: with 60
 digits its cancellation costs nothing. Rows are lists of mpf; c is an mpf of either sign or 0.
 """
 import mpmath as mp
-import torch
 
 mp.mp.dps = 60
 

@@ -8,18 +8,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-
-import ablate_curvature
-from analysis import ablation
-from common.errors import UserError
-from training.dataloader import Loader, load_meta
-from training import checkpoint
-import models
-from experiments import report
-from experiments import statistics as ss
 from conftest import TINY, write_dataset
 from test_summarize import ARMS, Written, known
 from test_train import ROOT, one_line, run
+
+import ablate_curvature
+import models
+from analysis import ablation
+from common.errors import UserError
+from experiments import report
+from experiments import statistics as ss
+from training import checkpoint
+from training.dataloader import Loader, load_meta
 
 
 def tiny_mixed(**options):

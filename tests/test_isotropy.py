@@ -70,7 +70,7 @@ def test_an_isotropic_gaussian_has_the_spectrum_of_marchenko_and_pastur():
     low, high = (1 - math.sqrt(gamma)) ** 2, (1 + math.sqrt(gamma)) ** 2
 
     def mean_of(f):
-        density = lambda l: math.sqrt((high - l) * (l - low)) / (2 * math.pi * gamma * l)  # noqa: E731, E741
+        density = lambda l: math.sqrt((high - l) * (l - low)) / (2 * math.pi * gamma * l)
         return integrate.quad(lambda l: f(l) * density(l), low, high)[0]
 
     root = mean_of(math.sqrt)

@@ -1,5 +1,5 @@
 """
-kernels/ and model_triton.py in Triton's interpreter against geometry.py in float64, and as machine code for GPUs that are not here.
+kernels/ and model_triton.py in Triton's interpreter against geometry/ in float64, and as machine code for GPUs that are not here.
 conftest.py sets TRITON_INTERPRET=1 before Triton is imported; the ahead-of-time compilation is in a process of its own.
 """
 import itertools
@@ -13,6 +13,7 @@ import torch
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model_baseline import randomised
 from torch.nn import functional as F
 
 import geometry as G
@@ -20,7 +21,6 @@ import kernels as K
 import models
 from common.errors import UserError
 from kernels import launch, layernorm, logarithm, scalar_functions, sums
-from test_model_baseline import randomised
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WIDTHS = (1, 7, 64, 100, 123, 384, 768, 1000)
@@ -109,7 +109,7 @@ def test_gradient_of_c_keeps_its_digits(c, length, step):
     """Where it is much smaller than what the chain rule adds it from: short vectors (it is of the order of their length, for
     the maps at x of its square), and far out on the sphere. For each row, relative to itself."""
     rng = torch.Generator().manual_seed(0)
-    long = lambda size: F.normalize(torch.randn(8, 32, generator=rng), dim=-1) * size  # noqa: E731
+    long = lambda size: F.normalize(torch.randn(8, 32, generator=rng), dim=-1) * size
     x, r, v, g = long(length), long(length), long(min(step, 20)), long(1)
     for name, *points in (("mobius_add", x, v), ("expmap", x, v), ("add_exp_0", x, v if c >= 0 else v / length), ("add_exp", x, r, v),
                           ("logmap", x, G.expmap(x, v, float(c)))):
@@ -195,7 +195,7 @@ def test_16_bit_rows_err_at_most_twice_as_much_as_pytorch(name, dtype):
                 results.append([out.detach()] + [t.grad for t in leaves] + [each.grad])
             truncation = 2.0 ** -7 if dtype == torch.bfloat16 else 1e-6  # an ulp more
             margin = min(float((1 - c * t.double().square().sum(-1)).min()) for t in points)
-            arithmetic = 1e-6 / min(1, max(margin, 1e-4))  # float32, and float64 in geometry.py
+            arithmetic = 1e-6 / min(1, max(margin, 1e-4))  # float32, and float64 in geometry/
             *of_rows, (_, ours, theirs, exact) = zip(*results)
             # a row's gradient of c may happen to be much smaller than the terms that it is the sum of
             above, below = (getattr(G, name)(*map(torch.Tensor.double, points), c + h) for h in (1e-5, -1e-5))
@@ -291,7 +291,7 @@ def compare_log_layernorm(shape, c, reference, bound, longest=0.6, layout=lambda
     """Output and every gradient against float64. shape: (B, T, heads, head size). layout: of x, r and the cotangent."""
     B, T, H, D = shape
     rng = torch.Generator().manual_seed(seed)
-    draw = lambda *size: torch.randn(size, generator=rng)  # noqa: E731
+    draw = lambda *size: torch.randn(size, generator=rng)
     each = torch.as_tensor(c)
     x, r = (layout(rows(shape, float(each.abs().max()), longest, seed + i)) for i in range(2))
     if longest > 1:
@@ -318,7 +318,8 @@ def compare_log_layernorm(shape, c, reference, bound, longest=0.6, layout=lambda
     ("previous", "head", (1, 2, 2, 1100))])  # padded to 4,096: the bias's gradient is summed outside of the kernel
 def test_log_and_layernorm_in_one_kernel(reference, kind, shape):
     B, T, H, D = shape
-    c = torch.randn({"one": (), "head": (H, 1), "token": (B, T, 1, 1), "both": (B, T, H, 1)}[kind], generator=torch.Generator().manual_seed(0))
+    shape = {"one": (), "head": (H, 1), "token": (B, T, 1, 1), "both": (B, T, H, 1)}[kind]
+    c = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     compare_log_layernorm(shape, 0.4 * c, reference, 2e-5)
 
 
@@ -332,8 +333,8 @@ def test_log_and_layernorm_at_all_widths_and_curvatures(D):
 
 
 def test_log_and_layernorm_of_rows_that_are_not_contiguous_and_of_16_bits():
-    turned = lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)  # noqa: E731
-    expanded = lambda t: t[:, :, :, :1].expand(t.shape)  # noqa: E731
+    turned = lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)
+    expanded = lambda t: t[:, :, :, :1].expand(t.shape)
     for layout, reference in itertools.product((turned, expanded), K.REFERENCES):
         compare_log_layernorm((2, 5, 3, 8), torch.tensor([[0.5], [1.0], [-1.0]]), reference, 5e-5, layout=layout)
     for dtype, ulp in ((torch.bfloat16, 2.0 ** -7), (torch.float16, 2.0 ** -10)):
@@ -360,8 +361,8 @@ def test_gradients_of_c_are_the_same_bits_each_time():
 
 def exact_functions():
     import mpmath as mp
-    tanc = lambda z: mp.tanh(mp.sqrt(z)) / mp.sqrt(z) if z > 0 else mp.tan(mp.sqrt(-z)) / mp.sqrt(-z) if z < 0 else mp.mpf(1)  # noqa: E731
-    artanc = lambda z: mp.atanh(mp.sqrt(z)) / mp.sqrt(z) if z > 0 else mp.atan(mp.sqrt(-z)) / mp.sqrt(-z) if z < 0 else mp.mpf(1)  # noqa: E731
+    tanc = lambda z: mp.tanh(mp.sqrt(z)) / mp.sqrt(z) if z > 0 else mp.tan(mp.sqrt(-z)) / mp.sqrt(-z) if z < 0 else mp.mpf(1)
+    artanc = lambda z: mp.atanh(mp.sqrt(z)) / mp.sqrt(z) if z > 0 else mp.atan(mp.sqrt(-z)) / mp.sqrt(-z) if z < 0 else mp.mpf(1)
     return mp, tanc, artanc
 
 
@@ -452,7 +453,7 @@ def test_the_model_on_kernels_is_the_same_model(options, few):
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
     for key, p in results[0][1].items():
         torch.testing.assert_close(results[1][1][key].grad, p.grad, rtol=1e-3, atol=1e-5 * float(p.grad.abs().max()) + 1e-7, msg=key)
-    a, b = (torch.cat([t for t in net.eval().generate(few[0][:, :3], 3, temperature=0)]) for net in (plain, fast))
+    a, b = (torch.cat(list(net.eval().generate(few[0][:, :3], 3, temperature=0))) for net in (plain, fast))
     assert torch.equal(a, b)
 
 

@@ -12,13 +12,18 @@ from conftest import wait_for_step
 from test_train import ROOT, files_of, one_line, process, run
 
 import analyze_representations
-from common import locks
 import train
-from data import sources
+from common import locks
 from common.errors import UserError
+from data import sources
 
 # holds a lock until its standard input ends
-HOLDER = "import sys\nfrom common import locks\nwith locks.held(sys.argv[1], 'taken', sys.argv[2]): print('have it', flush=True); sys.stdin.read()"
+HOLDER = """import sys
+from common import locks
+with locks.held(sys.argv[1], 'taken', sys.argv[2]):
+    print('have it', flush=True)
+    sys.stdin.read()
+"""
 
 
 def holder(folder, name=".lock"):

@@ -2,10 +2,10 @@
 import pytest
 import torch
 from conftest import TINY
-from model_baseline import GPT, BaselineConfig, sample_token
 from torch.nn import functional as F
 
 from common.errors import UserError
+from model_baseline import GPT, BaselineConfig, sample_token
 
 
 def randomised(model, seed=0, scale=0.2):

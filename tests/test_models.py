@@ -11,9 +11,9 @@ import geometry
 import model
 import model_baseline
 import models
-from training.compiled import PARTS, compile_parts
 from common.errors import UserError
 from model_baseline import Cache
+from training.compiled import PARTS, compile_parts
 
 REFERENCES = ("previous", "origin", "mean", "window", "ema")
 RESIDUALS = ("origin", "transport", "reference")
@@ -74,7 +74,7 @@ def test_gradients_reach_every_parameter_in_every_configuration(part, tokens):
 def same_function(a, b, tokens, a_gets=lambda weights: weights):
     """The same weights give the same logits, loss and gradients, to rounding in float64."""
     a, b = a.double(), b.double()
-    b.load_state_dict({k: v for k, v in a.state_dict().items()}, strict=False)
+    b.load_state_dict(dict(a.state_dict()), strict=False)
     (la, loss_a), (lb, loss_b) = a(*tokens), b(*tokens)
     torch.testing.assert_close(la, lb, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(loss_a, loss_b, rtol=1e-12, atol=1e-12)
@@ -492,7 +492,7 @@ def test_combinations_that_cannot_work_are_refused(options, message):
 
 
 def test_a_fixed_curvature_is_no_parameter_and_a_tied_one_is_one():
-    names = lambda **o: [k for k, _ in build("mixed", {**DEFAULT, **o}).named_parameters() if "curvature" in k]  # noqa: E731
+    names = lambda **o: [k for k, _ in build("mixed", {**DEFAULT, **o}).named_parameters() if "curvature" in k]
     assert names(curvature_mode="fixed") == []
     assert len(names(curvature_mode="tied", use_embedding_curvature=True)) == 1
     assert len(names(use_embedding_curvature=True)) == 3

@@ -8,15 +8,14 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from conftest import wait_for_step
+from run_each import newton_schulz_in_float32
+from safetensors.torch import load_file
 from test_train import ROOT, one_line, records, run
 
-from training import checkpoint
 import models
-from training import parallel
 import train
-from run_each import newton_schulz_in_float32
+from training import checkpoint, parallel
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 SHORT = ["--max_iters=3", "--eval_interval=3", "--eval_iters=3", "--gradient_accumulation_steps=4", "--batch_size=2",

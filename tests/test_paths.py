@@ -8,15 +8,15 @@ from test_train import ROOT, files_of, one_line, run
 import ablate_curvature
 import analyze_representations
 import configurator
-from common import paths
 import plot_runs
 import sample
 import summarize_sweep
 import sweep
 import train
+from common import paths
+from common.errors import UserError
 from data.fineweb import prepare as fineweb
 from data.shakespeare_char import prepare as shakespeare
-from common.errors import UserError
 
 SWEEP = "arms = {'a': dict(config='config/demo_baseline.py')}\n"
 

@@ -5,11 +5,12 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
+from test_train import one_line
 
 import plot_runs
 from common import locks, plot_style
-from test_train import one_line
 
 SUMMARY = {"model": "mixed", "parameters": 10, "tokens": 1500, "train_seconds": 150.0, "val_loss": 1.6, "best_val_loss": 1.5,
            "best_step": 14, "status": "finished"}

@@ -13,10 +13,10 @@ from test_train import MIXED, ROOT, one_line, records, run
 
 import ablate_curvature
 import analyze_representations
-from training import checkpoint
 import plot_runs
 import sample
 import train
+from training import checkpoint
 
 
 class Killed(BaseException):

@@ -8,8 +8,8 @@ import sys
 import pytest
 from test_train import ROOT
 
-SCRIPTS = sorted(str(p.relative_to(ROOT)) for pattern in ("*.py", "bench/*.py", "data/*/prepare.py") for p in pathlib.Path(ROOT).glob(pattern)
-                 if '__name__ == "__main__"' in p.read_text())
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for pattern in ("*.py", "bench/*.py", "data/*/prepare.py")
+                 for p in pathlib.Path(ROOT).glob(pattern) if '__name__ == "__main__"' in p.read_text())
 
 # stands for a package that takes a while to import: Ctrl-C comes meanwhile
 SLOW = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"

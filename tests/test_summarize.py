@@ -14,15 +14,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy import stats
+from test_train import one_line, run
 
 import summarize_sweep
+from experiments import plots, report
+from experiments import statistics as ss
 from experiments.comparison import summarize
 from experiments.rows import COLUMNS
 from training.config import REPOSITORY
-from experiments import plots
-from experiments import report
-from experiments import statistics as ss
-from test_train import one_line, run
 
 SEEDS, LRS = [1, 2, 3, 4], [1e-3, 3e-3, 1e-2]
 

@@ -17,13 +17,13 @@ import threading
 import time
 
 import pytest
-
-import sweep
-from experiments.rows import COLUMNS, Rows
-from experiments.terminal import Table
 from test_sweep_file import ONE, runs_of
 from test_train import one_line, records, run
+
+import sweep
 from common.whole_files import write_file
+from experiments.rows import COLUMNS, Rows
+from experiments.terminal import Table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -368,7 +368,7 @@ def shell(tmp_path, python, *args):
                             stderr=subprocess.PIPE, env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
 
 
-ECHO = f'echo "$@" | sed "s#[^ ]*/##g"; case $2 in bad.py) exit 1;; worse.py) exit 2;; esac'
+ECHO = 'echo "$@" | sed "s#[^ ]*/##g"; case $2 in bad.py) exit 1;; worse.py) exit 2;; esac'
 
 
 @pytest.mark.parametrize("args, said, status", [

@@ -3,6 +3,7 @@ import pathlib
 import shlex
 
 import pytest
+from test_train import one_line, run
 
 import configurator
 import models
@@ -11,7 +12,6 @@ import train
 from common.errors import UserError
 from experiments.runs import NOT_IN_HASH, SPEED, config_hash, description, make_runs
 from experiments.sweep_file import load
-from test_train import one_line, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -4,10 +4,10 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from test_summarize import ARMS, LEVEL, LRS, Written, known
 
 from common import plot_style
 from experiments import plots
-from test_summarize import ARMS, LEVEL, LRS, Written, known
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_the_interval_of_two_seeds_does_not_set_the_frame_of_differences(tmp_pat
     low, high = figure.axes[0].get_xlim()
     for name in ("flat", "gate", "mixed"):
         assert all(low < d < high for d in arms[name].against["baseline"][0].differences)
-    assert -0.6 < low and high < 0.9 and "12.7 standard errors" in caption
+    assert low > -0.6 and high < 0.9 and "12.7 standard errors" in caption
     assert {line.get_marker() for line in figure.axes[0].lines} >= {"<", ">"}
 
 

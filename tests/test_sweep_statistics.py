@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from test_summarize import LRS
 
 from common import plot_style
 from experiments import statistics as ss
-from test_summarize import LRS
 
 
 def test_the_interval_is_the_one_of_the_t_table():

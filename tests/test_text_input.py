@@ -11,12 +11,11 @@ from test_train import ROOT, one_line, run
 
 import configurator
 import sample
-from data import tokenizer
 import train
-from data import shakespeare_text, sources
+from common.errors import UserError, shown, shown_character
+from data import shakespeare_text, sources, tokenizer
 from data.fineweb import prepare as fineweb
 from data.fineweb.prepare import GPT2_END_OF_TEXT
-from common.errors import UserError, shown, shown_character
 
 LINES = "to be\r\nor not\r\n" * 100
 

@@ -20,17 +20,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import wait_for_step, write_dataset
 from safetensors.torch import load_file, save_file
 
-from training import checkpoint
-from training import diagnose
 import model
 import model_baseline
 import models
 import sample
 import train
-from conftest import wait_for_step, write_dataset
 from common.errors import UserError, exit_cleanly
+from training import checkpoint, diagnose
 from training.optimizer import make_optimizers, parameter_groups
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -465,7 +464,7 @@ def test_what_a_block_does_outside_of_its_forward_pass_is_its(name, method, toke
 
 def test_a_finite_step_is_reported_as_such_and_a_bad_parameter_by_name(tokens):
     model = models.build("mixed", models.CONFIGS["mixed"](vocab_size=37, block_size=12, n_layer=1, n_head=2, n_embd=8))
-    plain = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
+    plain = lambda: torch.autocast("cpu", enabled=False)
     assert "gave finite numbers" in diagnose.first_non_finite(model, [tokens], plain)
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("inf")

@@ -238,7 +238,7 @@ def load_weights(path, model):
     file = os.path.join(path, WEIGHTS)
     try:
         with safe_open(file, framework="pt") as f:
-            weights, about = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}
+            weights, about = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118  (f is no dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged: {_reason(error)}") from None
     if about.get("crc32", (found := checksum(weights))) != found:  # checkpoints from before there was one have none

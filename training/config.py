@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import models
-from configurator import Path
 from common.errors import UserError
+from configurator import Path
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from data.shard_format import HEADER_WORDS, MAGIC, VERSION
 from common.paths import missing_above, short, what_is
+from data.shard_format import HEADER_WORDS, MAGIC, VERSION
 
 
 def load_meta(folder):
@@ -32,10 +32,15 @@ def load_meta(folder):
     prepare = os.path.join(folder, "prepare.py")
     if not os.path.isfile(path):
         there = what_is(folder)
-        raise UserError(f"no prepared data in {folder}: " + (
-            f"run: python {prepare}" if os.path.isfile(prepare) else f"there is no such folder{missing_above(folder)}; see data/ for the sets" if there is None
-            else f"there is no {prepare} either; see data/ for the sets" if os.path.isdir(folder)
-            else f"it {there}, a folder is needed"))
+        if os.path.isfile(prepare):
+            hint = f"run: python {prepare}"
+        elif there is None:
+            hint = f"there is no such folder{missing_above(folder)}; see data/ for the sets"
+        elif os.path.isdir(folder):
+            hint = f"there is no {prepare} either; see data/ for the sets"
+        else:
+            hint = f"it {there}, a folder is needed"
+        raise UserError(f"no prepared data in {folder}: {hint}")
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)

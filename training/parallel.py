@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from common import errors
-from training.compiled import compile_parts, set_options
 from common.errors import UserError
+from training.compiled import compile_parts, set_options
 from training.optimizer import group_of
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: as long as the slowest step or checkpoint may take

@@ -16,10 +16,10 @@ import os
 import torch
 
 from common.errors import Diverged, UserError
+from common.whole_files import write_json
 from training import checkpoint
 from training.clock import Clock
 from training.run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
-from common.whole_files import write_json
 
 
 class Run:
@@ -103,7 +103,8 @@ class Run:
 
     def logged(self, step, numbers):
         """Of a step that was made."""
-        self.metrics.log({"step": step, "tokens": (step + 1) * self.tokens_per_step, "train_seconds": round(self.clock.seconds, 3), **numbers})
+        self.metrics.log({"step": step, "tokens": (step + 1) * self.tokens_per_step,
+                          "train_seconds": round(self.clock.seconds, 3), **numbers})
 
     def is_due(self, step):
         """Is there to be an evaluation or a checkpoint before step `step`?"""

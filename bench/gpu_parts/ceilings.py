@@ -3,10 +3,10 @@ import shutil
 import subprocess
 import time
 
-import torch
-
 import bench_kernels
+import torch
 from bench_model import synchronize
+
 from gpu_parts import Job
 from training.run_directory import environment
 
@@ -59,7 +59,7 @@ def products(settings, record):
         a, b = (torch.randn(size, device=settings.device, dtype=torch.bfloat16) for size in ((m, k), (k, n)))
         for _ in range(3):
             a @ b
-        seconds = bench_kernels.quantiles(lambda: a @ b, 3 if settings.quick else 15, settings.device)[0]  # noqa: B023
+        seconds = bench_kernels.quantiles(lambda: a @ b, 3 if settings.quick else 15, settings.device)[0]
         record(what="matrix product", shape=f"{m} x {k} x {n}", TFLOP_s=2 * m * k * n / seconds / 1e12, **smi())
 
 

@@ -1,10 +1,10 @@
 """
-Every kernel of kernels.py against geometry.py in float64: output and every gradient, at all widths of the tests, in all dtypes, for
+Every kernel of kernels/ against geometry/ in float64: output and every gradient, at all widths of the tests, in all dtypes, for
 curvatures of both signs and 0, with and without a limit, for one c, c per head and per row; at the ball's edge; rows that are
 not contiguous. Memory is filled with NaN before it is handed out, so that a number that is not written shows.
 
 An error is relative to the norm of what it is an error of. float32 rows: it has to be under a bound. 16 bits: under twice the
-error of geometry.py in the same dtype, plus that bound.
+error of geometry/ in the same dtype, plus that bound.
 
 Other jobs of this part compile the models that later parts time, for their caches on disk: the processors would idle.
 """
@@ -13,11 +13,11 @@ import os
 import time
 from dataclasses import dataclass, field
 
+import bench_kernels
+import bench_model
 import torch
 from torch.nn import functional as F
 
-import bench_kernels
-import bench_model
 import geometry
 from gpu_parts import Job
 

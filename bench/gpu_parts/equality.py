@@ -6,6 +6,7 @@ for the device (a host synchronisation) in a step that is not logged is counted 
 import os
 
 from bench_model import ARMS, ON_KERNELS
+
 from gpu_parts import Job, training
 
 # largest difference of a training loss in 50 steps, in nats: by dtype of the matrix products. float32 is TF32 there

@@ -1,14 +1,14 @@
 """
-Every kernel of kernels.py against a plain copy of as many bytes, measured in the same way, eager PyTorch and autotuned Inductor
+Every kernel of kernels/ against a plain copy of as many bytes, measured in the same way, eager PyTorch and autotuned Inductor
 (mode 'max-autotune-no-cudagraphs'): forward, backward and both. The rows are far larger than the L2 cache, which is flushed
 before each call. Each is compared with float64 before it is timed; a wrong one is not timed.
 """
 import functools
 
-import torch
-
 import bench_kernels
+import torch
 from bench_kernels import OPERATIONS
+
 from gpu_parts import Job
 
 NUMBERS = 65536 * 768  # in a tensor of rows: 96 MiB in 16 bits

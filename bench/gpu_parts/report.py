@@ -2,6 +2,7 @@
 The table of a card, from its JSON file: verdicts on the goals, prediction beside measurement, and every part's rows. Needs no GPU.
 """
 import roofline
+
 from gpu_parts import PARTS
 
 NOMINAL_TFLOP_S = {name.split()[0]: numbers[0] for name, numbers in roofline.GPUS.items()}  # dense bf16, SXM

@@ -5,9 +5,9 @@ import re
 import time
 
 from common.errors import UserError
+from common.whole_files import write_file, write_json
 from gpu_parts import PARTS
 from gpu_parts.report import markdown
-from common.whole_files import write_file, write_json
 
 MADE_BY = "bench/gpu.py"
 

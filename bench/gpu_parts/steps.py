@@ -7,11 +7,11 @@ same ones, so that the third loss says whether an arm computes what its eager fo
 import statistics
 import time
 
+import bench_model
 import numpy as np
 import torch
-
-import bench_model
 from bench_model import ARMS, ON_KERNELS, SHAPES
+
 from gpu_parts import Job
 from gpu_parts.ceilings import smi
 

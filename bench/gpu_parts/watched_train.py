@@ -15,9 +15,9 @@ import warnings
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[0] = ROOT
 
-import torch  # noqa: E402
+import torch
 
-import train  # noqa: E402
+import train
 
 UNWATCHED = 3 if torch.cuda.is_available() else 0  # first steps
 

@@ -47,22 +47,24 @@ from typing import Literal
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))  # the repository, for a script that is run by its path
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import requests  # noqa: E402
-import tqdm  # noqa: E402
+# isort: split
 
-import configurator  # noqa: E402
-from common import paths  # noqa: E402
-from configurator import Path  # noqa: E402
-from data import shards  # noqa: E402
-from data.sources import CONNECT_SECONDS, READ_SECONDS, network_reason, preparing, sha256_of, tidy  # noqa: E402
-from common.errors import UserError, exit_cleanly  # noqa: E402
-from common.interrupts import Stop  # noqa: E402
-from data.tokenizer import GPT2_END_OF_TEXT, gpt2_encoding  # noqa: E402
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import requests
+import tqdm
+
+import configurator
+from common import paths
+from common.errors import UserError, exit_cleanly
+from common.interrupts import Stop
+from configurator import Path
+from data import shards
+from data.sources import CONNECT_SECONDS, READ_SECONDS, network_reason, preparing, sha256_of, tidy
+from data.tokenizer import GPT2_END_OF_TEXT, gpt2_encoding
 
 HUB = "https://huggingface.co"
 SHARDS_REPO = "kjj0/fineweb10B-gpt2"

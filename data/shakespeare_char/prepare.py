@@ -11,10 +11,12 @@ import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))  # the repository, for a script that is run by its path
-from common import startup  # noqa: E402  first: Ctrl-C while the others are imported is one line
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
-from data.shakespeare_text import prepare  # noqa: E402
-from common.errors import exit_cleanly  # noqa: E402
+# isort: split
+
+from common.errors import exit_cleanly
+from data.shakespeare_text import prepare
 
 
 @exit_cleanly

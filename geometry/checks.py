@@ -1,17 +1,16 @@
 """
-Are these rows points of the space? geometry.check, and GEOMETRY_CHECK=1, which makes every map of geometry.py ask that.
+Are these rows points of the space? geometry.check, and GEOMETRY_CHECK=1, which makes every map of geometry/ ask that.
 
     x = geometry.check(x, c)                 ValueError, in one line, if a row of x is no point of the space of curvature c
     GEOMETRY_CHECK=1 python train.py ...     every map checks every point and every tangent vector that it is given
 
 The maps themselves do not look: looking makes a GPU wait for the CPU. Outside the ball their formulas mean nothing and still give
-finite numbers. GEOMETRY_CHECK is read once, when geometry.py is imported; empty and 0 are off. Off, the maps are not wrapped and
+finite numbers. GEOMETRY_CHECK is read once, when geometry/ is imported; empty and 0 are off. Off, the maps are not wrapped and
 cost nothing. On, each check reads its rows once more, in float64. In compiled code a check is an operator of its own, with the
-same message: graphs stay whole, but what Inductor would fuse across it is not fused. The kernels of kernels.py do not check.
+same message: graphs stay whole, but what Inductor would fuse across it is not fused. The kernels of kernels/ do not check.
 """
 import functools
 import inspect
-import math
 import os
 
 import torch
