@@ -1,5 +1,6 @@
 # make demo   set up, prepare the data, train three models for a few minutes, compare them, write some text
 # make test   set up and run the tests
+# make lint   check the code's form (ruff)
 # make test-all   also every combination of the models' options (hours)
 # Both work in a virtual environment in .venv that they make; PYTHON=... uses another interpreter to make it.
 
@@ -8,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARMS := baseline flat mixed
 
-.PHONY: demo test test-all setup setup-dev
+.PHONY: demo test test-all lint setup setup-dev
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -17,11 +18,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	@echo "installing the packages of requirements.txt into $(VENV); torch is large: this takes a minute or more"
 	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
 	touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@echo "installing the packages of requirements.txt and requirements-dev.txt into $(VENV); torch is large: this takes two minutes or more"
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@ $(VENV)/.installed
 
 demo: setup
@@ -33,6 +36,9 @@ demo: setup
 
 test: setup-dev
 	$(RUN) -m pytest -q
+
+lint: setup-dev
+	$(VENV)/bin/ruff check .
 
 test-all: setup-dev
 	$(RUN) -m pytest -q -m "exhaustive or not exhaustive"
