@@ -15,6 +15,7 @@ import sweep
 import train
 from common import paths
 from common.errors import UserError
+from data import documents
 from data.fineweb import prepare as fineweb
 from data.shakespeare_char import prepare as shakespeare
 
@@ -49,7 +50,7 @@ def test_a_home_folder_in_every_key_that_is_a_path(places, monkeypatch, tmp_path
     assert configurator.resolve(["--out_dir=~/run"], sample.SampleConfig)[0].out_dir == f"{places}/run"
     assert configurator.resolve(["--out=~/x", "--data_dir=~/d"], analyze_representations.AnalysisConfig)[0].out == f"{places}/x"
     assert sweep.parse(["~/sweep.py", "--out=~/s"]).out == f"{places}/s"
-    assert fineweb.local_files("~/file.txt") == [f"{places}/file.txt"]
+    assert documents.local_files("~/file.txt") == [f"{places}/file.txt"]
 
 
 def test_a_preparation_into_the_home_folder_makes_no_folder_of_that_name(places, capsys):
