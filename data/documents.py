@@ -6,7 +6,6 @@ import glob
 import io
 import json
 import os
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,7 +94,7 @@ def rows_of(files, column, newlines):
                 if said and not _said:
                     _said.extend(said)
                     for sentence in said:
-                        print(f"note: {path}: {sentence}; so in other documents like it", file=sys.stderr)
+                        print(f"note: {path}: {sentence}; so in other documents like it")
                 yield {column: text}
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read: {first_line(error)}") from None

@@ -25,7 +25,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings, strategies
 
-from data import shards, tokenizer
+from data import shards, sources, tokenizer
 from data.fineweb import prepare
 from training import dataloader
 
@@ -152,7 +152,7 @@ def test_every_kind_of_file(ending, tmp_path, run, monkeypatch):
     known = {"tokenizer": "gpt2", "vocab_size": 50257, "dtype": "uint16", "header_bytes": 1024}
     assert known.items() <= meta.items()
     assert str(tmp_path) not in meta["source"] + meta["corpus"]
-    assert set(contents(tmp_path / "out")) == {".lock", "meta.json"} | {s["file"] for split in splits
+    assert set(contents(tmp_path / "out")) == {"meta.json"} | {s["file"] for split in splits
                                                                      for s in meta["shards"][split]}
     # what the rest of the program does with it
     assert tokenizer.load_tokenizer(meta).decode(splits["train"][1:4]) in "".join(texts)
@@ -378,14 +378,14 @@ def test_done_is_done(source, uninterrupted, tmp_path, run):
     folder = tmp_path / "out"
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:50])
     assert run(*arguments(path, folder))[0] == 0
-    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir() if p.name != ".lock"}
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
     path.unlink()
     status, out, err = run(*arguments(path, folder))
     assert (status, err, out.count("\n")) == (0, "", 1) and "nothing to do" in out
     refused(run(*arguments(path, folder, num_tokens=10)), "other options (num_tokens None there, 10 now)")
     refused(run(out_dir=folder), "tokens from another source")
     refused(run(*arguments(path, folder, overwrite=True)), "no such file")  # nothing was removed for it
-    assert before == {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir() if p.name != ".lock"}
+    assert before == {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
     assert run(*arguments(source, folder, overwrite=True))[0] == 0
     assert contents(folder) == uninterrupted
 
@@ -427,7 +427,7 @@ def test_a_shard_that_was_lost(unfinished, run):
 
 def test_two_at_once(tmp_path, run):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:50])
-    with shards.locked(str(tmp_path / "out")):
+    with sources.preparing(str(tmp_path / "out")):
         refused(run(*arguments(path, tmp_path / "out")), "another process is preparing data there")
     assert run(*arguments(path, tmp_path / "out"))[0] == 0
 
@@ -707,7 +707,7 @@ def test_shards_stop_at_a_signal(hub, tmp_path, run):
 def test_shards_that_are_none(faults, said, hub, tmp_path, run):
     hub.faults.update(faults)
     refused(run(out_dir=tmp_path / "out", num_shards=1, mirror=hub.url), hub.url, "fineweb_val_000000.bin", said)
-    assert set(contents(tmp_path / "out")) == {".lock"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_network(tmp_path, run):
@@ -719,7 +719,7 @@ def test_no_network(tmp_path, run):
     argv = ["--source=hub", f"--out_dir={tmp_path}", f"--mirror={mirror}"]
     done = subprocess.run([sys.executable, SCRIPT, *argv], capture_output=True, text=True, timeout=60)
     refused((done.returncode, done.stdout, done.stderr), "HuggingFaceFW/fineweb cannot be read", *said)
-    assert set(contents(tmp_path)) == {".lock"}
+    assert contents(tmp_path) == {}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def test_documents_for_shards_are_tidied_too(tmp_path, monkeypatch, capsys):
     for i in range(40):
         (tmp_path / f"{i:02d}.txt").write_bytes(b"\xef\xbb\xbf" + f"document {i}\r\nof two lines\r\n".encode())
     args = [f"--source={tmp_path}/*.txt", f"--out_dir={tmp_path / 'out'}", "--val_share=0.2"]
-    status, _, err = run(fineweb.main, args, capsys)
-    assert status == 0 and err.count("note:") == 2 and "00.txt: the byte-order mark" in err and "--newlines=lf" in err
+    status, out, err = run(fineweb.main, args, capsys)
+    assert status == 0 and out.count("note:") == 2 and "00.txt: the byte-order mark" in out and "--newlines=lf" in out
     status, _, err = run(fineweb.main, [*args, "--newlines=lf"], capsys)
     assert status == 2
     one_line(err, "made with other options (newlines None there, 'lf' now)")
