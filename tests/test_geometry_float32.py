@@ -168,20 +168,26 @@ def test_what_holds_with_float64_holds_here(test):
 @given(st.sampled_from(sorted({**FUNCTIONS, **USED})), T.curvatures, st.sampled_from(((5, 123), (3, 4, 7), (2, 1, 32))),
        st.floats(0.1, 1.4), st.integers(0, 1000))
 def test_results_and_gradients_are_those_of_float64_rows(name, c, shape, size, seed):
-    """Rows up to 0.98 of the radius, c of both signs; the gradient of c relative to the length of what it is the sum of."""
+    """Rows up to 0.98 of the radius, c of both signs; the gradient of c relative to the length of what it is the sum of. How close
+    to the edge a row may come depends on its dtype: there the form in float64 of the same rows is what to compare with."""
     f, kinds = {**FUNCTIONS, **USED}[name]
     rows = [size * row for row in random_rows(kinds, shape, c, generator(seed))]
     rows = [row.float() for row in rows]
     ct = torch.tensor(c)
     out, grads = gradients(f, rows, ct, seed)
-    expected_out, expected = gradients(f, [row.double() for row in rows], ct.double(), seed)
+    if name == "project" or "limited" in name:
+        G.use_row_scalars("float64")
+        expected_out, expected = gradients(f, rows, ct, seed)
+        G.use_row_scalars("float32")
+    else:
+        expected_out, expected = gradients(f, [row.double() for row in rows], ct.double(), seed)
     assert out.dtype == torch.float32
     loose = 1 if c >= 0 else 30  # the sphere: N and M cancel towards the antipode
     assert T.relative(out, expected_out) < 2e-6 * loose
     cotangent = torch.randn(out.shape, generator=generator(seed), dtype=torch.float64)
     for got, grad in zip(grads[:-1], expected):
         floor = 1e-3 * float(cotangent.norm())
-        assert float((got.double() - grad).norm()) < 2e-5 * loose * max(float(grad.norm()), floor), name
+        assert float((got.double() - grad.double()).norm()) < 2e-5 * loose * max(float(grad.norm()), floor), name
     if abs(c) > 1e-3 and name not in ("project", "midpoint_of_two") and "limited" not in name:
         step = 1e-5 * c
         slopes = [f(*(row.double() for row in rows), ct.double() + sign * step) for sign in (1, -1)]
