@@ -25,7 +25,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings, strategies
 
-from data import shards, sources, tokenizer
+from data import sources, tokenizer
 from data.fineweb import prepare
 from training import dataloader
 

@@ -9,30 +9,17 @@ import pytest
 import test_geometry as T
 import torch
 from conftest import TINY
+from errors import UserError
 from hypothesis import given
 from hypothesis import strategies as st
-from test_geometry import (
-    CURVATURES,
-    FUNCTIONS,
-    ORACLES,
-    USED,
-    exactly,
-    generator,
-    gradients,
-    laws,
-    neighbours,
-    radius,
-    random_rows,
-    unit,
-)
+from test_geometry import CURVATURES, FUNCTIONS, ORACLES, USED, exactly, generator, gradients, laws, neighbours, radius, random_rows, unit
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import geometry as G
 import models
-from common.errors import UserError
 from geometry import float32 as F
-from geometry import rows
+from geometry.rows import _wide
 
 EPS = 2.0 ** -24
 
@@ -118,10 +105,9 @@ def of_kind(name, c, x, y, rng):
 
 
 # worst relative error allowed for c > 0 and for c < 0 over the grid, rows up to 0.999 of the radius
-BOUNDS = {"mobius_add": (5e-7, None), "logmap": (5e-7, 5e-7), "dist": (5e-7, 5e-7), "add_exp_0": (5e-7, 2e-6), "exp_0": (5e-7,
-5e-7),
-          "log_0": (5e-7, 5e-7), "conformal_factor": (5e-7, 5e-7), "transport": (1e-6, 1e-6), "gyration": (1e-6, 1e-6),
-          "expmap": (2e-6, 2e-6)}
+BOUNDS = {"mobius_add": (5e-7, None), "logmap": (5e-7, 5e-7), "dist": (5e-7, 5e-7), "add_exp_0": (5e-7, 2e-6),
+          "exp_0": (5e-7, 5e-7), "log_0": (5e-7, 5e-7), "conformal_factor": (5e-7, 5e-7), "transport": (1e-6, 1e-6),
+          "gyration": (1e-6, 1e-6), "expmap": (2e-6, 2e-6)}
 
 
 @pytest.mark.parametrize("name", sorted(BOUNDS))
@@ -182,25 +168,31 @@ def test_what_holds_with_float64_holds_here(test):
 @given(st.sampled_from(sorted({**FUNCTIONS, **USED})), T.curvatures, st.sampled_from(((5, 123), (3, 4, 7), (2, 1, 32))),
        st.floats(0.1, 1.4), st.integers(0, 1000))
 def test_results_and_gradients_are_those_of_float64_rows(name, c, shape, size, seed):
-    """Rows up to 0.98 of the radius, c of both signs; the gradient of c relative to the length of what it is the sum of."""
+    """Rows up to 0.98 of the radius, c of both signs; the gradient of c relative to the length of what it is the sum of. How close
+    to the edge a row may come depends on its dtype: there the form in float64 of the same rows is what to compare with."""
     f, kinds = {**FUNCTIONS, **USED}[name]
     rows = [size * row for row in random_rows(kinds, shape, c, generator(seed))]
     rows = [row.float() for row in rows]
     ct = torch.tensor(c)
     out, grads = gradients(f, rows, ct, seed)
-    expected_out, expected = gradients(f, [row.double() for row in rows], ct.double(), seed)
+    if name == "project" or "limited" in name:
+        G.use_row_scalars("float64")
+        expected_out, expected = gradients(f, rows, ct, seed)
+        G.use_row_scalars("float32")
+    else:
+        expected_out, expected = gradients(f, [row.double() for row in rows], ct.double(), seed)
     assert out.dtype == torch.float32
     loose = 1 if c >= 0 else 30  # the sphere: N and M cancel towards the antipode
     assert T.relative(out, expected_out) < 2e-6 * loose
     cotangent = torch.randn(out.shape, generator=generator(seed), dtype=torch.float64)
     for got, grad in zip(grads[:-1], expected):
         floor = 1e-3 * float(cotangent.norm())
-        assert float((got.double() - grad).norm()) < 2e-5 * loose * max(float(grad.norm()), floor), name
+        assert float((got.double() - grad.double()).norm()) < 2e-5 * loose * max(float(grad.norm()), floor), name
     if abs(c) > 1e-3 and name not in ("project", "midpoint_of_two") and "limited" not in name:
         step = 1e-5 * c
         slopes = [f(*(row.double() for row in rows), ct.double() + sign * step) for sign in (1, -1)]
-        scale = float(((slopes[0] - slopes[1]) / (2 * step) * cotangent).norm()) + 1e-3 * float(
-            cotangent.norm()) * float(out.norm())
+        scale = float(((slopes[0] - slopes[1]) / (2 * step) * cotangent).norm())
+        scale += 1e-3 * float(cotangent.norm()) * float(out.norm())
         assert abs(float(grads[-1]) - float(expected[-1])) < 2e-5 * loose * scale
 
 
@@ -213,9 +205,8 @@ def test_second_derivatives_are_those_of_float64_rows(name):
             rows = [row.float().to(dtype).requires_grad_() for row in random_rows(kinds, (3, 5), 1.0, generator(7))]
             ct = torch.tensor(c, dtype=torch.float32).to(dtype).requires_grad_()
             out = f(*rows, ct)
-            first = torch.autograd.grad(out, [*rows, ct], torch.randn(out.shape, generator=generator(1)).to(dtype),
-            create_graph=True,
-                                        allow_unused=True)
+            cotangent = torch.randn(out.shape, generator=generator(1)).to(dtype)
+            first = torch.autograd.grad(out, [*rows, ct], cotangent, create_graph=True, allow_unused=True)
             total = sum((g * torch.randn(g.shape, generator=generator(2)).to(dtype)).sum() for g in first if g is not None)
             found.append(torch.autograd.grad(total, [*rows, ct], allow_unused=True) if total.requires_grad else [])
         for got, expected in zip(*found, strict=True):
@@ -274,7 +265,7 @@ class Float64(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [dict(reference=r, residual=s, dynamic_curvature=d) for r, s, d in (
     ("previous", "origin", False), ("origin", "reference", True), ("ema", "transport", True), ("window", "reference", False))],
-    ids=str)
+                         ids=str)
 def test_a_training_step_has_no_float64(options, tokens):
     for choice, expected in (("float32", False), ("float64", True)):
         torch.manual_seed(0)
@@ -307,7 +298,7 @@ def test_the_choice_by_device(monkeypatch):
     cpu, cuda, mps = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
     assert "float32, compensated" in G.use_row_scalars("float32")
     assert all(F.wide_on(device) == torch.float32 for device in (cpu, cuda, mps))
-    assert rows._wide(torch.zeros(2, dtype=torch.float64)) == torch.float64  # such rows say what they want
+    assert _wide(torch.zeros(2, dtype=torch.float64)) == torch.float64  # such rows say what they want
     assert "float64" in G.use_row_scalars("float64")
     assert F.wide_on(cpu) == F.wide_on(cuda) == torch.float64
     with pytest.raises(UserError, match="mps has no float64"):
