@@ -200,7 +200,7 @@ def introduce(run, model_config, deal, meta, machine):
     print(f"device: {machine}")
     if getattr(model_config, "ops", None) == "triton":
         print("ops: Triton kernels; projections, transport, gyro-midpoints and the embedding's maps in PyTorch")
-    if config.model == "mixed":
+    if hasattr(model_config, "row_scalars"):
         print(geometry.use_row_scalars(model_config.row_scalars))
     if run.resumed:
         print(f"resumed from step {run.start}" if run.state else "no checkpoint yet: starting from step 0")
