@@ -27,6 +27,7 @@ def jobs(settings):
     wanted += [("triton", name, "float32", WIDTHS) for name in MODELS_OWN]
     wanted += [("eager", name, "bfloat16", (768,)) for name in names]
     wanted += [("inductor", name, "bfloat16", (D,)) for D in (768, 4096) for name in names[2:]]
+    wanted += [("inductor", name, "bfloat16", (D,)) for D in (384, 2048) for name in names[2:]]
     wanted += [("inductor", name, "bfloat16", (D,)) for D in (64, 1024) for name in names]
     wanted += [("eager", name, "bfloat16", (64, 384, 1024, 2048, 4096)) for name in names]
     return [Job(f"{provider}, {name}, {dtype}, {', '.join(map(str, widths))}", (provider, name, dtype, widths))
