@@ -11,6 +11,7 @@ what fails is a row with its error, and the rest goes on. <card>.json and <card>
 that is cut off (SIGTERM, or killed) leaves what it measured. Exit status: 0 everything was measured, whatever the verdicts;
 1 something failed or there was no time for it, or the run was stopped; 2 bad input.
 """
+
 import glob
 import os
 import shutil
@@ -62,6 +63,7 @@ def pick(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         return "cpu"
     from train import pick_device
+
     device = pick_device("cuda" if config.device == "auto" else config.device)
     if not device.startswith("cuda"):
         raise UserError(f"device = {config.device!r}: this script measures CUDA GPUs")
@@ -98,10 +100,13 @@ def run_part(settings, results, stop):
         changed.append(row)
         if row.get("error"):
             print(f"  {row['job']}: {row['error']}", flush=True)
+
     try:
         module = module_of(name)
         jobs = module.jobs(settings)
-        threads = run_jobs(jobs, module.workers(settings), command_of(settings), settings.until, on_row, lambda: stop.signal, settings.work)
+        threads = run_jobs(
+            jobs, module.workers(settings), command_of(settings), settings.until, on_row, lambda: stop.signal, settings.work
+        )
         written = 0.0
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.1)
@@ -123,6 +128,7 @@ def replot(folder):
     from gpu_parts.report import markdown
     from gpu_parts.results import read
     from whole_files import write_file
+
     paths = sorted(glob.glob(os.path.join(folder, "*.json")))
     if not paths:
         raise UserError(f"{folder} has no JSON file of this script")
@@ -145,6 +151,7 @@ def main(argv):
     from gpu_parts import plots
     from gpu_parts.report import verdicts
     from gpu_parts.results import Results
+
     stop, results = Stop(), Results(config.out, config.quick)
     pick(config)
     work = tempfile.mkdtemp(prefix="gpu-")

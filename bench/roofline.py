@@ -4,10 +4,11 @@ bench/roofline.md.
 
     python bench/roofline.py                 writes bench/roofline.md and prints it
 
-No GPU was used. The model: a kernel that does no matrix product takes bytes/bandwidth + launch time; a matrix product takes
+No GPU was used for the prediction; where results/gpu holds what bench/gpu.py measured, that is put beside it. The model: a kernel that does no matrix product takes bytes/bandwidth + launch time; a matrix product takes
 flops/(peak * utilisation). Assumptions are constants below and are printed in the result.
 """
 import functools
+import glob
 import os
 import sys
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ FUSED = (2 + 1 / 8 + 3 + 5 / 8) + (3 + 5)  # log + LayerNorm; sum + projection: 
 # more than the Euclidean sub-layer's. Compiled: estimated. Fused: kernels.py's backward also adds the partial sums of c and of the limit,
 # of LayerNorm's c, weight and bias, five small kernels, and is itself one more than the backward of x + v
 COMPILED_KERNELS, FUSED_KERNELS = 8, 6
+MEASURED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "gpu")
 BYTES = 4  # of a number of the residual stream (float32; autocast's 16 bits are in the matrix products only)
 PREDECESSOR = {"124M": 5.86, "350M": 3.18}  # step-time ratio to its baseline that the published predecessor reports
 
@@ -131,7 +133,21 @@ def text():
                          f" | {PREDECESSOR[shape]:.2f} |")
     lines += ["", "What would make it wrong: utilisation other than assumed (the ratio scales with it), caches that keep rows between",
               "kernels (less traffic than counted), kernels limited by registers or latency rather than bandwidth (short rows)."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + measured_lines(MEASURED)) + "\n"
+
+
+def measured_lines(folder):
+    """Prediction beside measurement, for each card of which bench/gpu.py wrote a JSON file to the folder"""
+    from gpu_parts import report, results
+    lines = ["", "## Measured", ""]
+    for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
+        content = results.read(path)
+        pairs = [] if content["quick"] else report.predictions(content)
+        if pairs:
+            lines += [f"{report.card_of(content)['name']} (results/gpu/{os.path.basename(path)}):", "",
+                      *report.table(("what", "predicted", "measured"),
+                                    [(what, f"{p:.2f}", "-" if m is None else f"{m:.2f}") for what, p, m in pairs])]
+    return [*lines[:-1]] if len(lines) > 3 else [*lines, "Nothing yet: `python bench/gpu.py` on a GPU (docs/gpu.md), then this script again."]
 
 
 @exit_cleanly

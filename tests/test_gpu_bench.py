@@ -1,4 +1,5 @@
 """bench/gpu.py without a GPU: all of it at toy size, and what happens to a part that fails, crashes or hangs."""
+
 import json
 import os
 import signal
@@ -21,8 +22,12 @@ def without_interpreter(**more):
 
 
 def test_every_part_runs_at_toy_size(tmp_path):
-    run = subprocess.run([*COMMAND, "--device=cpu", "--quick=True", f"--out={tmp_path}", "--seconds=1000"], capture_output=True, text=True,
-                         env=without_interpreter())
+    run = subprocess.run(
+        [*COMMAND, "--device=cpu", "--quick=True", f"--out={tmp_path}", "--seconds=1000"],
+        capture_output=True,
+        text=True,
+        env=without_interpreter(),
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert sorted(os.listdir(tmp_path)) == [f"cpu-quick{end}" for end in ("-kernels.png", "-losses.png", ".json", ".md")]
     content = json.loads((tmp_path / "cpu-quick.json").read_text())
@@ -92,8 +97,19 @@ def test_jobs_that_there_is_no_time_for_are_rows(tmp_path):
 def test_a_part_that_raises_is_a_row_and_the_others_go_on(tmp_path):
     """Without Triton the parts with kernels fail; the rest is measured."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['kernels'] = None\n")
-    run = subprocess.run([*COMMAND, "--device=cpu", "--quick=True", f"--out={tmp_path / 'out'}", '--parts=["correctness","gpt2"]',
-                          "--seconds=1000"], capture_output=True, text=True, env=without_interpreter(PYTHONPATH=str(tmp_path)))
+    run = subprocess.run(
+        [
+            *COMMAND,
+            "--device=cpu",
+            "--quick=True",
+            f"--out={tmp_path / 'out'}",
+            '--parts=["correctness","gpt2"]',
+            "--seconds=1000",
+        ],
+        capture_output=True,
+        text=True,
+        env=without_interpreter(PYTHONPATH=str(tmp_path)),
+    )
     assert run.returncode == 1, run.stdout + run.stderr
     parts = json.loads((tmp_path / "out" / "cpu-quick.json").read_text())["parts"]
     assert parts["correctness"]["status"] == "failed" and "kernels" in parts["correctness"]["rows"][0]["error"]
@@ -102,8 +118,12 @@ def test_a_part_that_raises_is_a_row_and_the_others_go_on(tmp_path):
 
 
 def test_a_signal_leaves_what_was_measured(tmp_path):
-    process = subprocess.Popen([*COMMAND, "--device=cpu", "--quick=True", f"--out={tmp_path}", "--seconds=1000"], stdout=subprocess.PIPE,
-                               text=True, env=without_interpreter())
+    process = subprocess.Popen(
+        [*COMMAND, "--device=cpu", "--quick=True", f"--out={tmp_path}", "--seconds=1000"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=without_interpreter(),
+    )
     for line in process.stdout:
         if line.startswith("correctness: "):
             break
@@ -138,14 +158,27 @@ def measured(**values):
     mixed = report.MIXED
     rows = {
         "ceilings": [{"card": "NVIDIA H100 80GB HBM3"}],
-        "correctness": [dict(what="all kernels", compared=9, wrong=values.get("wrong", 0), not_run=0, ok=not values.get("wrong", 0))],
-        "gpt2": [dict(step, arm="baseline", mode="compiled", ms=80, tokens_s=410_000),
-                 dict(step, arm=f"{mixed}, triton", mode="compiled", ms=82, tokens_s=400_000),
-                 dict(what="ratio", shape="124M", arm=f"{mixed}, triton", mode="compiled", ratio=values.get("ratio", 1.04)),
-                 dict(what="ratio", shape="124M", arm=mixed, mode="compiled", ratio=1.2)],
-        "kernels": [dict(speed, passes="forward", share_of_copy=values.get("share", 0.95)), dict(speed, passes="backward", share_of_copy=0.81),
-                    dict(speed, D=64, passes="forward", share_of_copy=0.1), dict(faster, over_inductor=1.3)],
-        "equality": [dict(what="equality", ok=True), dict(what="equality", ok=values.get("equal", True)), dict(what="watch", ok=None)]}
+        "correctness": [
+            dict(what="all kernels", compared=9, wrong=values.get("wrong", 0), not_run=0, ok=not values.get("wrong", 0))
+        ],
+        "gpt2": [
+            dict(step, arm="baseline", mode="compiled", ms=80, tokens_s=410_000),
+            dict(step, arm=f"{mixed}, triton", mode="compiled", ms=82, tokens_s=400_000),
+            dict(what="ratio", shape="124M", arm=f"{mixed}, triton", mode="compiled", ratio=values.get("ratio", 1.04)),
+            dict(what="ratio", shape="124M", arm=mixed, mode="compiled", ratio=1.2),
+        ],
+        "kernels": [
+            dict(speed, passes="forward", share_of_copy=values.get("share", 0.95)),
+            dict(speed, passes="backward", share_of_copy=0.81),
+            dict(speed, D=64, passes="forward", share_of_copy=0.1),
+            dict(faster, over_inductor=1.3),
+        ],
+        "equality": [
+            dict(what="equality", ok=True),
+            dict(what="equality", ok=values.get("equal", True)),
+            dict(what="watch", ok=None),
+        ],
+    }
     return {"quick": False, "parts": {name: {"rows": members} for name, members in rows.items()}}
 
 
@@ -153,7 +186,17 @@ def test_verdicts():
     found = [reached for _, _, reached in report.goals(measured())]
     assert found == [True, True, False, True, True, True, True, True, True, None]
     assert [reached for _, _, reached in report.goals(measured(ratio=1.06, share=0.85, wrong=1, equal=False))] == [
-        False, False, False, True, True, False, True, True, False, None]
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        None,
+    ]
     assert all(reached is None for _, _, reached in report.goals({"quick": False, "parts": {}}))
 
 
@@ -161,12 +204,17 @@ def test_predictions_are_beside_measurements():
     found = {what: (round(predicted, 2), value) for what, predicted, value in report.predictions(measured())}
     assert found["124M, mixed / baseline, fused, 32,768 tokens a step"][1] == 1.04
     import roofline
-    assert round(roofline.ratios("124M", "H100")["fused"], 2) == 1.07 and round(roofline.ratios("124M", "H100")["compiled"], 2) == 1.28
+
+    assert (
+        round(roofline.ratios("124M", "H100")["fused"], 2) == 1.07
+        and round(roofline.ratios("124M", "H100")["compiled"], 2) == 1.28
+    )
 
 
 def test_waits_are_counted_where_a_step_is_not_logged(monkeypatch, recwarn):
     """The watch itself, with a device that is pretended."""
     import torch
+
     modes, waits = [], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
@@ -177,7 +225,9 @@ def test_waits_are_counted_where_a_step_is_not_logged(monkeypatch, recwarn):
 
     class Config:
         log_interval = 10
+
     import warnings
+
     for step in (2, 3, 10):
         assert watched_train.train.lr_at(step, Config) == 0.5
         torch.cuda.synchronize()
@@ -187,7 +237,9 @@ def test_waits_are_counted_where_a_step_is_not_logged(monkeypatch, recwarn):
     watched_train.warnings.showwarning = watch.showwarning
 
 
-@pytest.mark.parametrize("arguments", [["--device=cpu"], ['--parts=["nothing"]'], ["--seconds=1"], ["--replot=nowhere"], ["--out="]])
+@pytest.mark.parametrize(
+    "arguments", [["--device=cpu"], ['--parts=["nothing"]'], ["--seconds=1"], ["--replot=nowhere"], ["--out="]]
+)
 def test_bad_input_is_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         gpu.main(arguments)
@@ -198,13 +250,32 @@ def test_bad_input_is_one_line(arguments, capsys):
 def test_jobs_of_a_gpu_are_all_there():
     """What would be measured on a card: nothing is left out by a typo that toy sizes do not meet."""
     from gpu_parts import correctness, kernel_speed, steps
+
     jobs = {name: gpu.module_of(name).jobs(Settings(name, "cuda:0", False, "")) for name in PARTS}
-    checked = {(job.arguments[0], job.arguments[1], D) for job in jobs["correctness"] if len(job.arguments) == 3 for D in job.arguments[2]}
-    assert checked == {(op, dtype, D) for op in (*correctness.MAPS, "log_layernorm") for dtype in ("float32", "bfloat16", "float16")
-                       for D in correctness.WIDTHS}
-    timed = {(job.arguments[0], job.arguments[1], D) for job in jobs["kernels"] for D in job.arguments[3] if job.arguments[2] == "bfloat16"}
-    assert timed == {(provider, op, D) for provider in ("triton", "inductor", "eager") for op in kernel_speed.OPERATIONS
-                     for D in kernel_speed.WIDTHS}
+    checked = {
+        (job.arguments[0], job.arguments[1], D)
+        for job in jobs["correctness"]
+        if len(job.arguments) == 3
+        for D in job.arguments[2]
+    }
+    assert checked == {
+        (op, dtype, D)
+        for op in (*correctness.MAPS, "log_layernorm")
+        for dtype in ("float32", "bfloat16", "float16")
+        for D in correctness.WIDTHS
+    }
+    timed = {
+        (job.arguments[0], job.arguments[1], D)
+        for job in jobs["kernels"]
+        for D in job.arguments[3]
+        if job.arguments[2] == "bfloat16"
+    }
+    assert timed == {
+        (provider, op, D)
+        for provider in ("triton", "inductor", "eager")
+        for op in kernel_speed.OPERATIONS
+        for D in kernel_speed.WIDTHS
+    }
     for part in ("gpt2", "shapes"):
         for job in jobs[part]:
             shape, arm, mode = job.arguments

@@ -1,4 +1,5 @@
 """The JSON file of a card: every row of every part, written again, whole, as rows come."""
+
 import json
 import os
 import re
@@ -42,14 +43,20 @@ class Results:
     def end(self, part, seconds, stopped):
         rows = self.parts[part]["rows"]
         failed = [row for row in rows if row.get("error")]
-        self.parts[part].update(seconds=round(seconds, 1), status="stopped" if stopped else "failed" if len(failed) == len(rows)
-                                else "in part" if failed else "done")
+        self.parts[part].update(
+            seconds=round(seconds, 1),
+            status="stopped" if stopped else "failed" if len(failed) == len(rows) else "in part" if failed else "done",
+        )
 
     def path(self, extension):
         return os.path.join(self.folder, f"{self.name or 'unknown-card'}.{extension}")
 
     def content(self):
-        return {"made_by": MADE_BY, "quick": self.quick, "parts": {name: self.parts[name] for name in PARTS if name in self.parts}}
+        return {
+            "made_by": MADE_BY,
+            "quick": self.quick,
+            "parts": {name: self.parts[name] for name in PARTS if name in self.parts},
+        }
 
     def write(self):
         os.makedirs(self.folder, exist_ok=True)
