@@ -40,6 +40,7 @@ SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size, vocab_size
     "toy": (1, 2, 16, 2, 1, 65),  # to try the script
     "small": (4, 4, 128, 128, 24, 65),  # 3,072 tokens a step
     "large": (6, 6, 384, 256, 12, 65),  # 3,072 tokens a step
+    "text": (6, 6, 384, 256, 64, 65),  # config/train_shakespeare_*.py
     "124M": (12, 12, 768, 1024, 32, 50304),  # GPT-2 small; for a GPU
     "350M": (24, 16, 1024, 1024, 16, 50304),  # GPT-2 medium; for a GPU
 }
@@ -55,7 +56,7 @@ ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, 
 
 @dataclass
 class BenchConfig:
-    shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large: 6 x 384 | 124M, 350M: GPT-2's | both: the first two
+    shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads

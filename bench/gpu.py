@@ -150,10 +150,12 @@ def main(argv):
         return 0
     from gpu_parts import plots
     from gpu_parts.report import verdicts
-    from gpu_parts.results import Results
+    from gpu_parts.results import Results, read
 
-    stop, results = Stop(), Results(config.out, config.quick)
     pick(config)
+    for path in glob.glob(os.path.join(config.out, "*.json")):  # what is there is kept: it has to be whole
+        read(path)
+    stop, results = Stop(), Results(config.out, config.quick)
     work = tempfile.mkdtemp(prefix="gpu-")
     try:
         whole = measure(config, results, stop, work)

@@ -10,7 +10,6 @@ import time
 import pytest
 
 import gpu
-from errors import UserError
 from gpu_parts import PARTS, Job, Settings, report, results, watched_train, workers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -135,7 +134,8 @@ def test_a_signal_leaves_what_was_measured(tmp_path):
     assert (tmp_path / "cpu-quick.md").exists()
 
 
-def test_a_later_run_keeps_the_other_parts(tmp_path):
+def test_a_later_run_keeps_the_other_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # main() sets it
     for part in ("gpt2", "target"):
         found = results.Results(str(tmp_path), False)
         for name in ("ceilings", part):
@@ -145,9 +145,11 @@ def test_a_later_run_keeps_the_other_parts(tmp_path):
         found.write()
     parts = json.loads((tmp_path / "nvidia-h100-80gb-hbm3.json").read_text())["parts"]
     assert list(parts) == ["ceilings", "gpt2", "target"]
-    (tmp_path / "nvidia-h100-80gb-hbm3.json").write_text("{}")
-    with pytest.raises(UserError, match="not written by"):
-        results.read(str(tmp_path / "nvidia-h100-80gb-hbm3.json"))
+    for broken, message in (("{}", "not written by"), ("{", "not whole JSON")):
+        (tmp_path / "nvidia-h100-80gb-hbm3.json").write_text(broken)
+        with pytest.raises(SystemExit) as end:
+            gpu.main(["--device=cpu", "--quick=True", f"--out={tmp_path}"])
+        assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def measured(**values):

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # name -> (module, share of the time, what it finds out). In this order: what is cut off at the end tells least
 PARTS = {
     "ceilings": ("ceilings", 25, "the card; what a copy and a matrix product reach on it"),
-    "correctness": ("correctness", 80, "every kernel against float64; compiles the models meanwhile"),
+    "correctness": ("correctness", 100, "every kernel against float64; compiles the models meanwhile"),
     "gpt2": ("steps", 110, "training steps of GPT-2 124M: time, tokens/s, MFU, memory"),
     "kernels": ("kernel_speed", 95, "every kernel against the copy, eager PyTorch and autotuned Inductor"),
     "equality": (
@@ -26,8 +26,8 @@ PARTS = {
         60,
         "50 steps of train.py in eager mode, compiled and on the kernels; host synchronisations; resuming",
     ),
-    "shapes": ("steps", 60, "training steps of 4 x 128, 6 x 384 and GPT-2 350M"),
-    "target": ("target", 50, "training to a validation loss on the text of this repository"),
+    "shapes": ("steps", 50, "training steps of 4 x 128, 6 x 384 and GPT-2 350M"),
+    "target": ("target", 45, "training to a validation loss on the text of this repository"),
 }
 
 

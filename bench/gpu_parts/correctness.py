@@ -26,6 +26,7 @@ WIDTHS = (1, 7, 64, 100, 123, 384, 768, 1000, 1024, 2048, 4096, 8192)
 PER_HEAD = (64, 384)  # widths at which c per head is tried
 CURVATURES = (-1.0, 0.0, 1e-6, 0.1, 1.0)
 MAPS = ("mobius_add", "expmap", "add_exp_0", "add_exp", "logmap")
+MIXED, ONE_C = "mixed, c per head", "mixed, one c a block"
 REFERENCES = ("previous", "origin", "given")
 EPS = 2.0**-23
 LIMIT = 0.2
@@ -41,34 +42,17 @@ def jobs(settings):
             Job("log_layernorm, float32", ("log_layernorm", "float32", (3,))),
             Job("compile toy, baseline", ("toy", "baseline")),
         ]
-    compiled = [
-        ("124M", arm)
-        for arm in (
-            "mixed, c per head",
-            "mixed, one c a block",
-            "mixed, c per head, triton",
-            "baseline",
-            "mixed, one c a block, triton",
-            "flat",
-            "smear",
-        )
-    ]
-    later = [
-        (shape, arm)
-        for shape in ("large", "350M", "small")
-        for arm in ("mixed, c per head", "mixed, c per head, triton", "baseline", "mixed, one c a block")
-    ]
+    first = [("124M", arm) for arm in (MIXED, ONE_C, f"{MIXED}, triton")]  # those that take longest to compile
+    others = [("124M", arm) for arm in ("baseline", f"{ONE_C}, triton", "flat", "smear")]
+    others += [(shape, arm) for shape in ("350M", "large", "small", "text") for arm in (MIXED, f"{MIXED}, triton", "baseline")]
     checks = [
-        (name, dtype, widths)
+        Job(f"{name}, {dtype}, {widths[0]} to {widths[-1]} columns", (name, dtype, widths))
         for widths in (WIDTHS[6:], WIDTHS[:6])
         for name in (*MAPS, "log_layernorm")
         for dtype in ("float32", "bfloat16", "float16")
     ]
-    return (
-        [Job(f"compile {shape}, {arm}", (shape, arm)) for shape, arm in compiled]
-        + [Job(f"{name}, {dtype}, {widths[0]} to {widths[-1]} columns", (name, dtype, widths)) for name, dtype, widths in checks]
-        + [Job(f"compile {shape}, {arm}", (shape, arm)) for shape, arm in later]
-    )
+    before, after = ([Job(f"compile {shape}, {arm}", (shape, arm)) for shape, arm in pairs] for pairs in (first, others))
+    return before + checks + after
 
 
 def workers(settings):
@@ -91,7 +75,6 @@ def run(job, settings, record):
 
 
 def warm(shape, arm, settings, record):
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # there are as many of these jobs as cores
     began = time.perf_counter()
     bench_model.compile_only(arm, shape, settings.device, "bfloat16", **(dict(backend="aot_eager") if settings.quick else {}))
     record(what="compile", shape=shape, arm=arm, seconds=time.perf_counter() - began)

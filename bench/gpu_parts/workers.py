@@ -66,6 +66,8 @@ def serve(settings, numbers=sys.stdin):
     if settings.cuda:
         torch.cuda.set_device(settings.device)
     module = module_of(settings.part)
+    if module.workers(settings) > 1:  # else each of them would start as many compilers as there are cores
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")
     jobs = module.jobs(settings)
     for line in numbers:
         number, spoiled = int(line), False
