@@ -149,8 +149,7 @@ def main(argv):
         replot(config.replot)
         return 0
     from gpu_parts import plots
-    from gpu_parts.report import verdicts
-    from gpu_parts.results import Results, read
+    from gpu_parts.results import Results, page, read
 
     pick(config)
     for path in glob.glob(os.path.join(config.out, "*.json")):  # what is there is kept: it has to be whole
@@ -162,9 +161,12 @@ def main(argv):
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if not stop.signal:  # who ends it may not wait
-        made, why = plots.draw(results.content(), results.path("json").removesuffix(".json"))
+        try:
+            made, why = plots.draw(results.content(), results.path("json").removesuffix(".json"))
+        except Exception as error:  # what was measured is on the disk, and the verdicts are still to be printed
+            made, why, whole = [], f"no plots: {one_line(error)}", False
         print("\n".join([*made, *([why] if why else [])]))
-    print("\n".join([results.path("json"), results.path("md"), "", *verdicts(results.content())]))
+    print("\n".join([results.path("json"), results.path("md"), "", *page(results.content()).splitlines()[:24]]))
     if stop.signal:
         print(f"{stop.signal}: stopped; what was measured is kept")
     return 0 if whole and not stop.signal else 1

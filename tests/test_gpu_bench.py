@@ -202,6 +202,17 @@ def test_verdicts():
     assert all(reached is None for _, _, reached in report.goals({"quick": False, "parts": {}}))
 
 
+def test_rows_that_the_page_cannot_take_do_not_stop_a_run(tmp_path):
+    found = results.Results(str(tmp_path), False)
+    found.begin("ceilings")
+    found.add("ceilings", {"job": "card", "card": "X"})
+    found.add("ceilings", {"job": "copy", "what": "copy", "bytes": None, "GB_s": None})  # NaN
+    found.end("ceilings", 1.0, False)
+    found.write()
+    assert "could not be made: TypeError" in (tmp_path / "x.md").read_text()
+    assert json.loads((tmp_path / "x.json").read_text())["parts"]["ceilings"]["status"] == "done"
+
+
 def test_predictions_are_beside_measurements():
     found = {what: (round(predicted, 2), value) for what, predicted, value in report.predictions(measured())}
     assert found["124M, mixed / baseline, fused, 32,768 tokens a step"][1] == 1.04

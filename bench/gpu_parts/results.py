@@ -8,6 +8,7 @@ import time
 from errors import UserError
 from gpu_parts import PARTS
 from gpu_parts.report import markdown
+from gpu_parts.workers import one_line
 from whole_files import write_file, write_json
 
 MADE_BY = "bench/gpu.py"
@@ -22,6 +23,17 @@ def read(path):
     if not isinstance(content, dict) or content.get("made_by") != MADE_BY:
         raise UserError(f"{path} was not written by {MADE_BY}; choose another --out")
     return content
+
+
+def page(content):
+    """The markdown page. Rows that it cannot take may not end a run on a lent card: then it says so, and the JSON file has all."""
+    try:
+        return markdown(content)
+    except Exception as error:
+        return (
+            f"# The page could not be made: {one_line(error)}\n\nAll rows are in the JSON file beside it. Mend "
+            "bench/gpu_parts/report.py, then: python bench/gpu.py --replot=DIR\n"
+        )
 
 
 class Results:
@@ -61,4 +73,4 @@ class Results:
     def write(self):
         os.makedirs(self.folder, exist_ok=True)
         write_json(self.path("json"), self.content())
-        write_file(self.path("md"), markdown(self.content()).encode())
+        write_file(self.path("md"), page(self.content()).encode())
