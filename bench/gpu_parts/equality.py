@@ -9,8 +9,9 @@ import os
 from bench_model import ARMS, ON_KERNELS
 from gpu_parts import Job, training
 
-# largest difference of a training loss in 50 steps, in nats: by dtype of the matrix products. float32 is TF32 there
-ALLOWED = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.05}
+# largest difference of a training loss in 50 steps, in nats: by dtype of the matrix products; float32 is TF32 on a GPU. (On a
+# CPU the mixed model in bf16 was at most 0.0054 from float32 in its first 30 steps.)
+ALLOWED = {"float32": 0.01, "bfloat16": 0.03, "float16": 0.03}
 MIXED = "mixed, c per head"
 TRITON = f"{MIXED}, triton"
 

@@ -26,7 +26,7 @@ def read(path):
 
 
 def page(content):
-    """The markdown page. Rows that it cannot take may not end a run on a lent card: then it says so, and the JSON file has all."""
+    """The markdown page. Rows that it cannot take may not end a run: then it says so, and the JSON file has them."""
     try:
         return markdown(content)
     except Exception as error:

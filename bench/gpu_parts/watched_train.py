@@ -4,8 +4,8 @@ train.py with a watch on its steps: each wait of the host for the device, in a s
     python bench/gpu_parts/watched_train.py (train.py's arguments)
 
 torch warns of a synchronising call (torch.cuda.set_sync_debug_mode); torch.cuda.synchronize(), of which it does not, is
-replaced by one that counts. The first steps, in which compilers work and memory is allocated, and logged steps are not watched. On a CPU
-nothing can wait: only the steps are counted.
+replaced by one that counts. The first steps, in which compilers work and memory is allocated, and logged steps are not watched.
+On a CPU nothing can wait: only the steps are counted.
 """
 
 import os

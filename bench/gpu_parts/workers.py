@@ -149,8 +149,8 @@ class Worker:
 
 
 def run_jobs(jobs, count, command, until, on_row, stopped, logs):
-    """Starts threads that do all jobs in `count` processes, each started as `command`, and end by the time `until`. on_row(row) is
-    called, one call at a time, as rows come; stopped() says that the user wants an end. logs: a folder. -> the threads"""
+    """Starts threads that do all jobs in `count` processes, each started as `command`, and end by the time `until`. on_row(row)
+    is called, one call at a time, as rows come; stopped() says that the user wants an end. logs: a folder. -> the threads"""
     waiting, lock = queue.SimpleQueue(), threading.Lock()
     for number in range(len(jobs)):
         waiting.put(number)
