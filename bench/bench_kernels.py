@@ -36,7 +36,9 @@ from torch.nn import functional as F
 
 import configurator
 import geometry
+from common import paths
 from common.errors import UserError, exit_cleanly
+from configurator import Path
 from training.machine import pick_device
 
 # map -> rows that it takes. Necessary passes: forward reads them and writes one; backward reads them and the cotangent, and
@@ -59,7 +61,7 @@ class BenchConfig:
     threads: int = 2  # CPU threads
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda'
     keep_memory: bool = True  # CPU: keep freed memory for the next tensor (keep_freed_memory)
-    out: str = "out/bench_kernels.csv"  # the table as CSV; the plot is beside it (.png)
+    out: Path = "out/bench_kernels.csv"  # the table as CSV; the plot is beside it (.png)
 
     def __post_init__(self):
         for key, allowed in (("ops", tuple(OPERATIONS)), ("dtype", DTYPES)):
@@ -319,6 +321,7 @@ def write(table, config, device):
 @exit_cleanly
 def main(argv):
     config, _ = configurator.resolve(argv, BenchConfig, script_doc=__doc__)
+    paths.file_to_write(config.out, f"out = '{config.out}'")
     device = pick_device(config.device)
     torch.set_num_threads(config.threads)
     if device.startswith("cuda"):

@@ -35,6 +35,7 @@ import torch
 import configurator
 import models
 from common.errors import UserError, exit_cleanly
+from configurator import Path
 from training.compiled import compile_parts
 from training.config import TrainConfig
 from training.machine import pick_device, pick_dtype
@@ -44,6 +45,7 @@ SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size, vocab_size
     "toy": (1, 2, 16, 2, 1, 65),  # to try the script
     "small": (4, 4, 128, 128, 24, 65),  # 3,072 tokens a step
     "large": (6, 6, 384, 256, 12, 65),  # 3,072 tokens a step
+    "text": (6, 6, 384, 256, 64, 65),  # config/train_shakespeare_*.py
     "124M": (12, 12, 768, 1024, 32, 50304),  # GPT-2 small; for a GPU
     "350M": (24, 16, 1024, 1024, 16, 50304),  # GPT-2 medium; for a GPU
 }
@@ -59,7 +61,7 @@ ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, 
 
 @dataclass
 class BenchConfig:
-    shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large: 6 x 384 | 124M, 350M: GPT-2's | both: the first two
+    shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -67,7 +69,7 @@ class BenchConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products (autocast), as train.py's
     memory: bool = True  # measure peak memory too
     profile: bool = False  # instead: a table of where a mixed step's time goes (torch.profiler)
-    nanogpt: str | None = None  # folder of a nanoGPT clone: compare our default step with its default on this device
+    nanogpt: Path | None = None  # folder of a nanoGPT clone: compare our default step with its default on this device
     arm: str | None = None  # (internal) measure the memory of this arm and print it as JSON
 
     def __post_init__(self):
@@ -229,7 +231,8 @@ def profile(shape, compiled, device, dtype):
     with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as recorded:
         for _ in range(3):
             step()
-    print(recorded.key_averages().table(sort_by="self_device_time_total" if on_cuda else "self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    print(recorded.key_averages().table(sort_by="self_device_time_total" if on_cuda else "self_cpu_time_total", row_limit=25,
+                                        max_name_column_width=60))
 
 
 def against_nanogpt(folder, rounds, device, dtype):

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import oracle
 import test_geometry
@@ -25,6 +28,7 @@ import torch
 import configurator
 import geometry
 from common.errors import UserError, exit_cleanly
+from configurator import Path
 
 CASES = {  # name -> (map, opposite points?)
     "expmap": ("expmap", False), "logmap": ("logmap", False), "logmap, opposite": ("logmap", True),
@@ -35,7 +39,7 @@ CASES = {  # name -> (map, opposite points?)
 
 @dataclass
 class AccuracyConfig:
-    plain: str = ""  # a geometry.py from before row_scalars
+    plain: Path = ""  # a geometry.py from before row_scalars
 
     def __post_init__(self):
         if self.plain and not os.path.isfile(self.plain):

@@ -30,6 +30,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import torch
 from torch._dynamo.backends.common import aot_autograd
@@ -57,7 +60,8 @@ GPUS = {  # bf16 TFLOP/s, float64 and conversion instructions a second
 FREE = ("view", "_unsafe_view", "expand", "alias", "detach", "slice", "select", "unsqueeze", "squeeze", "as_strided", "empty",
         "permute", "transpose", "t", "clone", "copy", "where", "cat", "stack", "full", "zeros", "ones", "new_zeros", "lift_fresh",
         "split", "unbind", "index_select", "index", "slice_backward", "select_backward", "constant_pad_nd", "fill", "zero",
-        "scalar_tensor", "full_like", "empty_like", "zeros_like", "ones_like", "new_empty_strided", "reshape", "expand_copy", "_reshape_alias", "gather",
+        "scalar_tensor", "full_like", "empty_like", "zeros_like", "ones_like", "new_empty_strided", "reshape", "expand_copy",
+        "_reshape_alias", "gather",
         "index_put")
 CONVERSIONS = ("_to_copy", "convert_element_type", "to")
 REDUCTIONS = {"sum": 1, "mean": 1, "linalg_vector_norm": 2, "norm": 2, "amax": 1, "max": 1}

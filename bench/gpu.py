@@ -11,6 +11,7 @@ what fails is a row with its error, and the rest goes on. <card>.json and <card>
 that is cut off (SIGTERM, or killed) leaves what it measured. Exit status: 0 everything was measured, whatever the verdicts;
 1 something failed or there was no time for it, or the run was stopped; 2 bad input.
 """
+
 import glob
 import os
 import shutil
@@ -20,10 +21,15 @@ import time
 from dataclasses import dataclass, field
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
 
 import configurator
+from common import paths
 from common.errors import UserError, exit_cleanly
 from common.interrupts import Stop
+from configurator import Path
 from gpu_parts import PARTS, Settings, module_of
 from gpu_parts.workers import command_of, one_line, run_jobs, serve
 
@@ -32,12 +38,12 @@ ENDING = 6  # seconds kept for tables and plots
 
 @dataclass
 class GpuConfig:
-    out: str = "results/gpu"  # folder for <card>.json, <card>.md and plots
+    out: Path = "results/gpu"  # folder for <card>.json, <card>.md and plots
     parts: list[str] = field(default_factory=lambda: list(PARTS))  # which; 'ceilings' always runs
     seconds: float = 480.0  # for all of them together; each has a share
     device: str = "auto"  # 'auto' or 'cuda': a GPU; 'cpu' with quick
     quick: bool = False  # toy sizes, to try the script
-    replot: str | None = None  # instead: write tables and plots of this folder's JSON files again
+    replot: Path | None = None  # instead: write tables and plots of this folder's JSON files again
     worker: str | None = None  # (internal) be a worker process of this part
     work: str | None = None  # (internal) its folder
     until: float = 0.0  # (internal) when its part ends
@@ -62,6 +68,7 @@ def pick(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         return "cpu"
     from training.machine import pick_device
+
     device = pick_device("cuda" if config.device == "auto" else config.device)
     if not device.startswith("cuda"):
         raise UserError(f"device = {config.device!r}: this script measures CUDA GPUs")
@@ -98,10 +105,13 @@ def run_part(settings, results, stop):
         changed.append(row)
         if row.get("error"):
             print(f"  {row['job']}: {row['error']}", flush=True)
+
     try:
         module = module_of(name)
         jobs = module.jobs(settings)
-        threads = run_jobs(jobs, module.workers(settings), command_of(settings), settings.until, on_row, lambda: stop.signal, settings.work)
+        threads = run_jobs(
+            jobs, module.workers(settings), command_of(settings), settings.until, on_row, lambda: stop.signal, settings.work
+        )
         written = 0.0
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.1)
@@ -123,10 +133,11 @@ def replot(folder):
     from gpu_parts import plots
     from gpu_parts.report import markdown
     from gpu_parts.results import read
-    paths = sorted(glob.glob(os.path.join(folder, "*.json")))
-    if not paths:
+
+    files = sorted(glob.glob(os.path.join(folder, "*.json")))
+    if not files:
         raise UserError(f"{folder} has no JSON file of this script")
-    for path in paths:
+    for path in files:
         content, stem = read(path), path.removesuffix(".json")
         write_file(f"{stem}.md", markdown(content).encode())
         made, why = plots.draw(content, stem)
@@ -143,19 +154,25 @@ def main(argv):
         replot(config.replot)
         return 0
     from gpu_parts import plots
-    from gpu_parts.report import verdicts
-    from gpu_parts.results import Results
-    stop, results = Stop(), Results(config.out, config.quick)
+    from gpu_parts.results import Results, page, read
+
     pick(config)
+    paths.folder_to_write(config.out, f"out = '{config.out}'")
+    for path in glob.glob(os.path.join(config.out, "*.json")):  # what is there is kept: it has to be whole
+        read(path)
+    stop, results = Stop(), Results(config.out, config.quick)
     work = tempfile.mkdtemp(prefix="gpu-")
     try:
         whole = measure(config, results, stop, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if not stop.signal:  # who ends it may not wait
-        made, why = plots.draw(results.content(), results.path("json").removesuffix(".json"))
+        try:
+            made, why = plots.draw(results.content(), results.path("json").removesuffix(".json"))
+        except Exception as error:  # what was measured is on the disk, and the verdicts are still to be printed
+            made, why, whole = [], f"no plots: {one_line(error)}", False
         print("\n".join([*made, *([why] if why else [])]))
-    print("\n".join([results.path("json"), results.path("md"), "", *verdicts(results.content())]))
+    print("\n".join([results.path("json"), results.path("md"), "", *page(results.content()).splitlines()[:24]]))
     if stop.signal:
         print(f"{stop.signal}: stopped; what was measured is kept")
     return 0 if whole and not stop.signal else 1

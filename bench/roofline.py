@@ -4,10 +4,12 @@ bench/roofline.md.
 
     python bench/roofline.py                 writes bench/roofline.md and prints it
 
-No GPU was used. The model: a kernel that does no matrix product takes bytes/bandwidth + launch time; a matrix product takes
-flops/(peak * utilisation). Assumptions are constants below and are printed in the result.
+No GPU was used for the prediction; where results/gpu holds what bench/gpu.py measured, that is put beside it. The model: a kernel
+that does no matrix product takes bytes/bandwidth + launch time; a matrix product takes flops/(peak * utilisation). Assumptions are
+constants below and are printed in the result.
 """
 import functools
+import glob
 import os
 import sys
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ from common import startup  # noqa: F401  first: Ctrl-C while the others are imp
 # isort: split
 
 import configurator
+from common import paths
 from common.errors import exit_cleanly
+from configurator import Path
 
 GPUS = {  # dense bf16 TFLOP/s, HBM TB/s: NVIDIA datasheets, SXM parts
     "A100 80GB": (312, 2.039), "H100": (989, 3.35), "H200": (989, 4.8)}
@@ -35,6 +39,7 @@ FUSED = (2 + 1 / 8 + 3 + 5 / 8) + (3 + 5)  # log + LayerNorm; sum + projection: 
 # more than the Euclidean sub-layer's. Compiled: estimated. Fused: the backward in kernels/ also adds the partial sums of c and of
 # the limit, of LayerNorm's c, weight and bias, five small kernels, and is itself one more than the backward of x + v
 COMPILED_KERNELS, FUSED_KERNELS = 8, 6
+MEASURED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "gpu")
 BYTES = 4  # of a number of the residual stream (float32; autocast's 16 bits are in the matrix products only)
 PREDECESSOR = {"124M": 5.86, "350M": 3.18}  # step-time ratio to its baseline that the published predecessor reports
 
@@ -74,7 +79,7 @@ def counted_eager_passes():
 
 @dataclass
 class RooflineConfig:
-    out: str = os.path.join(os.path.dirname(os.path.abspath(__file__)), "roofline.md")  # where to write
+    out: Path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "roofline.md")  # where to write
 
 
 def baseline_seconds(shape, gpu, tokens=TOKENS):
@@ -123,9 +128,12 @@ def text():
         *(f"| {name} | {peak} | {bandwidth} |" for name, (peak, bandwidth) in GPUS.items()), "",
         "Passes and kernels that a sub-layer of the mixed model adds to the Euclidean one, forward and backward:", "",
         "| | row passes | kernels | how counted |", "|---|---|---|---|",
-        f"| eager | {added['eager'][0]:.0f} | {added['eager'][1]} | bytes of every operation of `geometry.log_previous` and `add_exp_0`, by a dispatch mode |",
-        f"| compiled | {added['compiled'][0]} | {added['compiled'][1]} | estimated, not counted: each map reads its rows once for sums and once for the result |",
-        f"| fused (kernels/) | {added['fused'][0]:.2f} | {added['fused'][1]} | the table in `kernels/__init__.py`, whose accesses a test counts in machine code |",
+        f"| eager | {added['eager'][0]:.0f} | {added['eager'][1]} | bytes of every operation of "
+        "`geometry.log_previous` and `add_exp_0`, by a dispatch mode |",
+        f"| compiled | {added['compiled'][0]} | {added['compiled'][1]} | estimated, not counted: each map reads its "
+        "rows once for sums and once for the result |",
+        f"| fused (kernels/) | {added['fused'][0]:.2f} | {added['fused'][1]} | the table in `kernels/__init__.py`, whose "
+        "accesses a test counts in machine code |",
         "", "Predicted step time relative to the Euclidean model:", "",
         "| model | GPU | eager | compiled | fused | the published predecessor, as reported |", "|---|---|---|---|---|---|"]
     for shape in SHAPES:
@@ -134,14 +142,30 @@ def text():
                          f" | {PREDECESSOR[shape]:.2f} |")
     lines += ["", "What would make it wrong: utilisation other than assumed (the ratio scales with it), caches that keep rows between",
               "kernels (less traffic than counted), kernels limited by registers or latency rather than bandwidth (short rows)."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + measured_lines(MEASURED)) + "\n"
+
+
+def measured_lines(folder):
+    """Prediction beside measurement, for each card of which bench/gpu.py wrote a JSON file to the folder"""
+    from gpu_parts import report, results
+    lines = ["", "## Measured", ""]
+    for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
+        content = results.read(path)
+        pairs = [] if content["quick"] else report.predictions(content)
+        if pairs:
+            lines += [f"{report.card_of(content)['name']} (results/gpu/{os.path.basename(path)}):", "",
+                      *report.table(("what", "predicted", "measured"),
+                                    [(what, f"{p:.2f}", "-" if m is None else f"{m:.2f}") for what, p, m in pairs])]
+    if len(lines) > 3:
+        return lines[:-1]
+    return [*lines, "Nothing yet: `python bench/gpu.py` on a GPU (docs/gpu.md), then this script again."]
 
 
 @exit_cleanly
 def main(argv):
     config, _ = configurator.resolve(argv, RooflineConfig, script_doc=__doc__)
     content = text()
-    with open(config.out, "w") as f:
+    with open(paths.file_to_write(config.out, f"out = '{config.out}'"), "w") as f:
         f.write(content)
     print(content)
     return 0

@@ -224,7 +224,8 @@ def page(options):
             "the gathered blocks).", "- torch.compile keeps other tensors than eager mode does.",
             "- The curvatures (and what predicts them) stay whole with FSDP2, and are all-reduced: a few kB.",
             "- Every process builds the whole model in its host memory (4P bytes) before it is cut in shards.",
-            "- Overlap: DDP sends buckets during the backward pass, of a compiled model when a compiled piece of it (a block or less) is through.", ""]
+            "- Overlap: DDP sends buckets during the backward pass, of a compiled model when a compiled piece of it (a block or less) is "
+            "through.", ""]
     return "# Scaling: memory and communication\n\n" + "\n".join(out)
 
 

@@ -55,7 +55,7 @@ def _sum(x, v, c, limit, kind):
         # Where the terms nearly cancel, what float32 rounds in them is magnified, up to 1e4 times for rows at 0.999 of the
         # radius. The sum that models take in their default residual does without: it is the time of a step.
         x, v = x.to(_wide(x)), v.to(_wide(x))
-    # in place where that saves a row; in compiled code it saves none, and torch 2.11 would make gradients of 0 of a result made so
+    # in place where that saves a row: not in compiled code, and torch 2.11 gives a result that is made so gradients of 0
     add, scale = (torch.addcmul, torch.mul) if torch.compiler.is_compiling() else (torch.Tensor.addcmul_, torch.Tensor.mul_)
     if kind == "add":
         out = scale(add(x + v, _coefficient(c * ww / a, x), x), _coefficient(shrink * a / n, x))

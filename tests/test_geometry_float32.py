@@ -9,7 +9,6 @@ import pytest
 import test_geometry as T
 import torch
 from conftest import TINY
-from errors import UserError
 from hypothesis import given
 from hypothesis import strategies as st
 from test_geometry import CURVATURES, FUNCTIONS, ORACLES, USED, exactly, generator, gradients, laws, neighbours, radius, random_rows, unit
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import geometry as G
 import models
+from common.errors import UserError
 from geometry import float32 as F
 from geometry.rows import _wide
 

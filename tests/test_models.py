@@ -498,3 +498,19 @@ def test_a_fixed_curvature_is_no_parameter_and_a_tied_one_is_one():
     assert len(names(use_embedding_curvature=True)) == 3
     assert isinstance(build("mixed", {}), model_baseline.GPT)
     assert geometry.max_norm(torch.tensor(4.0), torch.float32) < 0.5
+
+
+def test_compiled_maps_have_gradients():
+    """A sum whose result was made in place got gradients of 0 from torch 2.11's compiler; it took no part of a series by pop()."""
+    torch._dynamo.reset()
+    rng = torch.Generator().manual_seed(0)
+    x, v, g = (0.1 * torch.randn(2, 5, 8, generator=rng, dtype=torch.float64) for _ in range(3))
+    for name in ("add_exp_0", "mobius_add", "expmap"):
+        for dtype in (torch.float32, torch.float64):
+            found = []
+            for f in (getattr(geometry, name), torch.compile(getattr(geometry, name), fullgraph=True, dynamic=False, backend="eager")):
+                leaves = [t.to(dtype).requires_grad_() for t in (x, v)]
+                f(*leaves, torch.tensor(0.7, dtype=dtype)).backward(g.to(dtype))
+                found.append([leaf.grad for leaf in leaves])
+            for compiled, eager in zip(*found):
+                torch.testing.assert_close(compiled, eager)

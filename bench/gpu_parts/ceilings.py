@@ -1,4 +1,5 @@
-"""The card, and what it can do at most: a device-to-device copy and a bf16 matrix product. Everything else is compared with them."""
+"""The card, and what it can do at most: a device-to-device copy, a bf16 matrix product. All else is compared with them."""
+
 import shutil
 import subprocess
 import time
@@ -29,32 +30,49 @@ def smi():
     """name -> what nvidia-smi says now; {} without it"""
     if not shutil.which("nvidia-smi"):
         return {}
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(WATCHED)}", "--format=csv,noheader,nounits"], capture_output=True,
-                          text=True, timeout=30)
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={','.join(WATCHED)}", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     lines = done.stdout.strip().splitlines()
     return dict(zip(WATCHED, map(str.strip, lines[0].split(",")))) if done.returncode == 0 and lines else {}
 
 
 def card(settings, record):
     import triton
+
     about = environment("python bench/gpu.py", settings.device, torch.get_num_threads(), 1)
     row = {k: about[k] for k in ("time", "platform", "cpus", "python", "torch", "cuda", "git_commit", "git_dirty")}
     row.update(card="cpu", triton=triton.__version__, name=bench_kernels.hardware(settings.device), **smi())
     if settings.cuda:
         found = torch.cuda.get_device_properties(settings.device)
-        row.update(card=found.name, capability=f"{found.major}.{found.minor}", multiprocessors=found.multi_processor_count,
-                   memory_GiB=found.total_memory / 2 ** 30, L2_MiB=getattr(found, "L2_cache_size", 0) / 2 ** 20)
+        row.update(
+            card=found.name,
+            capability=f"{found.major}.{found.minor}",
+            multiprocessors=found.multi_processor_count,
+            memory_GiB=found.total_memory / 2**30,
+            L2_MiB=getattr(found, "L2_cache_size", 0) / 2**20,
+        )
     record(**row)
 
 
 def copies(settings, record):
-    for size in (2 ** 16,) if settings.quick else (2 ** 26, 2 ** 28, 2 ** 30, 2 ** 32):
-        record(what="copy", bytes=size, GB_s=bench_kernels.copy_bandwidth(settings.device, 3 if settings.quick else 15, size), **smi())
+    for size in (2**16,) if settings.quick else (2**26, 2**28, 2**30, 2**32):
+        record(
+            what="copy",
+            bytes=size,
+            GB_s=bench_kernels.copy_bandwidth(settings.device, 3 if settings.quick else 15, size),
+            **smi(),
+        )
 
 
 def products(settings, record):
     """On random data: on zeros a card draws less power, and is faster."""
-    sizes = [(64, 64, 64)] if settings.quick else [(8192, 8192, 8192), (32768, 768, 3072), (32768, 768, 50304), (32768, 1024, 4096)]
+    sizes = (
+        [(64, 64, 64)] if settings.quick else [(8192, 8192, 8192), (32768, 768, 3072), (32768, 768, 50304), (32768, 1024, 4096)]
+    )
     for m, k, n in sizes:
         a, b = (torch.randn(size, device=settings.device, dtype=torch.bfloat16) for size in ((m, k), (k, n)))
         for _ in range(3):

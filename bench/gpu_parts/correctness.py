@@ -1,6 +1,6 @@
 """
-Every kernel of kernels/ against geometry/ in float64: output and every gradient, at all widths of the tests, in all dtypes, for
-curvatures of both signs and 0, with and without a limit, for one c, c per head and per row; at the ball's edge; rows that are
+Every kernel of kernels/ against geometry/ in float64: output and every gradient, at all widths of the tests, in all dtypes,
+for curvatures of both signs and 0, with and without a limit, for one c, c per head and per row; at the ball's edge; rows that are
 not contiguous. Memory is filled with NaN before it is handed out, so that a number that is not written shows.
 
 An error is relative to the norm of what it is an error of. float32 rows: it has to be under a bound. 16 bits: under twice the
@@ -8,6 +8,7 @@ error of geometry/ in the same dtype, plus that bound.
 
 Other jobs of this part compile the models that later parts time, for their caches on disk: the processors would idle.
 """
+
 import math
 import os
 import time
@@ -25,26 +26,33 @@ WIDTHS = (1, 7, 64, 100, 123, 384, 768, 1000, 1024, 2048, 4096, 8192)
 PER_HEAD = (64, 384)  # widths at which c per head is tried
 CURVATURES = (-1.0, 0.0, 1e-6, 0.1, 1.0)
 MAPS = ("mobius_add", "expmap", "add_exp_0", "add_exp", "logmap")
+MIXED, ONE_C = "mixed, c per head", "mixed, one c a block"
 REFERENCES = ("previous", "origin", "given")
-EPS = 2.0 ** -23
+EPS = 2.0**-23
 LIMIT = 0.2
 BOUND = 3e-5  # float32, relative; the tests' for the interpreter
 
 
 def jobs(settings):
     import kernels  # noqa: F401 - where it cannot be imported, that is what this part says
+
     if settings.quick:
-        return [Job("add_exp_0, float16", ("add_exp_0", "float16", (7,))), Job("log_layernorm, float32", ("log_layernorm", "float32", (3,))),
-                Job("compile toy, baseline", ("toy", "baseline"))]
-    compiled = [("124M", arm) for arm in ("mixed, c per head", "mixed, one c a block", "mixed, c per head, triton", "baseline",
-                                          "mixed, one c a block, triton", "flat", "smear")]
-    later = [(shape, arm) for shape in ("large", "350M", "small")
-             for arm in ("mixed, c per head", "mixed, c per head, triton", "baseline", "mixed, one c a block")]
-    checks = [(name, dtype, widths) for widths in (WIDTHS[6:], WIDTHS[:6]) for name in (*MAPS, "log_layernorm")
-              for dtype in ("float32", "bfloat16", "float16")]
-    return ([Job(f"compile {shape}, {arm}", (shape, arm)) for shape, arm in compiled]
-            + [Job(f"{name}, {dtype}, {widths[0]} to {widths[-1]} columns", (name, dtype, widths)) for name, dtype, widths in checks]
-            + [Job(f"compile {shape}, {arm}", (shape, arm)) for shape, arm in later])
+        return [
+            Job("add_exp_0, float16", ("add_exp_0", "float16", (7,))),
+            Job("log_layernorm, float32", ("log_layernorm", "float32", (3,))),
+            Job("compile toy, baseline", ("toy", "baseline")),
+        ]
+    first = [("124M", arm) for arm in (MIXED, ONE_C, f"{MIXED}, triton")]  # those that take longest to compile
+    others = [("124M", arm) for arm in ("baseline", f"{ONE_C}, triton", "flat", "smear")]
+    others += [(shape, arm) for shape in ("350M", "large", "small", "text") for arm in (MIXED, f"{MIXED}, triton", "baseline")]
+    checks = [
+        Job(f"{name}, {dtype}, {widths[0]} to {widths[-1]} columns", (name, dtype, widths))
+        for widths in (WIDTHS[6:], WIDTHS[:6])
+        for name in (*MAPS, "log_layernorm")
+        for dtype in ("float32", "bfloat16", "float16")
+    ]
+    before, after = ([Job(f"compile {shape}, {arm}", (shape, arm)) for shape, arm in pairs] for pairs in (first, others))
+    return before + checks + after
 
 
 def workers(settings):
@@ -67,7 +75,6 @@ def run(job, settings, record):
 
 
 def warm(shape, arm, settings, record):
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # there are as many of these jobs as cores
     began = time.perf_counter()
     bench_model.compile_only(arm, shape, settings.device, "bfloat16", **(dict(backend="aot_eager") if settings.quick else {}))
     record(what="compile", shape=shape, arm=arm, seconds=time.perf_counter() - began)
@@ -75,9 +82,11 @@ def warm(shape, arm, settings, record):
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Worst:
     """Of many comparisons, the one nearest to its bound, or farthest over it"""
+
     share: float = 0.0  # of its bound
     error: float = 0.0
     bound: float = 0.0
@@ -102,8 +111,20 @@ def check(name, dtype, D, settings, record):
         for label, inputs, taken, f, exact, in_torch, bound in cases(name, getattr(torch, dtype), D, settings):
             compare(worst, label, inputs, taken, f, exact, in_torch, bound)
         if worst.count:
-            record(what="correctness", op=name, dtype=dtype, D=D, rows=what, compared=worst.count, relative_error=worst.error, bound=worst.bound,
-                   share_of_bound=worst.share, worst=worst.where, ok=worst.share <= 1, broken=worst.broken)
+            record(
+                what="correctness",
+                op=name,
+                dtype=dtype,
+                D=D,
+                rows=what,
+                compared=worst.count,
+                relative_error=worst.error,
+                bound=worst.bound,
+                share_of_bound=worst.share,
+                worst=worst.where,
+                ok=worst.share <= 1,
+                broken=worst.broken,
+            )
 
 
 def compare(worst, label, inputs, taken, f, exact, in_torch, bound):
@@ -151,6 +172,7 @@ def layer_norm_case(reference, kept):
         u = geometry.logmap(base, x, c).flatten(2)
         out = F.layer_norm(u.to(weight.dtype), weight.shape, weight, bias).view(x.shape)
         return out if out.dtype == torch.float64 else out.to(kept)
+
     return on_kernels, in_pytorch
 
 
@@ -163,8 +185,10 @@ def layer_norm_cases(dtype, D, settings, longest, bound, layout=lambda t: t):
                 if longest > 1 and c <= 0:
                     continue
                 taken = 2 if reference == "given" else 1
-                rows = [layout(geometry.project(x, c) if longest > 1 else x)
-                        for x in points(taken, (2, T, heads, D // heads), c, dtype, device, longest)]
+                rows = [
+                    layout(geometry.project(x, c) if longest > 1 else x)
+                    for x in points(taken, (2, T, heads, D // heads), c, dtype, device, longest)
+                ]
                 kind = "head" if heads > 1 else "one"
                 rng = torch.Generator(device).manual_seed(3)
                 parameters = [torch.randn(D, generator=rng, device=device) for _ in range(2)]
@@ -173,12 +197,20 @@ def layer_norm_cases(dtype, D, settings, longest, bound, layout=lambda t: t):
                 as_models = dtype == torch.float32 and reference == "previous" and settings.cuda
                 for kept in (dtype, torch.bfloat16) if as_models else (dtype,):
                     f, exact = layer_norm_case(reference, kept)
-                    yield (f"reference {reference}, {heads} heads, c = {c:g}, result {kept}", [*rows, of_shape(c, kind, (2, T, heads), device),
-                           *parameters], taken, f, exact, exact, bound)
+                    yield (
+                        f"reference {reference}, {heads} heads, c = {c:g}, result {kept}",
+                        [*rows, of_shape(c, kind, (2, T, heads), device), *parameters],
+                        taken,
+                        f,
+                        exact,
+                        exact,
+                        bound,
+                    )
 
 
 def map_case(name, limit):
     import kernels
+
     more = {} if limit is None else dict(limit=limit)
     on_kernels, in_pytorch = getattr(kernels, name), getattr(geometry, name)
     return lambda *inputs: on_kernels(*inputs, **more), lambda *inputs: in_pytorch(*inputs, **more)
@@ -193,25 +225,46 @@ def inside(name, dtype, D, settings):
         inputs = points(taken, (n, 2, D), c, dtype, settings.device)
         for kind, limit in [("one", None), ("row", LIMIT), *([("head", None), ("head", LIMIT)] if D in PER_HEAD else [])]:
             f, exact = map_case(name, None if name == "logmap" else limit)
-            yield (f"c = {c:g} ({kind}){'' if limit is None else ', limited'}", [*inputs, of_shape(c, kind, (n, 2), settings.device)],
-                   taken, f, exact, exact, BOUND)
+            yield (
+                f"c = {c:g} ({kind}){'' if limit is None else ', limited'}",
+                [*inputs, of_shape(c, kind, (n, 2), settings.device)],
+                taken,
+                f,
+                exact,
+                exact,
+                BOUND,
+            )
 
 
 def edge(name, dtype, D, settings):
     """Errors grow as 1/(1 - c|x|^2), and on the sphere as |c||x|^2."""
     if name == "log_layernorm":
         if D > 7 and not settings.quick:
-            yield from layer_norm_cases(dtype, D, settings, 30.0, BOUND + EPS * 2 ** 13)
+            yield from layer_norm_cases(dtype, D, settings, 30.0, BOUND + EPS * 2**13)
         return
     n = 4 if settings.quick else 16
     for c in (1.0,) if settings.quick else (1.0, 0.1, -1.0):
         x, y = (geometry.project(p, c) for p in points(2, (n, D), c, dtype, settings.device, 30.0))
         room = 1 - c * x.double().square().sum(-1)
         worst = max(1 / float(room.min()), float(room.max()))
-        more = {"mobius_add": [y * 0.5], "add_exp_0": [y * 1e-3], "expmap": [y * 1e-4], "add_exp": [y * 0.5, y * 1e-4], "logmap": [y]}
+        more = {
+            "mobius_add": [y * 0.5],
+            "add_exp_0": [y * 1e-3],
+            "expmap": [y * 1e-4],
+            "add_exp": [y * 0.5, y * 1e-4],
+            "logmap": [y],
+        }
         f, exact = map_case(name, None)
         inputs = [x, *more[name]]
-        yield (f"c = {c:g}", [*inputs, torch.full((n, 1), c, device=settings.device)], len(inputs), f, exact, exact, BOUND + EPS * worst)
+        yield (
+            f"c = {c:g}",
+            [*inputs, torch.full((n, 1), c, device=settings.device)],
+            len(inputs),
+            f,
+            exact,
+            exact,
+            BOUND + EPS * worst,
+        )
 
 
 def strided(name, dtype, D, settings):
@@ -234,4 +287,12 @@ def conclude(rows, settings):
     compared = sum(row["compared"] for row in found)
     wrong = [row for row in found if not row["ok"]]
     missing = [row["job"] for row in rows if row.get("error") and "what" not in row and not row["job"].startswith("compile")]
-    return [dict(what="all kernels", compared=compared, wrong=len(wrong), not_run=len(missing), ok=bool(found) and not wrong and not missing)]
+    return [
+        dict(
+            what="all kernels",
+            compared=compared,
+            wrong=len(wrong),
+            not_run=len(missing),
+            ok=bool(found) and not wrong and not missing,
+        )
+    ]

@@ -3,23 +3,36 @@ train.py itself, as commands: the same seed and batches in PyTorch's eager mode,
 step by step. A run that is stopped in the middle and resumed is compared with one that is not. And watched runs: what waits
 for the device (a host synchronisation) in a step that is not logged is counted (gpu_parts/watched_train.py).
 """
+
 import os
 
 from bench_model import ARMS, ON_KERNELS
 
 from gpu_parts import Job, training
 
-# largest difference of a training loss in 50 steps, in nats: by dtype of the matrix products. float32 is TF32 there
-ALLOWED = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.05}
+# largest difference of a training loss in 50 steps, in nats: by dtype of the matrix products; float32 is TF32 on a GPU. (On a
+# CPU the mixed model in bf16 was at most 0.0054 from float32 in its first 30 steps.)
+ALLOWED = {"float32": 0.01, "bfloat16": 0.03, "float16": 0.03}
 MIXED = "mixed, c per head"
 TRITON = f"{MIXED}, triton"
 
 
 def size(settings):
     if settings.quick:
-        return dict(n_layer=1, n_head=2, n_embd=16, block_size=2, batch_size=1, max_iters=2, eval_interval=2, eval_iters=1, warmup_iters=1)
-    return dict(n_layer=4, n_head=4, n_embd=128, block_size=128, batch_size=24, max_iters=50, eval_interval=50, eval_iters=2,
-                warmup_iters=10)
+        return dict(
+            n_layer=1, n_head=2, n_embd=16, block_size=2, batch_size=1, max_iters=2, eval_interval=2, eval_iters=1, warmup_iters=1
+        )
+    return dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=128,
+        block_size=128,
+        batch_size=24,
+        max_iters=50,
+        eval_interval=50,
+        eval_iters=2,
+        warmup_iters=10,
+    )
 
 
 def jobs(settings):
@@ -27,13 +40,23 @@ def jobs(settings):
     if settings.quick:
         cases = [("run", MIXED, False, "float32"), ("resume", MIXED, False, "float32"), ("watch", TRITON, True, "float32")]
     else:
-        cases = [("run", arm, compiled, "bfloat16") for compiled in (True, False)
-                 for arm in (MIXED, TRITON, "baseline", *(arm for arm in (*ARMS, *ON_KERNELS) if arm not in (MIXED, TRITON, "baseline")))]
+        cases = [
+            ("run", arm, compiled, "bfloat16")
+            for compiled in (True, False)
+            for arm in (
+                MIXED,
+                TRITON,
+                "baseline",
+                *(arm for arm in (*ARMS, *ON_KERNELS) if arm not in (MIXED, TRITON, "baseline")),
+            )
+        ]
         cases[4:4] = [("watch", arm, compiled, "bfloat16") for arm in ("baseline", TRITON) for compiled in (True, False)]
         cases += [("run", arm, False, dtype) for dtype in ("float32", "float16") for arm in (MIXED, TRITON)]
         cases += [("resume", TRITON, True, "bfloat16"), ("watch", TRITON, False, "float16"), ("watch", MIXED, True, "bfloat16")]
-    return [Job(f"{kind}: {arm}, {'compiled' if compiled else 'eager'}, {dtype}", (kind, arm, compiled, dtype))
-            for kind, arm, compiled, dtype in cases]
+    return [
+        Job(f"{kind}: {arm}, {'compiled' if compiled else 'eager'}, {dtype}", (kind, arm, compiled, dtype))
+        for kind, arm, compiled, dtype in cases
+    ]
 
 
 def workers(settings):
@@ -58,7 +81,9 @@ def run(job, settings, record):
         keys.update(init_from="resume", lr_decay_iters=keys["max_iters"])
     metrics, summary, _ = training.train(settings, name, environment, **keys)
     losses = training.losses_of(metrics)
-    record(**row, losses=[losses[step] for step in sorted(losses)], val_loss=summary["val_loss"], seconds=summary["train_seconds"])
+    record(
+        **row, losses=[losses[step] for step in sorted(losses)], val_loss=summary["val_loss"], seconds=summary["train_seconds"]
+    )
 
 
 def watch(name, row, keys, environment, settings, record):
@@ -72,13 +97,21 @@ def watch(name, row, keys, environment, settings, record):
         elif line.startswith("waits: "):
             waits.append(line.removeprefix("waits: "))
     if not steps:
-        raise RuntimeError("train.py no longer calls lr_at(step, config) once a step: watched_train.py has to be told where a step begins")
-    record(**row, watched_steps=steps, waits=len(waits), where=sorted(set(waits))[:10], applicable=settings.cuda, ok=None if not settings.cuda
-           else not waits)
+        raise RuntimeError(
+            "train.py no longer calls lr_at(step, config) once a step: watched_train.py has to be told where a step begins"
+        )
+    record(
+        **row,
+        watched_steps=steps,
+        waits=len(waits),
+        where=sorted(set(waits))[:10],
+        applicable=settings.cuda,
+        ok=None if not settings.cuda else not waits,
+    )
 
 
 def conclude(rows, settings):
-    """Each form of an arm against its eager PyTorch form in the same dtype; the resumed run against the one that was not stopped"""
+    """Each form of an arm against its eager PyTorch form in the same dtype; the resumed run against one that was not stopped"""
     runs = {(row["arm"], row["mode"], row["dtype"]): row for row in rows if row.get("what") == "run" and "losses" in row}
     found = []
     for row in rows:
@@ -91,7 +124,19 @@ def conclude(rows, settings):
         pairs = list(zip(row["losses"], runs[other]["losses"], strict=False))
         bad = len(pairs) < size(settings)["max_iters"] or any(a is None or b is None for a, b in pairs)
         apart = None if bad else max(abs(a - b) for a, b in pairs)
-        found.append(dict(what="equality", kind=row["what"], arm=arm, mode=mode, dtype=dtype, against=", ".join(other), steps=len(pairs),
-                          largest_difference=apart, last_difference=None if bad else abs(pairs[-1][0] - pairs[-1][1]),
-                          allowed=ALLOWED[dtype], ok=apart is not None and apart <= ALLOWED[dtype]))
+        found.append(
+            dict(
+                what="equality",
+                kind=row["what"],
+                arm=arm,
+                mode=mode,
+                dtype=dtype,
+                against=", ".join(other),
+                steps=len(pairs),
+                largest_difference=apart,
+                last_difference=None if bad else abs(pairs[-1][0] - pairs[-1][1]),
+                allowed=ALLOWED[dtype],
+                ok=apart is not None and apart <= ALLOWED[dtype],
+            )
+        )
     return found

@@ -1,4 +1,5 @@
 """Pictures of a card's results, from its JSON file: <card>-steps.png, <card>-kernels.png, <card>-losses.png. Needs no GPU."""
+
 import importlib.util
 import os
 
@@ -12,8 +13,10 @@ def draw(content, stem):
     if importlib.util.find_spec("matplotlib") is None:
         return [], "matplotlib is not installed; make the plots later: python bench/gpu.py --replot=DIR"
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     made = []
     for name, picture in (("steps", steps), ("kernels", kernels), ("losses", losses)):
         figure = picture(content, plt)
@@ -31,8 +34,11 @@ def steps(content, plt):
     if not rows:
         return None
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.26 * len(rows)))
-    axis.barh([f"{row['shape']}, {row['arm']}, {row['mode']}" for row in rows], [row["ratio"] for row in rows],
-              color=[COLOURS[row["mode"] == "eager"] for row in rows])
+    axis.barh(
+        [f"{row['shape']}, {row['arm']}, {row['mode']}" for row in rows],
+        [row["ratio"] for row in rows],
+        color=[COLOURS[row["mode"] == "eager"] for row in rows],
+    )
     axis.axvline(1, color="grey", linewidth=0.8)
     axis.invert_yaxis()
     axis.set_xlabel("time of a training step, baseline of the same shape and mode = 1")
@@ -48,8 +54,11 @@ def kernels(content, plt):
     for axis, passes in zip(axes, ("forward", "backward")):
         for i, op in enumerate(dict.fromkeys(row["op"] for row in rows)):
             for provider, style in (("triton", "o-"), ("inductor", "x:")):
-                points = sorted((row["D"], 100 * row["share_of_copy"]) for row in rows
-                                if (row["op"], row["provider"], row["passes"]) == (op, provider, passes))
+                points = sorted(
+                    (row["D"], 100 * row["share_of_copy"])
+                    for row in rows
+                    if (row["op"], row["provider"], row["passes"]) == (op, provider, passes)
+                )
                 if points:
                     axis.plot(*zip(*points), style, color=COLOURS[i % len(COLOURS)], label=f"{op}, {provider}", markersize=4)
         axis.set_xscale("log", base=2)
@@ -68,8 +77,14 @@ def losses(content, plt):
         return None
     figure, axis = plt.subplots(figsize=(6, 4))
     for i, row in enumerate(rows):
-        axis.plot([point[1] for point in row["curve"]], [point[2] for point in row["curve"]], "o-", markersize=3, label=row["arm"],
-                  color=COLOURS[i % len(COLOURS)])
+        axis.plot(
+            [point[1] for point in row["curve"]],
+            [point[2] for point in row["curve"]],
+            "o-",
+            markersize=3,
+            label=row["arm"],
+            color=COLOURS[i % len(COLOURS)],
+        )
     axis.axhline(rows[0]["target"], color="grey", linewidth=0.8, linestyle="--")
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("validation loss, nats a character")

@@ -1,6 +1,7 @@
 """
-The table of a card, from its JSON file: verdicts on the goals, prediction beside measurement, and every part's rows. Needs no GPU.
+The page of a card, from its JSON file: verdicts on the goals, prediction beside measurement, every part's rows. Needs no GPU.
 """
+
 import roofline
 
 from gpu_parts import PARTS
@@ -42,15 +43,21 @@ def fastest(content, shape, *arms):
 
 
 def ratio(content, shape, arm, mode):
-    found = [row["ratio"] for part in ("gpt2", "shapes") for row in rows_of(content, part, "ratio")
-             if (row["shape"], row["arm"], row["mode"]) == (shape, arm, mode)]
+    found = [
+        row["ratio"]
+        for part in ("gpt2", "shapes")
+        for row in rows_of(content, part, "ratio")
+        if (row["shape"], row["arm"], row["mode"]) == (shape, arm, mode)
+    ]
     return found[0] if found else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def goals(content):
     """(goal, what was measured as text, reached? None: not measured)"""
+
     def at_most(value, most):
         return (None, None) if value is None else (f"{value:.3f}", value <= most)
 
@@ -61,8 +68,14 @@ def goals(content):
         values = list(values)
         return (min(values, key=lambda v: v[0])[0], len(values), min(values, key=lambda v: v[0])[1]) if values else None
 
-    speeds = [row for row in rows_of(content, "kernels", "speed") if row.get("passes") and row["provider"] == "triton"
-              and row["dtype"] == "bfloat16" and GOAL_WIDTHS[0] <= row["D"] <= GOAL_WIDTHS[1]]
+    speeds = [
+        row
+        for row in rows_of(content, "kernels", "speed")
+        if row.get("passes")
+        and row["provider"] == "triton"
+        and row["dtype"] == "bfloat16"
+        and GOAL_WIDTHS[0] <= row["D"] <= GOAL_WIDTHS[1]
+    ]
 
     def of_copy(passes, least):
         found = worst([(row["share_of_copy"], f"{row['op']}, D = {row['D']}") for row in speeds if row["passes"] == passes], "")
@@ -72,8 +85,14 @@ def goals(content):
         return f"{found[0]:.0%} at worst ({found[2]}); {good} of {found[1]} reach it", found[0] >= least
 
     def faster():
-        found = worst([(row["over_inductor"], f"{row['op']}, D = {row['D']}, {row['passes']}") for row in rows_of(content, "kernels", "faster")
-                       if "over_inductor" in row and row["dtype"] == "bfloat16" and GOAL_WIDTHS[0] <= row["D"] <= GOAL_WIDTHS[1]], "")
+        found = worst(
+            [
+                (row["over_inductor"], f"{row['op']}, D = {row['D']}, {row['passes']}")
+                for row in rows_of(content, "kernels", "faster")
+                if "over_inductor" in row and row["dtype"] == "bfloat16" and GOAL_WIDTHS[0] <= row["D"] <= GOAL_WIDTHS[1]
+            ],
+            "",
+        )
         return (None, None) if not found else (f"{found[0]:.2f} at worst ({found[2]}), of {found[1]} measured", found[0] >= 1.2)
 
     def all_of(rows, noun):
@@ -86,22 +105,36 @@ def goals(content):
         if not found or not found[0]["compared"]:
             return None, None
         row = found[0]
-        return f"{row['compared']:,} comparisons, {row['wrong']} rows of the table wrong, {row['not_run']} jobs not run", row["ok"]
+        return (
+            f"{row['compared']:,} comparisons, {row['wrong']} rows of the table wrong, {row['not_run']} jobs not run",
+            row["ok"],
+        )
 
     baseline = fastest(content, "124M", "baseline")
     mixed = fastest(content, "124M", MIXED, f"{MIXED}, triton")
     return [
         ("every kernel agrees with float64", *kernels_right()),
-        ("124M: mixed / baseline step on the kernels, compiled, at most 1.05", *at_most(ratio(content, "124M", f"{MIXED}, triton", "compiled"), 1.05)),
+        (
+            "124M: mixed / baseline step on the kernels, compiled, at most 1.05",
+            *at_most(ratio(content, "124M", f"{MIXED}, triton", "compiled"), 1.05),
+        ),
         ("124M: mixed / baseline step, compiled, at most 1.15", *at_most(ratio(content, "124M", MIXED, "compiled"), 1.15)),
         ("124M: baseline, at least 400,000 tokens/s", *at_least(baseline and baseline["tokens_s"], 400_000, "{:,.0f}")),
-        ("124M: mixed, at least 95% of the baseline's tokens/s",
-         *at_least(baseline and mixed and mixed["tokens_s"] / baseline["tokens_s"], 0.95, "{:.1%}")),
+        (
+            "124M: mixed, at least 95% of the baseline's tokens/s",
+            *at_least(baseline and mixed and mixed["tokens_s"] / baseline["tokens_s"], 0.95, "{:.1%}"),
+        ),
         ("kernels, bf16, D = 384 to 4096: forward at least 90% of the copy", *of_copy("forward", 0.9)),
         ("kernels, bf16, D = 384 to 4096: backward at least 80% of the copy", *of_copy("backward", 0.8)),
         ("kernels at least 1.2 times as fast as autotuned Inductor, bf16, D = 384 to 4096", *faster()),
-        ("train.py gives the same losses eager, compiled, on the kernels, and resumed", *all_of(rows_of(content, "equality", "equality"), "runs agree")),
-        ("no host synchronisation in a step of train.py that is not logged", *all_of(rows_of(content, "equality", "watch"), "watched runs have none")),
+        (
+            "train.py gives the same losses eager, compiled, on the kernels, and resumed",
+            *all_of(rows_of(content, "equality", "equality"), "runs agree"),
+        ),
+        (
+            "no host synchronisation in a step of train.py that is not logged",
+            *all_of(rows_of(content, "equality", "watch"), "watched runs have none"),
+        ),
     ]
 
 
@@ -115,7 +148,11 @@ def predictions(content):
     for shape in roofline.SHAPES:
         tokens = next((row["tokens"] for row in steps_of(content, shape)), roofline.TOKENS)
         expected = roofline.ratios(shape, gpu, tokens)
-        for form, arm, mode in (("fused", f"{MIXED}, triton", "compiled"), ("compiled", MIXED, "compiled"), ("eager", MIXED, "eager")):
+        for form, arm, mode in (
+            ("fused", f"{MIXED}, triton", "compiled"),
+            ("compiled", MIXED, "compiled"),
+            ("eager", MIXED, "eager"),
+        ):
             measured = ratio(content, shape, arm, mode)
             if measured is None and mode == "eager" and shape != "124M":
                 continue
@@ -124,6 +161,7 @@ def predictions(content):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def table(header, lines):
     """Lines of a markdown table"""
@@ -136,7 +174,9 @@ def number(value, form="{:.3g}"):
 
 def verdicts(content):
     words = {True: "reached", False: "missed", None: "not measured"}
-    return table(("goal", "measured", "verdict"), [(goal, measured or "-", words[reached]) for goal, measured, reached in goals(content)])
+    return table(
+        ("goal", "measured", "verdict"), [(goal, measured or "-", words[reached]) for goal, measured, reached in goals(content)]
+    )
 
 
 def markdown(content):
@@ -145,34 +185,67 @@ def markdown(content):
     lines = [f"# Measured on {title}", ""]
     if content["quick"]:
         lines += ["**Toy sizes (--quick=True): this shows that the script runs. The numbers mean nothing.**", ""]
-    lines += [f"By `python bench/gpu.py`; torch {card.get('torch')}, Triton {card.get('triton')}, CUDA {card.get('cuda')}, driver "
-              f"{card.get('driver_version', '-')}, Python {card.get('python')}; commit {card.get('git_commit') or 'unknown'}"
-              f"{' with changes' if card.get('git_dirty') else ''}. How to read this: docs/gpu.md.", "",
-              "Goals were set for an H100, in bf16.", "", *verdicts(content), "## Parts", ""]
+    lines += [
+        f"By `python bench/gpu.py`; torch {card.get('torch')}, Triton {card.get('triton')}, CUDA {card.get('cuda')}, driver "
+        f"{card.get('driver_version', '-')}, Python {card.get('python')}; commit {card.get('git_commit') or 'unknown'}"
+        f"{' with changes' if card.get('git_dirty') else ''}. How to read this: docs/gpu.md.",
+        "",
+        "Goals were set for an H100, in bf16.",
+        "",
+        *verdicts(content),
+        "## Parts",
+        "",
+    ]
     parts = content["parts"]
-    lines += table(("part", "what", "state", "seconds", "started"), [
-        (name, PARTS[name][2], *((parts[name]["status"], number(parts[name]["seconds"], "{:.0f}"), parts[name]["started"])
-                                 if name in parts else ("not run", "-", "-"))) for name in PARTS])
+    lines += table(
+        ("part", "what", "state", "seconds", "started"),
+        [
+            (
+                name,
+                PARTS[name][2],
+                *(
+                    (parts[name]["status"], number(parts[name]["seconds"], "{:.0f}"), parts[name]["started"])
+                    if name in parts
+                    else ("not run", "-", "-")
+                ),
+            )
+            for name in PARTS
+        ],
+    )
     failed = [(name, row["job"], row["error"]) for name, part in parts.items() for row in part["rows"] if row.get("error")]
     if failed:
-        lines += ["What failed, or was not measured:", "",
-                  *table(("part", "job", "error"), [(p, j, str(e).replace("|", "/")) for p, j, e in failed])]
+        lines += [
+            "What failed, or was not measured:",
+            "",
+            *table(("part", "job", "error"), [(p, j, str(e).replace("|", "/")) for p, j, e in failed]),
+        ]
     expected = predictions(content)
     if expected:
-        lines += ["## Prediction and measurement", "", "Predicted by bench/roofline.py before anything was measured.", "",
-                  *table(("what", "predicted", "measured"), [(what, f"{p:.2f}", number(m, "{:.2f}")) for what, p, m in expected])]
+        lines += [
+            "## Prediction and measurement",
+            "",
+            "Predicted by bench/roofline.py before anything was measured.",
+            "",
+            *table(("what", "predicted", "measured"), [(what, f"{p:.2f}", number(m, "{:.2f}")) for what, p, m in expected]),
+        ]
     for section in (ceiling_lines, step_lines, kernel_lines, correctness_lines, equality_lines, target_lines):
         lines += section(content)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def ceiling_lines(content):
-    found = [(f"copy of {row['bytes'] / 2 ** 20:,.2f} MiB, read and written", f"{row['GB_s']:,.1f} GB/s", row.get("clocks.sm", "-"))
-             for row in rows_of(content, "ceilings", "copy")]
-    found += [(f"bf16 matrix product, {row['shape']}", f"{row['TFLOP_s']:,.2f} TFLOP/s", row.get("clocks.sm", "-"))
-              for row in rows_of(content, "ceilings", "matrix product")]
-    found += [("one small kernel", f"{row['host_us']:.1f} us of the host, {row['stream_us']:.1f} us in a stream", "-")
-              for row in rows_of(content, "ceilings", "launch")]
+    found = [
+        (f"copy of {row['bytes'] / 2 ** 20:,.2f} MiB, read and written", f"{row['GB_s']:,.1f} GB/s", row.get("clocks.sm", "-"))
+        for row in rows_of(content, "ceilings", "copy")
+    ]
+    found += [
+        (f"bf16 matrix product, {row['shape']}", f"{row['TFLOP_s']:,.2f} TFLOP/s", row.get("clocks.sm", "-"))
+        for row in rows_of(content, "ceilings", "matrix product")
+    ]
+    found += [
+        ("one small kernel", f"{row['host_us']:.1f} us of the host, {row['stream_us']:.1f} us in a stream", "-")
+        for row in rows_of(content, "ceilings", "launch")
+    ]
     return ["## Ceilings", "", *table(("what", "measured", "SM clock after, MHz"), found)] if found else []
 
 
@@ -185,20 +258,66 @@ def step_lines(content):
     lines = []
     for row in rows:
         flops = row["TFLOP_s"]
-        lines.append((row["shape"], row["arm"], row["mode"], f"{row['ms']:.2f}", f"{row['ms_20']:.2f} to {row['ms_80']:.2f}",
-                      number(ratio(content, row["shape"], row["arm"], row["mode"])), f"{row['tokens_s']:,.0f}", f"{flops:.1f}",
-                      number(product and flops / product, "{:.0%}"), number(peak and flops / peak, "{:.0%}"), number(row["peak_MiB"], "{:,.0f}"),
-                      f"{row['first_3_steps_s']:.0f}"))
-    noise = [f"{row['shape']} {row['mode']}: {row['ratio'] - 1:.1%}" for part in ("gpt2", "shapes") for row in rows_of(content, part, "noise")]
-    apart = [(row["shape"], row["arm"], "; ".join(row["forms"]), number(row["apart"], "{:.1e}"), "yes" if row["ok"] else "NO")
-             for part in ("gpt2", "shapes") for row in rows_of(content, part, "agreement")]
-    return ["## Training steps", "", f"MFU: of the measured matrix product, and of the datasheet's peak ({name or 'unknown card'}: "
-            f"{number(peak)} TFLOP/s). Memory: the peak of what PyTorch allocated.", "",
-            *table(("shape", "arm", "mode", "ms", "20% to 80%", "x baseline", "tokens/s", "TFLOP/s", "MFU, measured", "MFU, datasheet", "MiB",
-                    "first 3 steps, s"), lines),
-            *([f"The baseline measured twice differs by: {', '.join(noise)}. Smaller differences are noise.", ""] if noise else []),
-            *(["Forms of an arm that should compute the same: how far their third losses are apart, relatively.", "",
-               *table(("shape", "arm", "forms", "apart", "the same"), apart)] if apart else [])]
+        lines.append(
+            (
+                row["shape"],
+                row["arm"],
+                row["mode"],
+                f"{row['ms']:.2f}",
+                f"{row['ms_20']:.2f} to {row['ms_80']:.2f}",
+                number(ratio(content, row["shape"], row["arm"], row["mode"])),
+                f"{row['tokens_s']:,.0f}",
+                f"{flops:.1f}",
+                number(product and flops / product, "{:.0%}"),
+                number(peak and flops / peak, "{:.0%}"),
+                number(row["peak_MiB"], "{:,.0f}"),
+                f"{row['first_3_steps_s']:.0f}",
+            )
+        )
+    noise = [
+        f"{row['shape']} {row['mode']}: {row['ratio'] - 1:.1%}"
+        for part in ("gpt2", "shapes")
+        for row in rows_of(content, part, "noise")
+    ]
+    apart = [
+        (row["shape"], row["arm"], "; ".join(row["forms"]), number(row["apart"], "{:.1e}"), "yes" if row["ok"] else "NO")
+        for part in ("gpt2", "shapes")
+        for row in rows_of(content, part, "agreement")
+    ]
+    return [
+        "## Training steps",
+        "",
+        f"MFU: of the measured matrix product, and of the datasheet's peak ({name or 'unknown card'}: "
+        f"{number(peak)} TFLOP/s). Memory: the peak of what PyTorch allocated.",
+        "",
+        *table(
+            (
+                "shape",
+                "arm",
+                "mode",
+                "ms",
+                "20% to 80%",
+                "x baseline",
+                "tokens/s",
+                "TFLOP/s",
+                "MFU, measured",
+                "MFU, datasheet",
+                "MiB",
+                "first 3 steps, s",
+            ),
+            lines,
+        ),
+        *([f"The baseline measured twice differs by: {', '.join(noise)}. Smaller differences are noise.", ""] if noise else []),
+        *(
+            [
+                "Forms of an arm that should compute the same: how far their third losses are apart, relatively.",
+                "",
+                *table(("shape", "arm", "forms", "apart", "the same"), apart),
+            ]
+            if apart
+            else []
+        ),
+    ]
 
 
 def kernel_lines(content):
@@ -209,11 +328,28 @@ def kernel_lines(content):
     lines = []
     for row in rows:
         over = faster.get((row["op"], row["dtype"], row["D"], row["passes"]), {}) if row["provider"] == "triton" else {}
-        lines.append((row["op"], row["dtype"], row["D"], row["passes"], row["provider"], f"{row['ms']:.3f}", f"{row['GB_s']:,.1f}",
-                      f"{row['share_of_copy']:.0%}", number(over.get("over_inductor"), "{:.2f}"), number(over.get("over_eager"), "{:.1f}")))
-    return ["## Kernels against the copy", "", f"{rows[0]['rows'] * rows[0]['D']:,} numbers a tensor; GB/s of the necessary bytes; the copy moves as "
-            "many, measured in the same way.", "",
-            *table(("op", "dtype", "D", "pass", "provider", "ms", "GB/s", "of the copy", "x Inductor", "x eager"), lines)]
+        lines.append(
+            (
+                row["op"],
+                row["dtype"],
+                row["D"],
+                row["passes"],
+                row["provider"],
+                f"{row['ms']:.3f}",
+                f"{row['GB_s']:,.1f}",
+                f"{row['share_of_copy']:.0%}",
+                number(over.get("over_inductor"), "{:.2f}"),
+                number(over.get("over_eager"), "{:.1f}"),
+            )
+        )
+    return [
+        "## Kernels against the copy",
+        "",
+        f"{rows[0]['rows'] * rows[0]['D']:,} numbers a tensor; GB/s of the necessary bytes; the copy moves as "
+        "many, measured in the same way.",
+        "",
+        *table(("op", "dtype", "D", "pass", "provider", "ms", "GB/s", "of the copy", "x Inductor", "x eager"), lines),
+    ]
 
 
 def correctness_lines(content):
@@ -225,26 +361,101 @@ def correctness_lines(content):
     for (op, dtype, kind), members in groups.items():
         bad = [row for row in members if not row["ok"]]
         worst = max(members, key=lambda row: row["share_of_bound"] if row["share_of_bound"] is not None else float("inf"))
-        lines.append((op, dtype, kind, ", ".join(str(row["D"]) for row in members), sum(row["compared"] for row in members),
-                      f"{number(worst['relative_error'], '{:.1e}')} of {worst['bound']:.1e} (D = {worst['D']}, {worst['worst']})",
-                      "all" if not bad else "WRONG at D = " + ", ".join(str(row["D"]) for row in bad)))
-    return ["## Kernels against float64", "", *table(("op", "dtype", "rows", "D", "comparisons", "nearest to its bound", "right"), lines)] if lines else []
+        lines.append(
+            (
+                op,
+                dtype,
+                kind,
+                ", ".join(str(row["D"]) for row in members),
+                sum(row["compared"] for row in members),
+                f"{number(worst['relative_error'], '{:.1e}')} of {worst['bound']:.1e} (D = {worst['D']}, {worst['worst']})",
+                "all" if not bad else "WRONG at D = " + ", ".join(str(row["D"]) for row in bad),
+            )
+        )
+    return (
+        [
+            "## Kernels against float64",
+            "",
+            *table(("op", "dtype", "rows", "D", "comparisons", "nearest to its bound", "right"), lines),
+        ]
+        if lines
+        else []
+    )
 
 
 def equality_lines(content):
-    lines = [(row["kind"], row["arm"], row["mode"], row["dtype"], row["against"], row["steps"], number(row["largest_difference"], "{:.1e}"),
-              row["allowed"], "yes" if row["ok"] else "NO") for row in rows_of(content, "equality", "equality")]
-    waits = [(row["arm"], row["mode"], row["dtype"], row["watched_steps"], row["waits"] if row["applicable"] else "not applicable",
-              "; ".join(row["where"]) or "-") for row in rows_of(content, "equality", "watch")]
-    return [*(["## Training runs", "", "Training losses of train.py, the largest difference in nats.", "",
-               *table(("what", "arm", "mode", "dtype", "against", "steps", "difference", "allowed", "the same"), lines)] if lines else []),
-            *(["Host synchronisations in steps that are not logged (CUDA graphs are not used).", "",
-               *table(("arm", "mode", "dtype", "steps watched", "waits", "where"), waits)] if waits else [])]
+    lines = [
+        (
+            row["kind"],
+            row["arm"],
+            row["mode"],
+            row["dtype"],
+            row["against"],
+            row["steps"],
+            number(row["largest_difference"], "{:.1e}"),
+            row["allowed"],
+            "yes" if row["ok"] else "NO",
+        )
+        for row in rows_of(content, "equality", "equality")
+    ]
+    waits = [
+        (
+            row["arm"],
+            row["mode"],
+            row["dtype"],
+            row["watched_steps"],
+            row["waits"] if row["applicable"] else "not applicable",
+            "; ".join(row["where"]) or "-",
+        )
+        for row in rows_of(content, "equality", "watch")
+    ]
+    return [
+        *(
+            [
+                "## Training runs",
+                "",
+                "Training losses of train.py, the largest difference in nats.",
+                "",
+                *table(("what", "arm", "mode", "dtype", "against", "steps", "difference", "allowed", "the same"), lines),
+            ]
+            if lines
+            else []
+        ),
+        *(
+            [
+                "Host synchronisations in steps that are not logged (CUDA graphs are not used).",
+                "",
+                *table(("arm", "mode", "dtype", "steps watched", "waits", "where"), waits),
+            ]
+            if waits
+            else []
+        ),
+    ]
 
 
 def target_lines(content):
-    lines = [(row["arm"], row["target"], "yes" if row["reached"] else "no", number(row["steps"], "{}"), number(row["tokens"], "{:,}"),
-              number(row["seconds"], "{:.1f}"), number(row["best_val_loss"], "{:.4f}"), row["last_step"], number(row["tokens_s"], "{:,.0f}"))
-             for row in rows_of(content, "target", "target")]
-    return ["## Training to a validation loss", "", "One seed: this is about speed, not about which arm is better.", "",
-            *table(("arm", "target", "reached", "steps", "tokens", "seconds", "best loss", "steps run", "tokens/s"), lines)] if lines else []
+    lines = [
+        (
+            row["arm"],
+            row["target"],
+            "yes" if row["reached"] else "no",
+            number(row["steps"], "{}"),
+            number(row["tokens"], "{:,}"),
+            number(row["seconds"], "{:.1f}"),
+            number(row["best_val_loss"], "{:.4f}"),
+            row["last_step"],
+            number(row["tokens_s"], "{:,.0f}"),
+        )
+        for row in rows_of(content, "target", "target")
+    ]
+    return (
+        [
+            "## Training to a validation loss",
+            "",
+            "One seed: this is about speed, not about which arm is better.",
+            "",
+            *table(("arm", "target", "reached", "steps", "tokens", "seconds", "best loss", "steps run", "tokens/s"), lines),
+        ]
+        if lines
+        else []
+    )

@@ -1,9 +1,10 @@
 """
-Training steps (forward, backward, clipping, AdamW) of the arms at the shapes of bench_model.py, in bf16: time of a step, tokens/s,
-TFLOP/s, peak memory. In eager mode, compiled, and the mixed model also on the kernels. Steps follow each other without
+Training steps (forward, backward, clipping, AdamW) of the arms at the shapes of bench_model.py, in bf16: time of a step,
+tokens/s, TFLOP/s, peak memory. In eager mode, compiled, and the mixed model also on the kernels. Steps follow each other without
 the host waiting for the device; each is timed by device events. All arms have the same batch and, where they share weights, the
 same ones, so that the third loss says whether an arm computes what its eager form does.
 """
+
 import statistics
 import time
 
@@ -22,19 +23,35 @@ WITHIN = 0.02  # of the third loss, relatively: arms that should be the same
 
 def jobs(settings):
     if settings.quick:
-        cases = [("toy", "baseline", "eager"), ("toy", "baseline", "compiled")] if settings.part == "gpt2" else [
-            ("toy", f"{MIXED}, triton", "eager")]
+        cases = (
+            [("toy", "baseline", "eager"), ("toy", "baseline", "compiled")]
+            if settings.part == "gpt2"
+            else [("toy", f"{MIXED}, triton", "eager")]
+        )
     elif settings.part == "gpt2":
-        cases = [("124M", arm, "compiled") for arm in ("baseline", f"{MIXED}, triton", MIXED, f"{ONE_C}, triton", ONE_C, "flat", "smear")]
-        cases += [("124M", arm, "eager") for arm in (f"{MIXED}, triton", "baseline", MIXED, f"{ONE_C}, triton", ONE_C, "flat", "smear")]
+        cases = [
+            ("124M", arm, "compiled")
+            for arm in ("baseline", f"{MIXED}, triton", MIXED, f"{ONE_C}, triton", ONE_C, "flat", "smear")
+        ]
+        cases += [
+            ("124M", arm, "eager") for arm in (f"{MIXED}, triton", "baseline", MIXED, f"{ONE_C}, triton", ONE_C, "flat", "smear")
+        ]
         cases.insert(3, ("124M", "baseline", "compiled"))  # twice: what differs between the two is noise
     else:
-        cases = [(shape, arm, "compiled") for shape in ("350M", "large", "small") for arm in ("baseline", f"{MIXED}, triton", MIXED)]
+        cases = [
+            (shape, arm, "compiled") for shape in ("350M", "large", "small") for arm in ("baseline", f"{MIXED}, triton", MIXED)
+        ]
         cases += [(shape, arm, "eager") for shape in ("large", "small") for arm in ("baseline", f"{MIXED}, triton", MIXED)]
-        cases += [(shape, arm, mode) for shape in ("large", "small", "350M") for mode in ("compiled", "eager")
-                  for arm in (ONE_C, f"{ONE_C}, triton", "flat", "smear")]
-    return [Job(f"{shape}, {arm}, {mode}{', again' if (shape, arm, mode) in cases[:i] else ''}", (shape, arm, mode))
-            for i, (shape, arm, mode) in enumerate(cases)]
+        cases += [
+            (shape, arm, mode)
+            for shape in ("large", "small", "350M")
+            for mode in ("compiled", "eager")
+            for arm in (ONE_C, f"{ONE_C}, triton", "flat", "smear")
+        ]
+    return [
+        Job(f"{shape}, {arm}, {mode}{', again' if (shape, arm, mode) in cases[:i] else ''}", (shape, arm, mode))
+        for i, (shape, arm, mode) in enumerate(cases)
+    ]
 
 
 def workers(settings):
@@ -52,13 +69,30 @@ def run(job, settings, record):
     if settings.cuda:
         torch.cuda.reset_peak_memory_stats()
     times = time_steps(step, settings)
-    peak = torch.cuda.max_memory_allocated() / 2 ** 20 if settings.cuda else None
+    peak = torch.cuda.max_memory_allocated() / 2**20 if settings.cuda else None
     seconds, (low, high) = statistics.median(times), np.quantile(times, [0.2, 0.8])
     _, _, _, block_size, batch_size, _ = SHAPES[shape]
     tokens, flops = block_size * batch_size, model.flops_per_token()
-    record(what="step", shape=shape, arm=arm, mode=mode, dtype=dtype, tokens=tokens, parameters=model.num_params(), ms=1e3 * seconds, ms_20=1e3 * low,
-           ms_80=1e3 * high, steps=len(times), tokens_s=tokens / seconds, flops_per_token=flops, TFLOP_s=flops * tokens / seconds / 1e12,
-           peak_MiB=peak, losses=losses, first_3_steps_s=first_steps, **smi())
+    record(
+        what="step",
+        shape=shape,
+        arm=arm,
+        mode=mode,
+        dtype=dtype,
+        tokens=tokens,
+        parameters=model.num_params(),
+        ms=1e3 * seconds,
+        ms_20=1e3 * low,
+        ms_80=1e3 * high,
+        steps=len(times),
+        tokens_s=tokens / seconds,
+        flops_per_token=flops,
+        TFLOP_s=flops * tokens / seconds / 1e12,
+        peak_MiB=peak,
+        losses=losses,
+        first_3_steps_s=first_steps,
+        **smi(),
+    )
 
 
 def time_steps(step, settings):
@@ -93,7 +127,9 @@ def conclude(rows, settings):
         for row in here:
             base = [r["ms"] for r in here if r["arm"] == "baseline" and r["mode"] == row["mode"]]
             if base and row["arm"] != "baseline":
-                found.append(dict(what="ratio", shape=shape, arm=row["arm"], mode=row["mode"], ratio=row["ms"] / statistics.mean(base)))
+                found.append(
+                    dict(what="ratio", shape=shape, arm=row["arm"], mode=row["mode"], ratio=row["ms"] / statistics.mean(base))
+                )
             elif len(base) > 1 and row["ms"] == base[-1]:
                 found.append(dict(what="noise", shape=shape, mode=row["mode"], ratio=max(base) / min(base)))
         for arm in ARMS:
@@ -101,6 +137,15 @@ def conclude(rows, settings):
             if len(same) > 1:
                 last = [row["losses"][-1] for row in same]
                 apart = (max(last) - min(last)) / max(last) if None not in last else None
-                found.append(dict(what="agreement", shape=shape, arm=arm, forms=[f"{row['mode']}{', triton' if row['arm'] in ON_KERNELS else ''}"
-                                  for row in same], third_losses=last, apart=apart, ok=apart is not None and apart <= WITHIN))
+                found.append(
+                    dict(
+                        what="agreement",
+                        shape=shape,
+                        arm=arm,
+                        forms=[f"{row['mode']}{', triton' if row['arm'] in ON_KERNELS else ''}" for row in same],
+                        third_losses=last,
+                        apart=apart,
+                        ok=apart is not None and apart <= WITHIN,
+                    )
+                )
     return found

@@ -3,10 +3,11 @@ train.py with a watch on its steps: each wait of the host for the device, in a s
 
     python bench/gpu_parts/watched_train.py (train.py's arguments)
 
-torch warns of a synchronising call (torch.cuda.set_sync_debug_mode); torch.cuda.synchronize(), of which it does not, is replaced by
-one that counts. The first steps, in which compilers work and memory is allocated, and logged steps are not watched. On a CPU
-nothing can wait: only the steps are counted.
+torch warns of a synchronising call (torch.cuda.set_sync_debug_mode); torch.cuda.synchronize(), of which it does not, is
+replaced by one that counts. The first steps, in which compilers work and memory is allocated, and logged steps are not watched.
+On a CPU nothing can wait: only the steps are counted.
 """
+
 import os
 import sys
 import traceback
@@ -44,8 +45,12 @@ class Watch:
 
     def warned(self, message, category, filename, lineno, file=None, line=None):
         if self.on and "synchronizing" in str(message):
-            ours = [f for f in traceback.extract_stack() if f.filename.startswith(ROOT) and f.filename != os.path.abspath(__file__)]
-            self.waits.append(f"{place(filename, lineno)}, called from {place(ours[-1].filename, ours[-1].lineno) if ours else 'a thread'}")
+            ours = [
+                f for f in traceback.extract_stack() if f.filename.startswith(ROOT) and f.filename != os.path.abspath(__file__)
+            ]
+            self.waits.append(
+                f"{place(filename, lineno)}, called from {place(ours[-1].filename, ours[-1].lineno) if ours else 'a thread'}"
+            )
         else:
             self.showwarning(message, category, filename, lineno, file, line)
 

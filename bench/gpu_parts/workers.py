@@ -4,6 +4,7 @@ Jobs in processes of their own: what a job breaks (a CUDA error spoils its whole
 The parent sends job numbers down a worker's standard input. The worker answers with JSON lines: {"row": ...} as soon as
 there is one, then {"done": number}. What libraries print goes to a log file.
 """
+
 import gc
 import json
 import math
@@ -25,6 +26,7 @@ SPOILED = 17  # exit status of a worker whose CUDA context is lost
 # ----------------------------------------------------------------------------------------------------------------------
 # in the worker
 
+
 def _plain(value):
     """For JSON: no NaN, no Inf."""
     if isinstance(value, dict):
@@ -41,6 +43,7 @@ def one_line(error):
 
 def _spoiled(settings):
     import torch
+
     try:
         if settings.cuda:
             torch.cuda.synchronize()
@@ -57,10 +60,14 @@ def serve(settings, numbers=sys.stdin):
     def send(**message):
         answers.write(json.dumps(_plain(message)) + "\n")
         answers.flush()
+
     import torch
+
     if settings.cuda:
         torch.cuda.set_device(settings.device)
     module = module_of(settings.part)
+    if module.workers(settings) > 1:  # else each of them would start as many compilers as there are cores
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")
     jobs = module.jobs(settings)
     for line in numbers:
         number, spoiled = int(line), False
@@ -83,6 +90,7 @@ def serve(settings, numbers=sys.stdin):
 # ----------------------------------------------------------------------------------------------------------------------
 # in the parent
 
+
 class Failed(Exception):
     """A worker died, or was stopped."""
 
@@ -91,8 +99,9 @@ class Worker:
     def __init__(self, command, log):
         self.log = log
         with open(log, "ab") as errors:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, start_new_session=True
+            )
         self.buffer = b""
 
     def messages(self, number, until, stopped):
@@ -140,8 +149,8 @@ class Worker:
 
 
 def run_jobs(jobs, count, command, until, on_row, stopped, logs):
-    """Does all jobs in `count` processes, each started as `command`; ends by the time `until`. on_row(row) is called, one call at a
-    time, as rows come; stopped() says that the user wants an end. logs: a folder."""
+    """Starts threads that do all jobs in `count` processes, each started as `command`, and end by the time `until`. on_row(row)
+    is called, one call at a time, as rows come; stopped() says that the user wants an end. logs: a folder. -> the threads"""
     waiting, lock = queue.SimpleQueue(), threading.Lock()
     for number in range(len(jobs)):
         waiting.put(number)
@@ -176,6 +185,7 @@ def run_jobs(jobs, count, command, until, on_row, stopped, logs):
         finally:
             if worker is not None:
                 worker.kill()
+
     threads = [threading.Thread(target=work, args=(f"worker{i}",), daemon=True) for i in range(min(count, len(jobs)))]
     for thread in threads:
         thread.start()
@@ -184,5 +194,12 @@ def run_jobs(jobs, count, command, until, on_row, stopped, logs):
 
 def command_of(settings):
     """What starts a worker of a part"""
-    return [sys.executable, os.path.join(ROOT, "bench", "gpu.py"), f"--worker={settings.part}", f"--device={settings.device}",
-            f"--quick={settings.quick}", f"--work={settings.work}", f"--until={settings.until}"]
+    return [
+        sys.executable,
+        os.path.join(ROOT, "bench", "gpu.py"),
+        f"--worker={settings.part}",
+        f"--device={settings.device}",
+        f"--quick={settings.quick}",
+        f"--work={settings.work}",
+        f"--until={settings.until}",
+    ]
