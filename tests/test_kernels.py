@@ -318,8 +318,8 @@ def compare_log_layernorm(shape, c, reference, bound, longest=0.6, layout=lambda
     ("previous", "head", (1, 2, 2, 1100))])  # padded to 4,096: the bias's gradient is summed outside of the kernel
 def test_log_and_layernorm_in_one_kernel(reference, kind, shape):
     B, T, H, D = shape
-    shape = {"one": (), "head": (H, 1), "token": (B, T, 1, 1), "both": (B, T, H, 1)}[kind]
-    c = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    c_shape = {"one": (), "head": (H, 1), "token": (B, T, 1, 1), "both": (B, T, H, 1)}[kind]
+    c = torch.randn(c_shape, generator=torch.Generator().manual_seed(0))
     compare_log_layernorm(shape, 0.4 * c, reference, 2e-5)
 
 

@@ -12,6 +12,7 @@ from conftest import wait_for_step
 from test_train import ROOT, files_of, one_line, process, run
 
 import analyze_representations
+import summarize_sweep
 import train
 from common import locks
 from common.errors import UserError
@@ -138,6 +139,19 @@ def test_two_analyses_into_one_folder(small_run, tmp_path, capsys):
     child.communicate()
     assert status == 2
     one_line(err, "another process is writing an analysis there")
+
+
+def test_two_summaries_into_one_folder(tmp_path, capsys):
+    results = os.path.join(ROOT, "results", "shakespeare_lr")
+    child = holder(tmp_path / "summary")
+    status, _, err = run(summarize_sweep.main, [results, "--out", tmp_path / "summary"], capsys)
+    child.communicate()
+    assert status == 2
+    one_line(err, "another process is writing a summary there")
+    (tmp_path / "config.py").write_text("")
+    status, _, err = run(summarize_sweep.main, [results, "--out", tmp_path], capsys)
+    assert status == 2 and os.listdir(tmp_path) == ["config.py"]
+    one_line(err, "is not empty and holds no summary (there is config.py)")
 
 
 def test_what_a_killed_preparation_had_begun_is_removed_and_foreign_data_are_not(tmp_path):

@@ -12,6 +12,7 @@ import model
 import model_baseline
 import models
 from common.errors import UserError
+from geometry import maps
 from model_baseline import Cache
 from training.compiled import PARTS, compile_parts
 
@@ -250,9 +251,9 @@ def test_points_between_the_maps_are_in_the_ball(tokens, monkeypatch):
     def inside(x, c, margin=0.0):
         c = c if isinstance(c, torch.Tensor) else torch.tensor(float(c))
         seen.append(bool((c.double() * x.double().square().sum(-1, keepdim=True) < 1 - margin).all()))
-    midpoint, add = geometry.gyromidpoint, geometry.mobius_add
+    midpoint, add = geometry.gyromidpoint, maps.mobius_add
     monkeypatch.setattr(geometry, "gyromidpoint", lambda x, w, c: (inside(x, c), midpoint(x, w, c))[1])
-    monkeypatch.setattr(geometry, "mobius_add", lambda x, y, c, limit: (inside(y, c), add(x, y, c, limit))[1])
+    monkeypatch.setattr(maps, "mobius_add", lambda x, y, c, limit: (inside(y, c), add(x, y, c, limit))[1])
     for per_head in (False, True):
         for options in ({"reference": "mean", "dynamic_curvature": True}, {"residual": "reference"}):
             net = build("mixed", {**DEFAULT, **options, "curvature_mode": "parametric", "curvature": 1.0,
