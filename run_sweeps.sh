@@ -26,7 +26,8 @@ if [ ${#sweeps[@]} -gt 1 ] && [ -n "$out" ]; then
 fi
 
 stopped=no child=''
-trap 'stopped=yes; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' INT TERM
+trap 'stopped=INT; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' INT
+trap 'stopped=TERM; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
 status=0
 for sweep in "${sweeps[@]}"; do
     # in the background, so that a signal to this script reaches it at once
@@ -36,7 +37,8 @@ for sweep in "${sweeps[@]}"; do
     child=''
     [ $ended -gt $status ] && status=$ended
     folder=${out:-out/sweeps/$(basename "$sweep" .py)}
-    if [ $stopped = yes ]; then break; fi
+    if [ $stopped = INT ] && [ $ended -ge 128 ]; then exit 130; fi  # before the sweep began: it has said so
+    if [ $stopped != no ]; then break; fi
     if [ $tables = yes ] && [ $ended -lt 2 ] && [ -f "$here/summarize_sweep.py" ] && [ -f "$folder/runs.csv" ]; then
         "$python" "$here/summarize_sweep.py" "$folder" || { ended=$?; [ $ended -gt $status ] && status=$ended; }
     fi

@@ -1,5 +1,6 @@
 """
-Ctrl-C while a script's imports are under way, which take a second or more: one line and status 130, as later.
+Ctrl-C while a script's imports are under way, which take a second or more: one line and status 130, as later. (SIGTERM then: one line
+and 143.)
 
 Every script imports this first. It acts only in a process that runs one of this project's scripts, and until main() begins
 (errors.exit_cleanly); then KeyboardInterrupt is as usual, so that a script can save what it has.
@@ -9,12 +10,13 @@ import signal
 import sys
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LINES = {signal.SIGINT: (b"interrupted\n", signal.default_int_handler), signal.SIGTERM: (b"terminated\n", signal.SIG_DFL)}
 
 
 def _leave(number, frame):
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(2, b"interrupted\n")
-    os._exit(130)
+        os.write(2, LINES[number][0])
+    os._exit(128 + number)
 
 
 def _is_script():
@@ -24,14 +26,16 @@ def _is_script():
 
 
 def leave_at_once():
-    """Ctrl-C ends the process with its one line; where SIGINT was ignored (nohup, a background job) it stays so."""
-    if _is_script() and signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave):
-        signal.signal(signal.SIGINT, _leave)
+    """These signals end the process with their one line; where they are ignored (nohup, a background job) they stay so."""
+    for number, (_, usual) in LINES.items():
+        if _is_script() and signal.getsignal(number) == usual:
+            signal.signal(number, _leave)
 
 
 def raise_as_usual():
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, (_, usual) in LINES.items():
+        if signal.getsignal(number) is _leave:
+            signal.signal(number, usual)
 
 
 leave_at_once()

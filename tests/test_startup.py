@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from test_train import ROOT
@@ -26,6 +27,20 @@ def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_shell_script_stops_as_well(number, status, tmp_path):
+    """A signal to run_sweeps.sh while its sweep.py imports torch."""
+    (tmp_path / "torch.py").write_text("import os, time\nopen(os.environ['BEGUN'], 'w').close()\ntime.sleep(30)\n")
+    child = subprocess.Popen(["bash", "run_sweeps.sh", "sweeps/shakespeare_lr.py", "--dry-run"], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             env={**os.environ, "PYTHONPATH": str(tmp_path), "BEGUN": str(tmp_path / "begun")})
+    while not (tmp_path / "begun").exists() and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (status, "", "terminated\n")  # the script passes both on as SIGTERM
 
 
 def test_a_program_that_is_none_of_ours_keeps_its_own_ctrl_c():
