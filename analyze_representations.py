@@ -6,8 +6,8 @@ checkpoints.
     python analyze_representations.py out/demo_mixed --out analysis_out/mixed --checkpoint=last --tokens=100000
 
 Every run is read on validation text, and beside it an untrained copy: the same model with the weights that its seed
-gives, on the same tokens. What is measured: isotropy.py; hyperbolicity.py (Gromov's delta beside null sets);
-hidden_states.py (layers, coordinates, use of the geometry); the intervals: group_bootstrap.py.
+gives, on the same tokens. What is measured, in analysis/: isotropy.py; hyperbolicity.py (Gromov's delta beside null
+sets); hidden_states.py (layers, coordinates, use of the geometry); the intervals: group_bootstrap.py.
 
 The text is read once and nothing of it is kept but sums per group of sequences and a fixed number of tokens, so memory
 does not grow with --tokens. It does with the model: a layer's second moments take 8 n_embd^2 bytes a group, for which

@@ -130,7 +130,7 @@ def previous_token(x, state=None, name="previous"):
 
 class Block(nn.Module):
 
-    called_by_model = ()  # methods that run outside of forward(): for diagnose.py
+    called_by_model = ()  # methods that run outside of forward(): for training/diagnose.py
 
     def __init__(self, config):
         super().__init__()
@@ -249,7 +249,7 @@ class GPT(nn.Module):
         """A tuple for each block: what it takes beside the residual stream (of this dtype) and its state."""
         return [()] * len(self.transformer.h)
 
-    # compiled.py compiles the next three, and for_blocks(), each by itself
+    # training/compiled.py compiles the next three, and for_blocks(), each by itself
 
     def start(self, idx, cache=None):
         """The residual stream before the first block, (B, T) -> (B, T, C)."""

@@ -12,7 +12,7 @@ u_t = x_t - x_{t-1}, what of the geometry a simpler model could have (h: head, s
 
 Matched in parameters: bound and norm have one number a head and block, as learned per-head curvature has; gate has that and
 w, as dynamic per-head curvature has. rho_h = c_h^{-1/2} with c_h drawn from U(0, 1), as curvature_mode = 'random' draws c;
-s_h = 1 and w = 0 at the start, so `gate` starts as the flat control. The optimizer treats them as curvatures (optimizer.py).
+s_h = 1 and w = 0 at the start, so `gate` starts as the flat control. The optimizer treats them as curvatures (training/optimizer.py).
 """
 from dataclasses import dataclass
 from typing import Literal

@@ -1,6 +1,7 @@
 """
-The models by name: `model = '...'` in a config. A new model is one line here and one file: a dataclass that inherits from
-model_baseline.GPTConfig with its keys, and a class that inherits from model_baseline.GPT (or another model's).
+The models by name: `model = '...'` in a config. A new model is two lines here (its import, its name) and one file: a
+dataclass that inherits from model_baseline.GPTConfig with its keys, and a class that inherits from model_baseline.GPT (or
+another model's).
 """
 import configurator
 import model
@@ -25,7 +26,8 @@ def build(name, config, device_type=None):
         import kernels
         import model_triton
     except ImportError as e:
-        raise UserError(f"ops = 'triton' needs Triton ({e}): pip install triton==3.7.1, or use --ops=torch") from None
+        raise UserError(f"ops = 'triton' needs Triton ({e}): install the one that your torch needs (requirements.txt), or use "
+                        "--ops=torch") from None
     problem = kernels.check_device(device_type) if device_type else None
     if device_type == "cuda" and not problem and not kernels.INTERPRETED:
         problem = kernels.check_launcher()

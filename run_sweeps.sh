@@ -26,6 +26,7 @@ if [ ${#sweeps[@]} -gt 1 ] && [ -n "$out" ]; then
 fi
 
 stopped=no child=''
+# (both reach the sweep as SIGTERM: a job in the background does not hear Ctrl-C)
 trap 'stopped=INT; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' INT
 trap 'stopped=TERM; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
 status=0

@@ -19,7 +19,7 @@ A sweep file is Python with flat assignments, like a config file:
                                              the schedule and bounds the run); none: max_iters of the config
     defaults = dict(key=value, ...)          for all arms
     slurm = dict(partition=, account=, qos=, constraint=, time_min=, gpus=, cpus=, mem_gb=)     of one run
-    after = ['python analyze.py {runs} --out={out}/analysis']    commands for when every run has ended; {runs} are the
+    after = ['python analyze_representations.py {runs} --out={out}/analysis']    commands for when every run has ended; {runs} are the
                                                                  folders of the finished ones
 
 Everything is in out/sweeps/<name of the file> (--out is another place):

@@ -4,7 +4,7 @@ Train a GPT: one loop for every model. Read it from top to bottom.
     python train.py config/train_shakespeare_mixed.py                  a config file
     python train.py config/demo_mixed.py --max_iters=200 --seed=3      with overrides
     python train.py config/demo_mixed.py --init_from=resume            go on where the run of this out_dir stopped
-    torchrun --nproc-per-node=8 train.py config/train_fineweb_mixed.py several GPUs (or CPU processes): parallel.py
+    torchrun --nproc-per-node=8 train.py config/train_fineweb_mixed.py several GPUs (or CPU processes): training/parallel.py
     python train.py --help                                             every key, its default, what it is
 
 Everything a run leaves is in out_dir:

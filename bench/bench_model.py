@@ -34,6 +34,7 @@ import torch
 
 import configurator
 import models
+from common import paths
 from common.errors import UserError, exit_cleanly
 from configurator import Path
 from training.compiled import compile_parts
@@ -238,6 +239,7 @@ def profile(shape, compiled, device, dtype):
 def against_nanogpt(folder, rounds, device, dtype):
     """Our baseline as train.py runs it by default against nanoGPT's model as its train.py runs it by default on this
     device: 6 x 384, T = 256, batch 12, dropout 0.0; nanoGPT: float32 on the CPU (its autocast is for GPUs), AdamW."""
+    paths.folder_to_read(folder, f"nanogpt = '{folder}'", "a clone of nanoGPT")
     if not os.path.isfile(os.path.join(folder, "model.py")):
         raise UserError(f"{folder} is not a clone of nanoGPT: it has no model.py")
     import importlib.util

@@ -27,7 +27,8 @@ import torch
 
 import configurator
 import geometry
-from common.errors import UserError, exit_cleanly
+from common import paths
+from common.errors import exit_cleanly
 from configurator import Path
 
 CASES = {  # name -> (map, opposite points?)
@@ -42,8 +43,8 @@ class AccuracyConfig:
     plain: Path = ""  # a geometry.py from before row_scalars
 
     def __post_init__(self):
-        if self.plain and not os.path.isfile(self.plain):
-            raise UserError(f"plain = {self.plain!r}: no such file")
+        if self.plain:
+            paths.file_to_read(self.plain, f"plain = '{self.plain}'")
 
 
 def plain_form(file):

@@ -7,7 +7,7 @@ How many float64 operations a training step of the mixed model makes, and what t
 No GPU is used: the step (forward and backward of one sequence, no optimizer, which has no float64) runs on the device 'meta',
 where tensors have shapes and no numbers. So the counts are of the full sizes, nothing is scaled. Eager: every operation that
 PyTorch dispatches. Compiled: the graphs that AOTAutograd gives to Inductor, forward and backward with what is recomputed, each as
-often as it is called (compiled.py: one graph for all blocks).
+often as it is called (training/compiled.py: one graph for all blocks).
 
 Counted, by elements:
     operation     one for each number of a float64 result; of a sum or a norm, for each number that it reads (a norm: two);

@@ -26,7 +26,7 @@ from common import startup  # noqa: F401  first: Ctrl-C while the others are imp
 # isort: split
 
 import configurator
-from common import paths
+from common import locks, paths
 from common.errors import UserError, exit_cleanly
 from common.interrupts import Stop
 from configurator import Path
@@ -153,13 +153,23 @@ def main(argv):
     if config.replot:
         replot(config.replot)
         return 0
-    from gpu_parts import plots
-    from gpu_parts.results import Results, page, read
+    from gpu_parts.results import read
 
     pick(config)
     paths.folder_to_write(config.out, f"out = '{config.out}'")
+    there = sorted(os.listdir(config.out)) if os.path.isdir(config.out) else []
+    if there and not any(name.endswith(".json") for name in there):
+        raise UserError(f"out = '{config.out}' is not empty and holds no results of this script (there is {there[0]}): name another folder")
     for path in glob.glob(os.path.join(config.out, "*.json")):  # what is there is kept: it has to be whole
         read(path)
+    with locks.held(config.out, f"{config.out}: another process is measuring into this folder; wait for it, or give another --out"):
+        return run(config)
+
+
+def run(config):
+    from gpu_parts import plots
+    from gpu_parts.results import Results, page
+
     stop, results = Stop(), Results(config.out, config.quick)
     work = tempfile.mkdtemp(prefix="gpu-")
     try:

@@ -11,7 +11,6 @@ loads and stores of rows in the code against the number that the pass count in k
 One number a thread and pass is rows x columns / threads; its bytes, divided by 16, is the number of 16-byte accesses of a
 pass. Kernels that walk along tokens are counted for one step of their loop. Not to be run with TRITON_INTERPRET=1.
 """
-import json
 import os
 import re
 import subprocess
@@ -29,6 +28,7 @@ import torch
 import configurator
 from common import paths
 from common.errors import UserError, exit_cleanly
+from common.whole_files import write_json
 from configurator import Path
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -190,6 +190,8 @@ def rows_of(archs, dtypes, widths, names=("",)):
 @exit_cleanly
 def main(argv):
     config, _ = configurator.resolve(argv, MachineCodeConfig, script_doc=__doc__)
+    if config.json:
+        paths.file_to_write(config.json, f"json = '{config.json}'")
     import kernels as K
     if K.INTERPRETED:
         raise UserError("TRITON_INTERPRET in the environment makes Triton interpret, not compile; unset it")
@@ -214,8 +216,7 @@ def main(argv):
     if not rows:
         raise UserError(f"no kernel has {' or '.join(map(repr, config.kernel))} in its name")
     if config.json:
-        with open(paths.file_to_write(config.json, f"json = '{config.json}'"), "w") as f:
-            json.dump(rows, f, indent=1)
+        write_json(config.json, rows)
     return 0
 
 

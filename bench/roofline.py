@@ -22,6 +22,7 @@ from common import startup  # noqa: F401  first: Ctrl-C while the others are imp
 import configurator
 from common import paths
 from common.errors import exit_cleanly
+from common.whole_files import write_file
 from configurator import Path
 
 GPUS = {  # dense bf16 TFLOP/s, HBM TB/s: NVIDIA datasheets, SXM parts
@@ -164,9 +165,9 @@ def measured_lines(folder):
 @exit_cleanly
 def main(argv):
     config, _ = configurator.resolve(argv, RooflineConfig, script_doc=__doc__)
+    paths.file_to_write(config.out, f"out = '{config.out}'")
     content = text()
-    with open(paths.file_to_write(config.out, f"out = '{config.out}'"), "w") as f:
-        f.write(content)
+    write_file(config.out, content.encode("utf-8"))
     print(content)
     return 0
 

@@ -64,7 +64,7 @@ def state_bytes(P, M, block, outside, W, kind, optimizer, m):
     moments = 8 * P if optimizer == "adamw" else 8 * (P - M) + 4 * M
     if kind == "ddp":
         return 4 * P, 4 * P, moments, 0
-    # m > 1: gradients are summed whole, and cut once, in the last micro-batch (parallel.py: accumulating)
+    # m > 1: gradients are summed whole, and cut once, in the last micro-batch (training/parallel.py: accumulating)
     gradients = 4 * P / W if m == 1 else 4 * P
     state = moments / W if optimizer == "adamw" else 8 * (P - M) / W + 4 * M  # Muon's momentum is whole
     gathered = 4 * (outside + 2 * block)  # the outermost module's, this block's and the next one's

@@ -1,9 +1,9 @@
 """What bad input gets: one line on standard error that says what is wrong and what to do, and an exit status.
 
-    0 done    2 bad input or environment    3 the run diverged    130 interrupted
+    0 done    2 bad input or environment    3 the run diverged    130 interrupted    143 terminated while it started
 
 Code that finds something wrong raises UserError with that line; every script's main() runs under exit_cleanly. Of several
-processes of one run (parallel.py), each finds the same mistakes in what the user typed: the first one speaks.
+processes of one run (training/parallel.py), each finds the same mistakes in what the user typed: the first one speaks.
 """
 import errno
 import functools

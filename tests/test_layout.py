@@ -75,6 +75,7 @@ def test_the_readme_is_short_and_its_links_are_there():
 def test_files_that_the_prose_names_are_there():
     """`train.py`, `docs/gpu.md`, `geometry/`: a name with a slash or an ending of ours, in backquotes."""
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"\.py[a-z_]", page.read_text(encoding="utf-8")), page
         for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:\.py|\.sh|/))`", page.read_text(encoding="utf-8")):
             made = "ckpt/", "tensorboard/", "summary/", "model_scaled.py", "prepare.py", "results/gpu/"  # by the user, or by a run
             there = any((folder / name).exists() for folder in (ROOT, page.parent, ROOT / "training"))
@@ -86,6 +87,7 @@ def test_the_worked_example_trains(small_run, tmp_path):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     line = re.search(r'^ {4}("scaled": .*,)$', text, re.MULTILINE)[1]
+    imported = re.search(r"^ {4}(import model_scaled)$", text, re.MULTILINE)[1]
     copy = tmp_path / "copy"
     for path in PYTHON:
         if layer_of(path) not in ("tests", "bench", "sweeps"):
@@ -93,7 +95,7 @@ def test_the_worked_example_trains(small_run, tmp_path):
             shutil.copy(path, copy / path.relative_to(ROOT))
     (copy / "model_scaled.py").write_text(example)
     models = (copy / "models.py").read_text()
-    models = models.replace("import model_controls\n", "import model_controls\nimport model_scaled\n", 1)
+    models = models.replace("import model_controls\n", f"import model_controls\n{imported}\n", 1)
     (copy / "models.py").write_text(models.replace("MODELS = {", f"MODELS = {{\n    {line}", 1))
     command = [sys.executable, "train.py", "config/demo_baseline.py", "--model=scaled", "--scale_start=0.3", *small_run]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)

@@ -8,11 +8,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import wait_for_step
 from test_train import MIXED, ROOT, one_line, records, run
 
 import ablate_curvature
 import analyze_representations
+import models
 import plot_runs
 import sample
 import train
@@ -56,6 +58,19 @@ def trained(*more, status=0):
     return make
 
 
+def nan_at_the_start(args, capsys, monkeypatch):
+    build = models.build
+
+    def broken(*given):
+        model = build(*given)
+        with torch.no_grad():
+            model.transformer.ln_f.weight[0] = float("nan")
+        return model
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "build", broken)
+        assert run(train.main, args, capsys)[0] == 3
+
+
 def nothing(args, capsys, monkeypatch):
     pass
 
@@ -76,6 +91,8 @@ MAKE = {  # state -> (how it is made, what each command does in it)
     "killed later": (killed_later, ALL_WORK),
     "stopped": (stopped, ALL_WORK),
     "diverged": (trained(*DIVERGES, status=3), dict(ALL_WORK, resume=3, auto=3)),
+    "diverged in its first evaluation": (nan_at_the_start, dict(
+        ALL_WORK, resume=0, auto=0, **dict.fromkeys(("best", "last", "analyze", "ablate"), "no checkpoint"), plot="nothing to draw")),
     "finished": (trained(), ALL_WORK),
     "finished at step 0": (trained("--max_iters=0"), ALL_WORK),
     "evaluated only": (trained("--eval_only=True"), ALL_WORK),
@@ -133,7 +150,7 @@ def test_a_run_that_is_under_way_can_be_looked_at(small_run, tmp_path, capsys):
                              stdout=subprocess.DEVNULL)
     try:
         wait_for_step(out_dir, 3, child)
-        for name in ("best", "last", "plot", "ablate"):
+        for name in ("best", "last", "plot", "ablate", "analyze"):
             status, out, _ = run(*command(name, args, out_dir, tmp_path), capsys)
             assert status == 0 and (name != "plot" or "running" in out), name
         for name in ("resume", "auto", "scratch"):

@@ -219,6 +219,7 @@ def markdown(content):
             "",
             *table(("part", "job", "error"), [(p, j, str(e).replace("|", "/")) for p, j, e in failed]),
         ]
+    lines += correctness_lines(content)
     expected = predictions(content)
     if expected:
         lines += [
@@ -228,7 +229,7 @@ def markdown(content):
             "",
             *table(("what", "predicted", "measured"), [(what, f"{p:.2f}", number(m, "{:.2f}")) for what, p, m in expected]),
         ]
-    for section in (ceiling_lines, step_lines, kernel_lines, correctness_lines, equality_lines, target_lines):
+    for section in (ceiling_lines, step_lines, kernel_lines, equality_lines, target_lines):
         lines += section(content)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -9,7 +9,9 @@ import tempfile
 
 from gpu_parts import ROOT
 
-TEXT = ("README.md", "docs/*.md", "*.py", "data/*.py", "data/*/*.py", "bench/*.py", "bench/*/*.py", "tests/*.py")
+TEXT = ("README.md", "docs/*.md", "*.py", *(f"{folder}/*.py" for folder in (
+    "analysis", "bench", "bench/gpu_parts", "common", "config", "data", "data/*", "experiments", "geometry", "kernels", "sweeps", "tests",
+    "training")))
 
 
 def last_line(text):
