@@ -186,7 +186,8 @@ def help_text(script_doc, schema, variants):
         out.append(f"{title}:")
         for key, field in rows:
             shown.add(key)
-            out.append(f"  --{key}={_default(field)!r}")
+            default = _default(field)
+            out.append(f"  --{key}={paths.short(default) if _takes(field.type, Path) and default else default!r}")
             help_line = comments.get(key) or _describe(field.type)
             out.extend(textwrap.wrap(help_line, 100, initial_indent=" " * 8, subsequent_indent=" " * 8))
         out.append("")

@@ -20,6 +20,8 @@ def newton_schulz_in_float32():
 
 def main():
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+    from test_guard import GpuGuard
+
     import train
 
     torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_in_float32()
@@ -27,9 +29,11 @@ def main():
     make, end = dist.init_process_group, dist.destroy_process_group
     dist.init_process_group = lambda *args, **kwargs: None if dist.is_initialized() else make(*args, **kwargs)
     dist.destroy_process_group = dist.barrier
+    plain = train.Guard
     for argv in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+        train.Guard = GpuGuard if "--as_on_a_gpu" in argv else plain
         try:
-            train.main(argv)
+            train.main([a for a in argv if a != "--as_on_a_gpu"])
         except SystemExit as stop:
             if stop.code:
                 raise

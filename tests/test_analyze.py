@@ -18,6 +18,7 @@ import geometry
 import models
 import train
 from analysis import hidden_states, hyperbolicity, isotropy
+from analysis import reading as one_pass
 from analysis import report as analysis_report
 from training import checkpoint
 from training.dataloader import Loader, load_meta
@@ -78,8 +79,8 @@ def read(model, sequences=32, seed=0, **options):
     config = analyze.AnalysisConfig(tokens=idx.numel(), delta_samples=2, bootstrap=20, pairs=200, **options)
     meta = {"vocab_size": TINY["vocab_size"], "val_tokens": idx.numel()}
     text = analyze.Text(Batches(idx), 4, "nowhere", meta, dict(TINY), None)
-    plan = analyze.make_plan(text, config, 2 * (TINY["n_layer"] + 2))
-    return analyze.Reading(plan).read(model, text.loader), idx, plan
+    plan = one_pass.make_plan(text, config, 2 * (TINY["n_layer"] + 2))
+    return one_pass.Reading(plan).read(model, text.loader), idx, plan
 
 
 MIXED = [dict(),
@@ -219,7 +220,7 @@ def test_the_round_trip_is_measured_in_the_dtype_of_the_residual_stream():
     for dtype in (torch.float32, torch.float64):
         model = enlarge(tiny("mixed"), 5).to(dtype)
         reading, _, plan = read(model)
-        errors[dtype] = analyze._geometry(reading, "block1")["round_trip_attn"]
+        errors[dtype] = one_pass._geometry(reading, "block1")["round_trip_attn"]
         assert reading.stream_dtype == str(dtype).removeprefix("torch.")
     assert 1e-9 < errors[torch.float32]["median"] < 1e-6 and errors[torch.float64]["p99"] < 1e-12
     assert errors[torch.float32]["median"] < errors[torch.float32]["p99"] <= errors[torch.float32]["max"]
@@ -256,7 +257,7 @@ def test_a_later_model_needs_nothing_but_its_blocks(monkeypatch):
     assert isinstance(model, base)
     model.transformer.h = torch.nn.ModuleList([Block(TINY["n_embd"]) for _ in range(3)])
     reading, _, _ = read(model)
-    layers = analyze.measure(reading, 0)
+    layers = one_pass.measure(reading, 0)
     assert list(layers) == ["embedding", "block0", "block1", "block2", "ln_f"]
     assert all(found["geometry"] is None and list(found["isotropy"]) == ["ambient"] for found in layers.values())
 
@@ -278,10 +279,10 @@ def test_what_is_drawn_keeps_sequences_apart():
 
 
 def test_fewer_groups_for_wide_models():
-    assert analyze.number_of_groups(1000, 12, 128) == 64 and analyze.number_of_groups(20, 12, 128) == 20
-    groups = analyze.number_of_groups(1000, 26, 768)
-    assert 16 <= groups < 64 and 8 * groups * 26 * 768 ** 2 <= analyze.MOMENT_BYTES
-    assert analyze.number_of_groups(1000, 100, 4096) == analyze.MIN_GROUPS
+    assert one_pass.number_of_groups(1000, 12, 128) == 64 and one_pass.number_of_groups(20, 12, 128) == 20
+    groups = one_pass.number_of_groups(1000, 26, 768)
+    assert 16 <= groups < 64 and 8 * groups * 26 * 768 ** 2 <= one_pass.MOMENT_BYTES
+    assert one_pass.number_of_groups(1000, 100, 4096) == one_pass.MIN_GROUPS
 
 
 def kept_bytes(what, seen):
@@ -301,8 +302,8 @@ def kept_bytes(what, seen):
 def test_memory_does_not_grow_with_the_tokens(monkeypatch):
     """What is kept, and the peak of numpy's memory while reading (its sums and buffers are the analysis; torch has the
     model's pass over one batch)."""
-    monkeypatch.setattr(analyze, "KEPT_TOKENS", 256)
-    monkeypatch.setattr(analyze, "MAX_GROUPS", 16)
+    monkeypatch.setattr(one_pass, "KEPT_TOKENS", 256)
+    monkeypatch.setattr(one_pass, "MAX_GROUPS", 16)
     monkeypatch.setattr(hyperbolicity, "POINTS", 40)
     model = tiny("mixed", dynamic_curvature=True)
     read(model, sequences=32)  # what is imported and cached by the first use
@@ -589,7 +590,7 @@ def test_a_covariance_needs_more_tokens_than_dimensions():
     idx = torch.zeros(16, TINY["block_size"], dtype=torch.int64)
     text = analyze.Text(Batches(idx), 4, "here", {"vocab_size": 37, "val_tokens": 192}, {**TINY, "n_embd": 192}, None)
     with pytest.raises(analyze.UserError, match="more than 192 tokens"):
-        analyze.make_plan(text, analyze.AnalysisConfig(tokens=192, delta_samples=2), 4)
+        one_pass.make_plan(text, analyze.AnalysisConfig(tokens=192, delta_samples=2), 4)
 
 
 def test_hidden_states_that_cannot_be_analysed_get_one_line(tokens):
