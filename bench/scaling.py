@@ -1,6 +1,6 @@
 """
-Memory and communication of a training step on many GPUs, from formulas, for 124M to 7B parameters; written to
-docs/scaling.md with a measurement at small size beside what the same formulas say of it.
+Memory and communication of a training step on many GPUs, from formulas, for models of 124M to 7B parameters. At the end the formulas
+are compared with a measurement at small size.
 
     python bench/scaling.py                  writes docs/scaling.md (measures with 2 CPU processes; a minute)
 
