@@ -3,7 +3,7 @@ All that this project says of a GPU, measured on one card by one command (docs/g
 
     python bench/gpu.py --out=results/gpu                        all parts: 8 minutes at most
     python bench/gpu.py --out=DIR --parts='["kernels"]'          some of them; DIR keeps what it has of the others
-    python bench/gpu.py --device=cpu --quick=True --out=DIR      does the script run? Toy sizes, no GPU, under a minute
+    python bench/gpu.py --device=cpu --quick=True --out=DIR      does the script run? Toy sizes, no GPU, about a minute
     python bench/gpu.py --replot=DIR                             tables and plots again, from the JSON files in DIR
 
 Parts, in this order: ceilings (always), correctness, gpt2, kernels, equality, shapes, target. Each works in processes of its own;

@@ -56,7 +56,7 @@ def jobs(settings):
 
 
 def workers(settings):
-    return 1 if settings.quick else max(1, min(14, (os.cpu_count() or 2) - 2))
+    return 2 if settings.quick else max(1, min(14, (os.cpu_count() or 2) - 2))
 
 
 def run(job, settings, record):

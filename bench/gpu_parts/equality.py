@@ -60,7 +60,7 @@ def jobs(settings):
 
 
 def workers(settings):
-    return 1 if settings.quick else max(1, min(12, (os.cpu_count() or 2) - 2))
+    return 2 if settings.quick else max(1, min(12, (os.cpu_count() or 2) - 2))
 
 
 def run(job, settings, record):
@@ -88,7 +88,7 @@ def run(job, settings, record):
 
 def watch(name, row, keys, environment, settings, record):
     every = 2 if settings.quick else 10  # the last step is a logged one
-    keys.update(log_interval=every, max_iters=2 * every + 1, eval_interval=1000)
+    keys.update(log_interval=every, max_iters=(1 if settings.quick else 2) * every + 1, eval_interval=1000)
     _, _, said = training.train(settings, name, environment, "bench/gpu_parts/watched_train.py", **keys)
     steps, waits = None, []
     for line in said.splitlines():
