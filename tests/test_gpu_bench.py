@@ -130,7 +130,9 @@ def test_a_signal_leaves_what_was_measured(tmp_path):
     said = process.stdout.read()
     assert process.wait(60) == 1 and "SIGTERM: stopped" in said
     parts = json.loads((tmp_path / "cpu-quick.json").read_text())["parts"]
-    assert parts["ceilings"]["status"] == "done" and parts["correctness"]["status"] == "stopped" and len(parts) == 2
+    states = {name: part["status"] for name, part in parts.items()}
+    assert states.pop("ceilings") == "done" and "correctness" in states  # of the toy parts two are under way, and no other begins
+    assert states.keys() <= {"correctness", "gpt2"} and set(states.values()) == {"stopped"}
     assert (tmp_path / "cpu-quick.md").exists()
 
 

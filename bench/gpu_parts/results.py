@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 import time
 
 from common.errors import UserError
@@ -41,6 +42,7 @@ class Results:
 
     def __init__(self, folder, quick):
         self.folder, self.quick, self.name, self.parts = folder, quick, None, {}
+        self._lock = threading.Lock()  # toy parts run two at a time
 
     def begin(self, part):
         self.parts[part] = {"status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": None, "rows": []}
@@ -71,6 +73,7 @@ class Results:
         }
 
     def write(self):
-        os.makedirs(self.folder, exist_ok=True)
-        write_json(self.path("json"), self.content())
-        write_file(self.path("md"), page(self.content()).encode())
+        with self._lock:
+            os.makedirs(self.folder, exist_ok=True)
+            write_json(self.path("json"), self.content())
+            write_file(self.path("md"), page(self.content()).encode())
