@@ -4,9 +4,9 @@ Accuracy of the forms of geometry/ for float32 rows: row scalars in float64, in 
     python bench/float64_accuracy.py
     git show 8e080af:geometry.py > /tmp/old.py && python bench/float64_accuracy.py --plain=/tmp/old.py
 
-Rows: tests/test_geometry.py's neighbours(): every curvature of its grid, norms up to 0.999 of the radius, second points 1e-6 to 1
+Rows: tests/spaces.py's neighbours(): every curvature of its grid, norms up to 0.999 of the radius, second points 1e-6 to 1
 radii away ('opposite': from -x), dimensions 1 to 384 (gradients: 7 to 384). Results against 60 digits (tests/oracle.py).
-Gradients against float64 rows, which are good to 1e-9 (tests/test_geometry.py). Errors are relative, of whole rows: the worst
+Gradients against float64 rows, which are good to 1e-9 (tests/test_geometry_derivatives.py). Errors are relative, of whole rows: the worst
 and, in brackets, the median. Without compensation: a geometry.py from before row_scalars, with float32 in place of float64, which
 is what ran on mps.
 """
@@ -22,7 +22,7 @@ from common import startup  # noqa: F401  first: Ctrl-C while the others are imp
 # isort: split
 
 import oracle
-import test_geometry
+import spaces
 import torch
 
 import configurator
@@ -57,14 +57,14 @@ def plain_form(file):
 
 def grid(name, opposite):
     """(c, rows in float32). v: for expmap the step to the second point, elsewhere 0.3 radii long."""
-    rng = test_geometry.generator(5)
-    for c, x, y in test_geometry.neighbours(1, opposite):
-        v = (test_geometry.unit(rng, len(x)) * 0.3 * test_geometry.radius(c)).float()
+    rng = spaces.generator(5)
+    for c, x, y in spaces.neighbours(1, opposite):
+        v = (spaces.unit(rng, len(x)) * 0.3 * spaces.radius(c)).float()
         if name == "expmap":
             v = geometry.logmap(x.double(), y.double(), torch.tensor(c)).float()
-            if c < 0 and test_geometry.half_angle(c, x, v) > 1.5:
+            if c < 0 and spaces.half_angle(c, x, v) > 1.5:
                 continue
-        yield c, {"p": (x,), "pp": (x, y), "pt": (x, v), "ppt": (x, y, v)}[test_geometry.FUNCTIONS[name][1]]
+        yield c, {"p": (x,), "pp": (x, y), "pt": (x, v), "ppt": (x, y, v)}[spaces.FUNCTIONS[name][1]]
 
 
 def calls(plain):
@@ -86,18 +86,18 @@ def errors(forms, name, opposite, derivatives):
         if c == 0 or (derivatives and len(rows[0]) < 7):
             continue
         ct = torch.tensor(c)
-        cotangent = torch.randn(1 if name in ("dist", "conformal_factor") else len(rows[0]), generator=test_geometry.generator(1))
+        cotangent = torch.randn(1 if name in ("dist", "conformal_factor") else len(rows[0]), generator=spaces.generator(1))
 
         def gradients(module, dtype):
             inputs = [row.to(dtype).requires_grad_() for row in rows]
             out = getattr(module, name)(*inputs, ct.to(dtype))
             return torch.autograd.grad(out, inputs, cotangent.to(out.dtype))
         truth = (gradients(geometry, torch.float64) if derivatives else
-                 test_geometry.ORACLES[name](*(oracle.row(row) for row in rows), oracle.mp.mpf(ct.item())))
+                 spaces.ORACLES[name](*(oracle.row(row) for row in rows), oracle.mp.mpf(ct.item())))
         for form, module in forms.items():
             if derivatives:
                 pairs = zip(gradients(module(), torch.float32), truth)
-                error = max(test_geometry.relative(got, expected) for got, expected in pairs)
+                error = max(spaces.relative(got, expected) for got, expected in pairs)
             else:
                 error = oracle.relative_error(getattr(module(), name)(*rows, ct), truth)
             found.setdefault(c > 0, {}).setdefault(form, []).append(error)

@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -91,3 +92,26 @@ seeds = {list(seeds)}
 def folder(tmp_path):
     """Of a sweep; it is not there yet."""
     return tmp_path / "sweep"
+
+
+@pytest.fixture
+def surroundings(monkeypatch):
+    """Of data/fineweb/prepare.py: no proxy before the stand-ins of the hub, and this process keeps its handlers of signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def prepare_fineweb(capsys):
+    """prepare_fineweb(arguments...) -> (exit status, standard output, standard error) of data/fineweb/prepare.py's main."""
+    from data.fineweb import prepare
+    def call(*args, **options):
+        with pytest.raises(SystemExit) as ended:
+            prepare.main([*map(str, args), *(f"--{key}={value}" for key, value in options.items())])
+        return ended.value.code, *capsys.readouterr()
+    return call

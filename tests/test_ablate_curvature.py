@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_dataset
+from running import ROOT, one_line, run
 from test_summarize import ARMS, Written, known
-from test_train import ROOT, one_line, run
 
 import ablate_curvature
 import models

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import TINY
-from test_geometry import CURVATURES, DIMENSIONS, DTYPES, FUNCTIONS, extreme_rows, generator, limited, radius, random_rows, unit
+from spaces import CURVATURES, DIMENSIONS, DTYPES, FUNCTIONS, extreme_rows, generator, limited, radius, random_rows, unit
 
 import geometry as G
 from geometry import checks

@@ -1,17 +1,39 @@
 """The form of geometry/ without float64 (geometry/float32.py): its arithmetic, its accuracy against 60 digits and against the
-form in float64, and that there is no float64 in it. What test_geometry.py asks of float32 rows is asked here, too, where it
+form in float64, and that there is no float64 in it. What the tests of geometry/ ask of float32 rows is asked here, too, where it
 holds."""
 import itertools
 
 import mpmath as mp
 import oracle as O
 import pytest
-import test_geometry as T
+import test_geometry as accuracy
+import test_geometry_compiled as compiled
+import test_geometry_rows as rows_borne
 import torch
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
-from test_geometry import CURVATURES, FUNCTIONS, ORACLES, USED, exactly, generator, gradients, laws, neighbours, radius, random_rows, unit
+from spaces import (
+    CURVATURES,
+    FUNCTIONS,
+    ORACLES,
+    USED,
+    check_finite,
+    curvatures,
+    exactly,
+    expmap_case,
+    extreme_rows,
+    generator,
+    gradients,
+    half_angle,
+    laws,
+    neighbours,
+    radius,
+    random_rows,
+    relative,
+    unit,
+    within_bound,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -117,12 +139,12 @@ def test_accuracy_up_to_the_edge(name):
     for i, (c, x, y) in enumerate(neighbours(3)):
         rows, (ct, cm) = of_kind(name, c, x, y, rng), exactly(c)
         bound = BOUNDS[name][c < 0]
-        if bound is None or (name == "expmap" and c < 0 and T.half_angle(c, *rows) > 1.5) or (i % 2 and len(rows) == 3):
+        if bound is None or (name == "expmap" and c < 0 and half_angle(c, *rows) > 1.5) or (i % 2 and len(rows) == 3):
             continue
         error = O.relative_error(FUNCTIONS[name][0](*rows, ct), ORACLES[name](*(O.row(row) for row in rows), cm))
         cases.append((error, bound, (c, float(x.norm()), len(x))))
     assert len(cases) > 100
-    T.within_bound(cases)
+    within_bound(cases)
 
 
 def test_long_exponential_maps_to_the_other_side():
@@ -132,9 +154,9 @@ def test_long_exponential_maps_to_the_other_side():
     for c, x, y in neighbours(1):
         if c > 0 and len(x) > 1:
             v = G.logmap(x.double(), y.double(), exactly(c)[0]).float()
-            cases.append(T.expmap_case(c, x, v))
+            cases.append(expmap_case(c, x, v))
     assert len(cases) > 100
-    T.within_bound(cases)
+    within_bound(cases)
 
 
 def test_on_the_sphere_sums_near_the_antipode_lose_what_the_row_loses():
@@ -146,18 +168,18 @@ def test_on_the_sphere_sums_near_the_antipode_lose_what_the_row_loses():
             expected = O.mobius_add(O.row(x), O.row(y), cm)
             cancelled = 1 + abs(c) * float(O.dot(expected, expected))
             cases.append((O.relative_error(G.mobius_add(x, y, ct), expected), 2e-7 + 8 * EPS * cancelled ** 0.5, (c, len(x))))
-    T.within_bound(cases)
+    within_bound(cases)
 
 
 def test_logmap_for_near_inverses():
-    T.test_float32_logmap_is_accurate_for_near_inverses(lost=2.0 ** -22)
+    accuracy.test_float32_logmap_is_accurate_for_near_inverses(lost=2.0 ** -22)
 
 
-@pytest.mark.parametrize("test", [T.test_float32_logmap_is_accurate_for_neighbours_up_to_the_boundary,
-                                  T.test_float32_logmap_of_antipodal_pairs,
-                                  T.test_float32_expmap_is_accurate_for_long_steps,
-                                  T.test_float32_expmap_is_accurate_for_steps_through_the_ball_to_the_other_side,
-                                  T.test_no_nan_or_inf_for_rows_a_subnormal_number_apart], ids=lambda t: t.__name__)
+@pytest.mark.parametrize("test", [accuracy.test_float32_logmap_is_accurate_for_neighbours_up_to_the_boundary,
+                                  accuracy.test_float32_logmap_of_antipodal_pairs,
+                                  accuracy.test_float32_expmap_is_accurate_for_long_steps,
+                                  accuracy.test_float32_expmap_is_accurate_for_steps_through_the_ball_to_the_other_side,
+                                  rows_borne.test_no_nan_or_inf_for_rows_a_subnormal_number_apart], ids=lambda t: t.__name__)
 def test_what_holds_with_float64_holds_here(test):
     test()
 
@@ -165,7 +187,7 @@ def test_what_holds_with_float64_holds_here(test):
 # ---- derivatives ----------------------------------------
 
 @laws
-@given(st.sampled_from(sorted({**FUNCTIONS, **USED})), T.curvatures, st.sampled_from(((5, 123), (3, 4, 7), (2, 1, 32))),
+@given(st.sampled_from(sorted({**FUNCTIONS, **USED})), curvatures, st.sampled_from(((5, 123), (3, 4, 7), (2, 1, 32))),
        st.floats(0.1, 1.4), st.integers(0, 1000))
 def test_results_and_gradients_are_those_of_float64_rows(name, c, shape, size, seed):
     """Rows up to 0.98 of the radius, c of both signs; the gradient of c relative to the length of what it is the sum of. How close
@@ -183,7 +205,7 @@ def test_results_and_gradients_are_those_of_float64_rows(name, c, shape, size, s
         expected_out, expected = gradients(f, [row.double() for row in rows], ct.double(), seed)
     assert out.dtype == torch.float32
     loose = 1 if c >= 0 else 30  # the sphere: N and M cancel towards the antipode
-    assert T.relative(out, expected_out) < 2e-6 * loose
+    assert relative(out, expected_out) < 2e-6 * loose
     cotangent = torch.randn(out.shape, generator=generator(seed), dtype=torch.float64)
     for got, grad in zip(grads[:-1], expected):
         floor = 1e-3 * float(cotangent.norm())
@@ -219,9 +241,9 @@ def test_second_derivatives_are_those_of_float64_rows(name):
 @pytest.mark.parametrize("name", sorted({**FUNCTIONS, **USED}))
 def test_no_nan_or_inf_forward_or_backward(name, dtype):
     for d in (1, 3, 32):
-        rows = T.extreme_rows(d, dtype, seed=d)
+        rows = extreme_rows(d, dtype, seed=d)
         for c in CURVATURES:
-            T.check_finite(name, rows, c, seed=d)
+            check_finite(name, rows, c, seed=d)
 
 
 # ---- edges, dtypes, tracing ----------------------------------------
@@ -229,23 +251,23 @@ def test_no_nan_or_inf_forward_or_backward(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rows_at_the_edge_stay_inside(dtype):
     for name in ("mobius_add", "expmap", "add_exp_0"):
-        T.test_a_limited_sum_is_inside_however_its_terms_cancel(name, dtype)
-    T.test_project_keeps_the_stored_row_strictly_inside_the_ball(dtype)
-    T.test_project_is_idempotent(dtype)
+        rows_borne.test_a_limited_sum_is_inside_however_its_terms_cancel(name, dtype)
+    rows_borne.test_project_keeps_the_stored_row_strictly_inside_the_ball(dtype)
+    rows_borne.test_project_is_idempotent(dtype)
 
 
 @pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"project"}))
 def test_dtypes_and_tracing(name):
     for dtype in (torch.bfloat16, torch.float16):
-        T.test_low_precision_is_float32_rounded_once(name, dtype)
-    T.test_mixed_dtypes_promote(name)
-    T.test_every_function_is_traced_whole_and_agrees_with_eager(name)
-    T.test_nothing_waits_for_the_device(name)
+        rows_borne.test_low_precision_is_float32_rounded_once(name, dtype)
+    rows_borne.test_mixed_dtypes_promote(name)
+    compiled.test_every_function_is_traced_whole_and_agrees_with_eager(name)
+    compiled.test_nothing_waits_for_the_device(name)
 
 
 def test_generated_code_agrees_with_eager():
     rows = [row.float() for row in random_rows("pt", (3, 2, 7), 1.0, generator(91))]
-    errors = T.compiled_errors(G.add_exp_0, rows, torch.tensor([[0.9], [-0.9]]))
+    errors = compiled.compiled_errors(G.add_exp_0, rows, torch.tensor([[0.9], [-0.9]]))
     assert max(errors) < 1e-5, errors
 
 

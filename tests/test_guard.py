@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_train import MIXED, one_line, records, run
+from running import MIXED, one_line, records, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models

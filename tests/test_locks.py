@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import wait_for_step
-from test_train import ROOT, files_of, one_line, process, run
+from running import ROOT, files_of, one_line, process, run
 
 import analyze_representations
 import summarize_sweep

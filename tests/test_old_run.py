@@ -4,7 +4,7 @@ import pathlib
 import shutil
 
 import pytest
-from test_train import ROOT, records, run
+from running import ROOT, records, run
 
 import plot_runs
 import sample

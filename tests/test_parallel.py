@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import wait_for_step
 from run_each import newton_schulz_in_float32
+from running import ROOT, one_line, records, run
 from safetensors.torch import load_file
-from test_train import ROOT, one_line, records, run
 
 import models
 import train

@@ -10,7 +10,7 @@ import machine_code
 import pytest
 import roofline
 import scaling
-from test_train import ROOT, files_of, one_line, run
+from running import ROOT, files_of, one_line, run
 
 import ablate_curvature
 import analyze_representations

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_train import one_line
+from running import one_line
 
 import plot_runs
 from common import locks, plot_style

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import wait_for_step
-from test_train import MIXED, ROOT, one_line, records, run
+from running import MIXED, ROOT, one_line, records, run
 
 import ablate_curvature
 import analyze_representations

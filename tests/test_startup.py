@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from test_train import ROOT
+from running import ROOT
 
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for pattern in ("*.py", "bench/*.py", "data/*/prepare.py")
                  for p in pathlib.Path(ROOT).glob(pattern) if '__name__ == "__main__"' in p.read_text())

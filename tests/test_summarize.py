@@ -13,8 +13,8 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from running import one_line, run
 from scipy import stats
-from test_train import one_line, run
 
 import summarize_sweep
 from experiments import plots, report

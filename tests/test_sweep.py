@@ -17,8 +17,8 @@ import threading
 import time
 
 import pytest
+from running import one_line, records, run
 from test_sweep_file import ONE, runs_of
-from test_train import one_line, records, run
 
 import sweep
 from common.whole_files import write_file

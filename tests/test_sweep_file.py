@@ -3,7 +3,7 @@ import pathlib
 import shlex
 
 import pytest
-from test_train import one_line, run
+from running import one_line, run
 
 import configurator
 import models

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import write_dataset
-from test_train import ROOT, one_line, run
+from running import ROOT, one_line, run
 
 import configurator
 import sample
