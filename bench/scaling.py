@@ -39,6 +39,7 @@ T, VOCABULARY = 1024, 50304
 SMALL = dict(vocab_size=512, block_size=64, n_layer=3, n_head=4, n_embd=128)  # what is measured
 SMALL_BATCH, SMALL_MICRO_STEPS = 2, 3  # B and m of the measurement
 PROCESSES = 2
+CARD = 80  # GiB of a device, for what to conclude
 
 
 @dataclass
@@ -171,43 +172,32 @@ def gib(n):
     return f"{n / 2 ** 30:.1f}"
 
 
+def largest_that_fits(total):
+    """{shape: bytes of each way} -> a sentence: the largest model for each way of training that CARD has the memory for."""
+    ways = list(next(iter(total.values())))
+    found = {way: [name for name, by_way in total.items() if by_way[way] <= CARD * 2 ** 30] for way in ways}
+    return "; ".join(f"{way}: {names[-1] if names else 'none of these'}" for way, names in found.items())
+
+
 def page(options):
     per_block = {(name, dtype): kept_bytes_per_block(name, dtype, 256) for name in ("baseline", "mixed")
                  for dtype in ("float32", "bfloat16")}
-    out = [__doc__.strip().split("\n\n")[0], "", "Made by `python bench/scaling.py`. **A prediction**: nothing here ran on a GPU. "
-           f"T = {T}, V = {VOCABULARY:,}, B = {options.micro_batch} sequences a device, m = {options.micro_steps}, AdamW, float32 "
-           "weights, bf16 autocast.", "", "\n\n".join(__doc__.strip().split("\n\n")[2:]), "", "## Formulas", "",
-           "| bytes on each process | DDP | FSDP2 |", "|---|---|---|",
-           "| weights | 4P | 4P/W |", "| gradients | 4P | 4P/W, or 4P where m > 1 (summed whole, sent once) |",
-           "| AdamW | 8P | 8P/W |", "| Muon | 8(P - M) + 4M | 8(P - M)/W + 4M |",
-           "| gathered while it runs | 0 | 4 (outside the blocks + 2 blocks) |",
-           "| activations | BTC(kL), or BTC(4L + k) with activation_checkpointing; + 6BTV for logits | the same |",
-           "| **sent in a step** (ring) | 8P(W - 1)/W, once for any m | 4(m(2P - outside) + P)(W - 1)/W; Muon + 4M(W - 1)/W |", "",
-           "k, bytes that a block keeps for each token and channel (measured with saved_tensors_hooks, eager, one more block at "
-           "C = 256 with heads of 64):", "", "| | float32 | bf16 autocast |", "|---|---|---|"]
-    for name in ("baseline", "mixed"):
-        out.append(f"| {name} | {per_block[name, 'float32']:.1f} | {per_block[name, 'bfloat16']:.1f} |")
-    out += ["", "By hand for the baseline in float32: two LayerNorm inputs and outputs 16, q k v 12, attention's result 4, "
-            "MLP 16 + 16: 64, and a row or two of statistics.", "", "## Predictions", "",
-            "GiB on each device; 'recomputed': with `activation_checkpointing=True`. GB sent by each device in a step.", "",
-            "| model | P | DDP, any W | FSDP2, W = 8 | FSDP2, W = 64 | activations | recomputed | mixed, more | sent: DDP, W = 8 | "
-            "sent: FSDP2, W = 8 |", "|---|---|---|---|---|---|---|---|---|---|"]
+    predicted, total, more_sent = [], {}, []
     for name, (L, _, C) in SHAPES.items():
         P, M, block, outside = sizes(L, C, VOCABULARY, T)
         state = {(kind, W): sum(state_bytes(P, M, block, outside, W, kind, "adamw", options.micro_steps))
                  for kind, W in (("ddp", 8), ("fsdp", 8), ("fsdp", 64))}
-        kept = [activation_bytes(L, C, VOCABULARY, T, options.micro_batch, per_block[model, "bfloat16"], recompute)
-                for model, recompute in (("baseline", False), ("baseline", True), ("mixed", False))]
+        kept = {(model, recompute): activation_bytes(L, C, VOCABULARY, T, options.micro_batch, per_block[model, "bfloat16"], recompute)
+                for model in ("baseline", "mixed") for recompute in (False, True)}
         sent = [traffic_bytes(P, M, outside, 8, kind, "adamw", options.micro_steps) for kind in ("ddp", "fsdp")]
-        out.append(f"| {name} | {P / 1e6:,.0f}M | {gib(state['ddp', 8])} | {gib(state['fsdp', 8])} | {gib(state['fsdp', 64])} | "
-                   f"{gib(kept[0])} | {gib(kept[1])} | {gib(kept[2] - kept[0])} | {sent[0] / 1e9:.1f} | {sent[1] / 1e9:.1f} |")
+        total[name] = {f"{way}{', recomputed' if recompute else ''}": state[key] + kept["mixed", recompute]
+                       for way, key in (("DDP", ("ddp", 8)), ("FSDP2, W = 8", ("fsdp", 8))) for recompute in (False, True)}
+        more_sent.append(sent[1] / sent[0])
+        predicted.append(f"| {name} | {P / 1e6:,.0f}M | {gib(state['ddp', 8])} | {gib(state['fsdp', 8])} | {gib(state['fsdp', 64])} | "
+                         f"{gib(kept['baseline', False])} | {gib(kept['baseline', True])} | "
+                         f"{gib(kept['mixed', False] - kept['baseline', False])} | {sent[0] / 1e9:.1f} | {sent[1] / 1e9:.1f} |")
     P, M, block, outside = sizes(SMALL["n_layer"], SMALL["n_embd"], SMALL["vocab_size"], SMALL["block_size"])
-    out += ["", "## Measured at small size", "",
-            f"{SMALL['n_layer']} x {SMALL['n_embd']}, V = {SMALL['vocab_size']}, P = {P:,}; {PROCESSES} CPU processes (gloo), "
-            f"m = {SMALL_MICRO_STEPS}. Held: the tensors of one process after a step. Sent: shapes of the collectives in a profile "
-            "of one step, times what a ring sends of them. Bytes; formula / measured.", "",
-            "| | weights | gradients | state | sent |", "|---|---|---|---|---|"]
-    worst = 0.0
+    compared, worst = [], 0.0
     for kind in ("ddp", "fsdp"):
         for optimizer in ("adamw", "muon"):
             found = measured(kind, optimizer)
@@ -218,8 +208,37 @@ def page(options):
             pairs = [(weights, found["weights"]), (gradients, found["gradients"]), (state, found["state"]),
                      (sent, found["sent"])]
             worst = max(worst, *(abs(b / a - 1) for a, b in pairs))
-            out.append(f"| {kind}, {optimizer} | " + " | ".join(f"{a:,.0f} / {b:,.0f}" for a, b in pairs) + " |")
-    out += ["", f"Largest difference: {worst:.1%}.", "", "## What the formulas leave out", "",
+            compared.append(f"| {kind}, {optimizer} | " + " | ".join(f"{a:,.0f} / {b:,.0f}" for a, b in pairs) + " |")
+    ratio = {dtype: per_block["mixed", dtype] / per_block["baseline", dtype] for dtype in ("float32", "bfloat16")}
+    fits = (f"The largest mixed model of these that fits on a device of {CARD} GiB. {largest_that_fits(total)}. FSDP2 sends "
+            f"{min(more_sent):.2f} to {max(more_sent):.2f} times what DDP sends.")
+    out = [f"**In short.** {fits} At small size the formulas and a measurement differ by {worst:.1%} at most.", "",
+           __doc__.strip().split("\n\n")[0], "", "Made by `python bench/scaling.py`. **A prediction**: nothing here ran on a GPU. "
+           f"T = {T}, V = {VOCABULARY:,}, B = {options.micro_batch} sequences a device, m = {options.micro_steps}, AdamW, float32 "
+           "weights, bf16 autocast.", "", "\n\n".join(__doc__.strip().split("\n\n")[2:]), "", "## Formulas", "",
+           "With DDP every device holds everything. With FSDP2 each of the W devices holds a part, but for the activations.", "",
+           "| bytes on each process | DDP | FSDP2 |", "|---|---|---|",
+           "| weights | 4P | 4P/W |", "| gradients | 4P | 4P/W, or 4P where m > 1 (summed whole, sent once) |",
+           "| AdamW | 8P | 8P/W |", "| Muon | 8(P - M) + 4M | 8(P - M)/W + 4M |",
+           "| gathered while it runs | 0 | 4 (outside the blocks + 2 blocks) |",
+           "| activations | BTC(kL), or BTC(4L + k) with activation_checkpointing; + 6BTV for logits | the same |",
+           "| **sent in a step** (ring) | 8P(W - 1)/W, once for any m | 4(m(2P - outside) + P)(W - 1)/W; Muon + 4M(W - 1)/W |", "",
+           f"A mixed block keeps {ratio['float32']:.2f} times what a baseline block keeps in float32, {ratio['bfloat16']:.2f} times in "
+           "bf16. k, bytes that a block keeps for each token and channel (measured with saved_tensors_hooks, eager, one more block at "
+           "C = 256 with heads of 64):", "", "| | float32 | bf16 autocast |", "|---|---|---|"]
+    for name in ("baseline", "mixed"):
+        out.append(f"| {name} | {per_block[name, 'float32']:.1f} | {per_block[name, 'bfloat16']:.1f} |")
+    out += ["", "By hand for the baseline in float32: two LayerNorm inputs and outputs 16, q k v 12, attention's result 4, "
+            "MLP 16 + 16: 64, and a row or two of statistics.", "", "## Predictions", "", fits, "",
+            "GiB on each device; 'recomputed': with `activation_checkpointing=True`. GB sent by each device in a step.", "",
+            "| model | P | DDP, any W | FSDP2, W = 8 | FSDP2, W = 64 | activations | recomputed | mixed, more | sent: DDP, W = 8 | "
+            "sent: FSDP2, W = 8 |", "|---|---|---|---|---|---|---|---|---|---|", *predicted]
+    out += ["", "## Measured at small size", "", f"Formulas and measurement differ by {worst:.1%} at most.", "",
+            f"{SMALL['n_layer']} x {SMALL['n_embd']}, V = {SMALL['vocab_size']}, P = {P:,}; {PROCESSES} CPU processes (gloo), "
+            f"m = {SMALL_MICRO_STEPS}. Held: the tensors of one process after a step. Sent: shapes of the collectives in a profile "
+            "of one step, times what a ring sends of them. Bytes; formula / measured.", "",
+            "| | weights | gradients | state | sent |", "|---|---|---|---|---|", *compared]
+    out += ["", "## What the formulas leave out", "",
             "- Fragmentation, NCCL's buffers, the CUDA context (about 1 GiB), autocast's bf16 copies of the weights (2M; FSDP2: of "
             "the gathered blocks).", "- torch.compile keeps other tensors than eager mode does.",
             "- The curvatures (and what predicts them) stay whole with FSDP2, and are all-reduced: a few kB.",

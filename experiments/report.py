@@ -16,6 +16,8 @@ from base64 import b64encode
 import numpy as np
 
 from common.intervals import Estimate, interval_text, mean_interval
+from experiments import conclusions
+from experiments.conclusions import DIGITS
 from experiments.plots import REFERENCES
 from experiments.results import BUDGETS
 from experiments.statistics import censored_median
@@ -72,8 +74,7 @@ def results_table(summary):
 
 
 def budgets_table(summary):
-    digits = {"step": 0, "tokens": 0, "train_seconds": 1}
-    rows = [["arm"] + [f"loss at {count_text(summary.budgets[key], digits[key])} {name}" if key in summary.budgets
+    rows = [["arm"] + [f"loss at {count_text(summary.budgets[key], DIGITS[key])} {name}" if key in summary.budgets
                        else f"loss at equal {name}" for key, name in BUDGETS.items()]
             + ["parameters", "FLOPs a token"] + [f"{name} to target" for name in BUDGETS.values()] + ["reached"]]
     for arm in summary.arms:
@@ -82,7 +83,7 @@ def budgets_table(summary):
                                   for by_seed in at]
                     + [count_text(arm.constant("parameters")), count_text(arm.constant("flops_per_token"))]
                     + [text + star(arm.curves, summary) if text != "-" else text for text in (
-                        *(count_text(censored_median(arm.to_target.get(key, [])), digits[key]) for key in BUDGETS),
+                        *(count_text(censored_median(arm.to_target.get(key, [])), DIGITS[key]) for key in BUDGETS),
                         share_text(arm.reached_share()))])
     return rows
 
@@ -129,15 +130,19 @@ def effects_table(arm):
     return rows
 
 
-def slopes_table(arm):
-    """A row for each place, with its heads side by side: means over the runs."""
+def slopes_of(arm):
+    """{place: (heads, 3) array: c at the start, c after training, d loss / d c; means over the runs}"""
     places = {}
     for ablation in arm.ablations.values():
         for s in ablation.slopes:
             places.setdefault(s.place, {}).setdefault(s.head, []).append((s.c_start, s.c, s.gradient.mean))
+    return {place: np.array([np.mean(values, axis=0) for values in heads.values()]) for place, heads in places.items()}
+
+
+def slopes_table(arm):
+    """A row for each place, with its heads side by side."""
     rows = [["c of", "at the start", "after training", "d loss / d c"]]
-    for place, heads in places.items():
-        means = np.array([np.mean(values, axis=0) for values in heads.values()])  # (heads, 3)
+    for place, means in slopes_of(arm).items():
         rows.append([place] + [" ".join(f"{v:{form}}" for v in column)
                                for column, form in zip(means.T, (".3f", ".3f", "+.4f"))])
     return rows
@@ -192,14 +197,15 @@ def document(summary, figures):
         parts.extend(("figure", f) for f in figures if f.name == name)
     figure("differences")
     figure("loss")
-    parts += [("heading", "Equal budgets, cost, and time to the target"), ("table", budgets_table(summary)),
-              ("heading", "Learning rates")]
+    parts += [("heading", "Equal budgets, cost, and time to the target"), ("text", conclusions.of_budgets(summary)),
+              ("table", budgets_table(summary)), ("heading", "Learning rates")]
     figure("lr")
     for role, name in REFERENCES.items():
         table = wins_table(summary, role)
         if table:
-            parts += [("text", f"Wins against the {name}, with the mean difference:"), ("table", table)]
-    parts += [("heading", "Runs"), ("table", runs_table(summary))]
+            parts += [("text", f"{conclusions.of_wins(summary, role)} Wins against the {name}, with the mean difference:"),
+                      ("table", table)]
+    parts += [("heading", "Runs"), ("text", conclusions.of_runs(summary)), ("table", runs_table(summary))]
     figure("stability")
     mixed = [a for a in summary.of_role("mixed") if a.ablations]
     if mixed:
@@ -210,7 +216,9 @@ def document(summary, figures):
                   "trains with c frozen at its start. c = 0 takes away the ball, too, and what keeps rows inside of it. "
                   "Gradients by block, head by head; intervals over batches are in summary.json.")]
     for arm in mixed:
-        parts += [("text", f"{arm.name}:"), ("table", effects_table(arm)), ("table", slopes_table(arm))]
+        parts += [("text", f"{arm.name}: {conclusions.of_effects(effects_of(arm))}"), ("table", effects_table(arm))]
+        if places := slopes_of(arm):
+            parts += [("text", conclusions.of_slopes(places)), ("table", slopes_table(arm))]
         left_out = sorted({s for a in arm.ablations.values() for s in a.left_out})
         parts += [("list", left_out)] if left_out else []
     figure("curvature")
