@@ -133,8 +133,8 @@ class Block(model_baseline.Block):
     called_by_model = ("radius", "limit", "project_entry")
     maps = geometry  # where residual() takes its maps from; model_triton.py: kernels
 
-    def __init__(self, config, curvature):
-        super().__init__(config)
+    def __init__(self, config, curvature, index=0):
+        super().__init__(config, index)
         self.config = config
         self.curvature = curvature
         self.next_curvature = ()  # that of the next block, in a tuple: it is not this block's submodule
@@ -231,7 +231,7 @@ class Block(model_baseline.Block):
     def project_entry(self, x, c):
         return geometry.project(self.heads(x), c, self.entry_limit(c, x.dtype)).reshape(x.shape)
 
-    def forward(self, x, state=None, limit=None):
+    def update(self, x, sublayers, state=None, limit=None):
         """limit: of limit(), for whoever has it. It depends on the next block; all else is the same graph for every block."""
         c = self.curvature_of(x)
         if limit is None:
@@ -241,7 +241,7 @@ class Block(model_baseline.Block):
         # then the reference point need not be made
         only_previous = (self.config.reference == "previous" and self.config.residual == "origin" and state is None
                          and not self.config.dynamic_curvature)
-        for name, norm, layer in self.sublayers():
+        for name, norm, layer in sublayers:
             r = None if only_previous else self.reference(x, c, state, name)
             v = self.heads(layer(self.read(x, r, c, norm), state))
             x = self.residual(self.heads(x), r, v, c, limit).reshape(x.shape)
@@ -262,7 +262,7 @@ class GPT(model_baseline.GPT):
     def make_block(self, config, index):
         if index == 0 or config.curvature_mode != "tied":
             self._curvature = Curvature(config)
-        return self.block(config, self._curvature)
+        return self.block(config, self._curvature, index)
 
     def make_extras(self, config):
         self.embedding_curvature = None
@@ -311,9 +311,9 @@ class GPT(model_baseline.GPT):
         stats, training = {}, self.training
         self.eval()  # without dropout, as everything that is measured
         x = self.start(idx)
-        for i, block in enumerate(self.transformer.h):
+        for i, (block, after) in enumerate(zip(self.transformer.h, self.after_blocks(x))):
             c = block.curvature_of(x)
-            x = block(x)
+            x = after
             rows = block.heads(x).float()
             norm = rows.norm(dim=-1, keepdim=True)
             edge = norm > 0.999 * block.limit(c, x.dtype)

@@ -8,9 +8,12 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
     x <- x + F(LN(x - x_prev))          token_shift = 'difference', the flat control of the mixed-curvature model: what is
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
+    v <- a v_1 + b v                    value_residual, of every model: attention averages its own values mixed with the
+                                        first block's v_1 (ResFormer, Zhou et al. 2024, arXiv 2410.17897)
 
 Shapes: B sequences, T tokens, C = n_embd, nh heads of size hs = C / nh, V = vocab_size.
 """
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +37,8 @@ class GPTConfig:
     n_embd: int = 768  # width C of the residual stream
     dropout: float = 0.0  # 0 for pre-training; 0.1 to 0.2 where the data is seen many times
     bias: bool = False  # biases in Linear and LayerNorm (GPT-2 has them; without is a bit better and faster)
+    value_residual: Literal["none", "fixed", "learned"] = "none"  # a v_1 + b v in place of the values v of every block but the
+        # first, whose are v_1. fixed: a = b = 1/2; learned: two numbers a block, from 1/2
 
     def __post_init__(self):
         for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -69,17 +74,25 @@ class LayerNorm(nn.Module):
 
 class CausalSelfAttention(nn.Module):
 
-    def __init__(self, config):
+    def __init__(self, config, index=0):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.dropout = config.n_head, config.dropout
+        if index > 0 and config.value_residual != "none":  # of the first block's values and of its own
+            mix = torch.full((2,), 0.5)
+            self.value_mix = nn.Parameter(mix) if config.value_residual == "learned" else mix.tolist()
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, values=None):
+        """values, with value_residual: a list with the first block's, (B, nh, T, hs); the first block appends them."""
         B, T, C = x.shape
         q, k, v = (h.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for h in self.c_attn(x).split(C, dim=2))
+        if values:
+            v = self.value_mix[0] * values[0] + self.value_mix[1] * v
+        elif values is not None:
+            values.append(v)
         if state is not None:
             k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
         y = self.attend(q, k, v)
@@ -129,21 +142,33 @@ def previous_token(x, state=None, name="previous"):
 # ----------------------------------------------------------------------------------------------------------------------
 
 class Block(nn.Module):
+    """A variant overrides update()."""
 
     called_by_model = ()  # methods that run outside of forward(): for training/diagnose.py
 
-    def __init__(self, config):
+    def __init__(self, config, index=0):
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, index)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def sublayers(self):
-        return ("attn", self.ln_1, self.attn), ("mlp", self.ln_2, self.mlp)
+    def sublayers(self, values=None):
+        """(name, LayerNorm, layer) of each. values: the list that attention takes."""
+        attn = self.attn if values is None else functools.partial(self.attn, values=values)
+        return ("attn", self.ln_1, attn), ("mlp", self.ln_2, self.mlp)
 
-    def forward(self, x, state=None):
-        for _, norm, layer in self.sublayers():
+    def forward(self, x, state=None, *more, values=None):
+        """The residual stream after this block. state: what it remembers of earlier tokens (generation). more: of GPT.for_blocks().
+        values, with value_residual: a tuple of the first block's, empty in that block itself. -> x, or then (x, values)."""
+        if values is None:
+            return self.update(x, self.sublayers(), state, *more)
+        values = list(values)
+        x = self.update(x, self.sublayers(values), state, *more)
+        return x, tuple(values)
+
+    def update(self, x, sublayers, state=None):
+        for _, norm, layer in sublayers:
             x = x + layer(norm(x), state)
         return x
 
@@ -151,8 +176,8 @@ class Block(nn.Module):
 class DifferenceBlock(Block):
     """Every sub-layer reads the step from the previous token: x <- x + F(LN(x_t - x_{t-1}))."""
 
-    def forward(self, x, state=None):
-        for name, norm, layer in self.sublayers():
+    def update(self, x, sublayers, state=None):
+        for name, norm, layer in sublayers:
             x = x + layer(norm(x - previous_token(x, state, "previous_" + name)), state)
         return x
 
@@ -205,7 +230,7 @@ class GPT(nn.Module):
         self._init_weights()
 
     def make_block(self, config, index):
-        return DifferenceBlock(config) if config.token_shift == "difference" else Block(config)
+        return (DifferenceBlock if config.token_shift == "difference" else Block)(config, index)
 
     def make_extras(self, config):
         """Modules beyond nanoGPT's."""
@@ -245,6 +270,10 @@ class GPT(nn.Module):
         """What is done to embeddings before the first block."""
         return x
 
+    def one_row(self, x):
+        """What passes between blocks as one row a token (B, T, C); a model with several residual streams brings them together."""
+        return x
+
     def for_blocks(self, dtype):
         """A tuple for each block: what it takes beside the residual stream (of this dtype) and its state."""
         return [()] * len(self.transformer.h)
@@ -256,8 +285,8 @@ class GPT(nn.Module):
         return self.enter(self.embed(idx, cache))
 
     @staticmethod
-    def run_block(block, x, state, more):
-        return block(x, state, *more)
+    def run_block(block, x, state, more, values=None):
+        return block(x, state, *more) if values is None else block(x, state, *more, values=values)
 
     def head(self, x, targets=None):
         """What forward() returns, of the residual stream after the last block."""
@@ -268,15 +297,24 @@ class GPT(nn.Module):
         # without a gradient: compiled code would take one of the logits, zeros, as a further input of their size
         return logits.detach(), F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
 
+    def after_blocks(self, x, cache=None):
+        """The residual stream after each block, one after the other. x: start()'s."""
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        values = None if self.config.value_residual == "none" else ()
+        for i, (block, more) in enumerate(zip(self.transformer.h, self.for_blocks(x.dtype), strict=True)):
+            if recompute:  # the backward pass computes the block again from x
+                x = checkpoint(self.run_block, block, x, None, more, values, use_reentrant=False)
+            else:
+                x = self.run_block(block, x, cache.blocks[i] if cache else None, more, values)
+            if values is not None:
+                x, values = x
+            yield x
+
     def trunk(self, idx, cache=None):
         """Residual stream after the last block, (B, T) -> (B, T, C)."""
         x = self.start(idx, cache)
-        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        for i, (block, more) in enumerate(zip(self.transformer.h, self.for_blocks(x.dtype), strict=True)):
-            if recompute:  # the backward pass computes the block again from x
-                x = checkpoint(self.run_block, block, x, None, more, use_reentrant=False)
-            else:
-                x = self.run_block(block, x, cache.blocks[i] if cache else None, more)
+        for after in self.after_blocks(x, cache):
+            x = after
         if cache:
             cache.length += idx.size(1)
         return x
@@ -321,6 +359,10 @@ class GPT(nn.Module):
     def geometry_stats(self, idx):
         """Telemetry of a curved model per block; a flat one has none."""
         return {}
+
+    def telemetry(self, idx):
+        """Numbers for metrics.jsonl that say what a variant's own parts do on these tokens: name -> number."""
+        return {f"geometry/{block}/{k}": v for block, values in self.geometry_stats(idx).items() for k, v in values.items()}
 
 
 def sample_token(logits, temperature, top_k, generator):

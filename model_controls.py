@@ -38,8 +38,8 @@ class Block(model_baseline.Block):
 
     called_by_model = ("bound",)
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, index=0):
+        super().__init__(config, index)
         self.n_head = config.n_head
         self.ingredients = set(config.control.split("+"))
         if "bound" in self.ingredients:
@@ -77,9 +77,9 @@ class Block(model_baseline.Block):
             u = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + 1e-6)
         return norm((u * factor).flatten(-2))
 
-    def forward(self, x, state=None):
+    def update(self, x, sublayers, state=None):
         factor = self.factor(x)
-        for name, norm, layer in self.sublayers():
+        for name, norm, layer in sublayers:
             x = self.bound(x + layer(self.read(x, factor, norm, state, name), state))
         return x
 
@@ -87,7 +87,7 @@ class Block(model_baseline.Block):
 class GPT(model_baseline.GPT):
 
     def make_block(self, config, index):
-        return Block(config)
+        return Block(config, index)
 
     def enter(self, x):
         return self.transformer.h[0].bound(x)

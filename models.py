@@ -7,15 +7,17 @@ import configurator
 import model
 import model_baseline
 import model_controls
+import model_mhc
 from common.errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
     "baseline": (model_baseline.BaselineConfig, model_baseline.GPT),
     "mixed": (model.MixedConfig, model.GPT),
     "controls": (model_controls.ControlsConfig, model_controls.GPT),
+    "mhc": (model_mhc.MHCConfig, model_mhc.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
-ADDED_SINCE = {"row_scalars": "auto"}  # keys that runs of earlier versions do not have -> what those did
+ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none"}  # keys that runs of earlier versions do not have -> what those did
 
 
 def build(name, config, device_type=None):

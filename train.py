@@ -118,7 +118,7 @@ def train(config, model_config, parallel, argv):
                         batches = lambda: loaders[split].eval_batches(config.eval_iters)
                         run.diverged(step, f": the {split} loss is {loss} in the evaluation; the first NaN or Inf is in",
                                      run.finder(new_model, batches, autocast, in_training=False), losses={})
-                improved = run.evaluated(step, losses, geometry_stats(model, loaders["val"], compiled))
+                improved = run.evaluated(step, losses, telemetry(model, loaders["val"], compiled))
                 console.line(step, f"train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
                              + (f", last batch {value:.4f}" if value is not None else ""))
                 last = last or run.reached is not None
@@ -206,12 +206,11 @@ def introduce(run, model_config, deal, meta, machine):
         print(f"resumed from step {run.start}" if run.state else "no checkpoint yet: starting from step 0")
 
 
-def geometry_stats(model, loader, compiled):
-    """What the curvature does, block by block, on some sequences: numbers for metrics.jsonl."""
+def telemetry(model, loader, compiled):
+    """What the curvature or the streams do, block by block, on some sequences: numbers for metrics.jsonl."""
     # (not worth compiling FSDP2's blocks once more)
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-        stats = model.geometry_stats(next(loader.eval_batches(1))[0][:8])
-    return {f"geometry/{block}/{k}": v for block, values in stats.items() for k, v in values.items()}
+        return model.telemetry(next(loader.eval_batches(1))[0][:8])
 
 
 def step_again(loader, micro_batches, seed):

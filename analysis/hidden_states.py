@@ -51,12 +51,15 @@ def layer_names(model):
 def hidden_states(model, idx):
     """Every layer's rows: name -> (B, T, C), for idx (B, T), in the order of layer_names(). Raises UserError for a
     model whose blocks do not pass on one row a token, and for NaN or Inf."""
+    def rows_of(out):  # with value_residual a block returns values, too; streams are brought together
+        rows = out[0] if isinstance(out, tuple) and model.config.value_residual != "none" else out
+        return model.one_row(rows) if isinstance(rows, torch.Tensor) else rows
     blocks = model.transformer.h
     seen, hooks = {"embedding": model.embed(idx)}, []
     for i, block in enumerate(blocks):
-        hooks.append(block.register_forward_hook(lambda block, args, out, i=i: seen.update({f"block{i}": out})))
+        hooks.append(block.register_forward_hook(lambda block, args, out, i=i: seen.update({f"block{i}": rows_of(out)})))
     try:
-        seen["ln_f"] = model.transformer.ln_f(model.trunk(idx))
+        seen["ln_f"] = model.transformer.ln_f(model.one_row(model.trunk(idx)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,6 +4,7 @@ Parameter groups and optimizers. Every parameter is in exactly one group (assert
     matrices    2-D weights of the blocks             weight decay; Muon's, if asked for
     embeddings  token (= output head) and position    weight decay
     vectors     biases, LayerNorm gains               no weight decay
+                (and what connects streams in model_mhc.py)
     curvature   learned c and what predicts it        no weight decay, lr * curvature_lr_mult, never Muon's
                 (and what stands for it in model_controls.py)
 
@@ -15,7 +16,7 @@ import torch
 def group_of(name, p):
     if "curvature" in name or "control_" in name:
         return "curvature"
-    if p.dim() < 2:
+    if p.dim() < 2 or name.startswith("hyper."):
         return "vectors"
     in_block = name.startswith("transformer.h.") and p.dim() == 2
     return "matrices" if in_block else "embeddings"

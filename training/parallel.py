@@ -98,7 +98,7 @@ class Parallel:
                 block.compile(fullgraph=True, dynamic=False)
             fully_shard(block, mesh=mesh, ignored_params=set(self.whole))
         fully_shard(model, mesh=mesh, ignored_params=set(self.whole))
-        register_fsdp_forward_method(model, "geometry_stats")
+        register_fsdp_forward_method(model, "telemetry")
         model.to(self.device)  # the curvatures; the rest is there
         return model, model
 
