@@ -1,0 +1,32 @@
+"""Do several residual streams help, and which of their maps: H_res (the mixing), or H_pre and H_post (the reading and writing)?
+Tiny Shakespeare by characters, 6 blocks of width 64, at a size for a CPU.
+
+8 arms x 3 learning rates with one seed = 24 runs choose each arm's rate; then five seeds for each arm at it, 40 runs. A run takes 1 to 4
+minutes of one thread. What they say: results/README.md.
+
+The dynamic arm's H_res is a mixture of permutation matrices, which costs a third of Sinkhorn's iterations per token on a CPU.
+"""
+
+defaults = dict(
+    n_layer=6, n_head=4, n_embd=64,  # 0.3M parameters; 4 streams add 0.3 to 17%
+    dtype='float32',  # the same on every CPU; 'auto' is bfloat16 on those that multiply it faster
+    batch_size=16, block_size=64,  # 16 * 64 = 1,024 tokens a step
+    min_lr=None, lr_decay_iters=None,  # cosine to a tenth of the learning rate at the last step
+    warmup_iters=80,
+    eval_interval=200, eval_iters=60,  # 61,440 tokens
+)
+budget = dict(steps=800)  # 0.8M tokens, 0.8 epochs of tiny Shakespeare
+grid = dict(learning_rate=[3e-3, 6e-3, 1.2e-2])
+seeds = [1337]
+
+_streams = dict(config='config/demo_baseline.py', model='mhc', role='other')
+arms = {
+    'baseline': dict(config='config/demo_baseline.py', role='baseline'),
+    'vres': dict(config='config/demo_baseline.py', role='other', value_residual='learned'),
+    'altup': dict(_streams, hc='altup', hc_expand='copy'),
+    'hc': dict(_streams, hc='hc', hc_expand='copy'),
+    'mhc': _streams,
+    'mhc-dynamic': dict(_streams, hc_maps='dynamic', hc_res='permutations'),
+    'mhc-no-mixing': dict(_streams, hc_freeze='res'),  # H_res stays the identity: H_pre and H_post are learned
+    'mhc-only-mixing': dict(_streams, hc_freeze='pre+post'),  # all streams are read and written alike: H_res is learned
+}
