@@ -134,7 +134,8 @@ def starting_logits(n, config):
         return config.hc_tau * start.log()
     if config.hc_res == "orthostochastic":
         above = torch.ones(n, n).triu(1)
-        return (eye + math.sqrt(m / n) * (above - above.T)).flatten()
+        # (its length does not matter: a short one turns sooner)
+        return config.hc_tau * (eye + math.sqrt(m / n) * (above - above.T)).flatten()
     if config.hc_res == "identity":
         gate = torch.logit(torch.tensor([m], dtype=torch.float64)).clamp(max=10)  # m = 1
         return torch.cat((torch.zeros(n * n), config.hc_tau * gate.float()))
