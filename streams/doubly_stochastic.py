@@ -47,7 +47,8 @@ def rounded(p):
     p = p / p.sum(-1, keepdim=True).clamp(min=1)
     p = p / p.sum(-2, keepdim=True).clamp(min=1)
     rows, columns = (1 - p.sum(-1, keepdim=True)).clamp(min=0), (1 - p.sum(-2, keepdim=True)).clamp(min=0)
-    return p + rows * columns / rows.sum(-2, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    # what lacks may be rounding alone, in columns and not in rows: a smaller divisor would make slopes of 1e30 of it
+    return p + rows * columns / rows.sum(-2, keepdim=True).clamp(min=torch.finfo(p.dtype).eps)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

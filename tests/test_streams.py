@@ -192,9 +192,11 @@ def test_rounding_is_exact_changes_little_and_has_the_right_gradient():
     assert ((exact - rough).abs().amax((-1, -2)) <= 2 * off).all()
     # (rows sum to 1 whatever the logits are: it is there that rounded() has a kink, and no slope goes)
     assert torch.autograd.gradcheck(lambda z: doubly_stochastic.rounded(doubly_stochastic.sinkhorn(z, 4)), logits[:5].requires_grad_())
-    done = doubly_stochastic.sinkhorn(logits[:5], 2000).requires_grad_()
-    grad, = torch.autograd.grad(doubly_stochastic.rounded(done).square().sum(), done)
-    assert torch.isfinite(grad).all() and grad.abs().max() < 10  # nothing lacks: no 0/0
+    # nothing lacks, or what rounding makes lack in some columns and in no row: slopes are of order 1
+    for dtype in (torch.float64, torch.float32):
+        done = doubly_stochastic.sinkhorn((4 * torch.eye(4, dtype=dtype) + 0.1 * torch.randn(2000, 4, 4, dtype=dtype)), 500).requires_grad_()
+        grad, = torch.autograd.grad(doubly_stochastic.rounded(done).square().sum(), done)
+        assert grad.abs().max() < 10
 
 
 # ----------------------------------------------------------------------------------------------------------------------
