@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from conftest import wait_for_step
+from forked import Forked
 from running import ROOT, files_of, one_line, process, run
 
 import analyze_representations
@@ -94,8 +95,7 @@ def test_a_lock_that_the_parent_holds_for_us_is_ours(tmp_path, monkeypatch):
 
 def test_two_runs_in_one_folder_are_refused_whatever_they_are(small_run, tmp_path, capsys):
     out_dir = tmp_path / "run"
-    child = subprocess.Popen([sys.executable, "train.py", *small_run, "--max_iters=1000000", "--eval_interval=1000000"], cwd=ROOT,
-                             stdout=subprocess.DEVNULL)
+    child = Forked("train", [*small_run, "--max_iters=1000000", "--eval_interval=1000000"])
     try:
         wait_for_step(out_dir, 3, child)
         before = (out_dir / "config.json").read_bytes()

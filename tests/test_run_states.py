@@ -3,14 +3,13 @@ commands. What a command does in a state is an exit status and, where that is 2,
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import wait_for_step
-from running import MIXED, ROOT, one_line, records, run
+from forked import Forked
+from running import MIXED, one_line, records, run
 
 import ablate_curvature
 import analyze_representations
@@ -146,8 +145,7 @@ def test_every_command_in_every_state(state, small_run, tmp_path, capsys, monkey
 
 def test_a_run_that_is_under_way_can_be_looked_at(small_run, tmp_path, capsys):
     args, out_dir = [*small_run, *MIXED, "--n_layer=1"], tmp_path / "run"
-    child = subprocess.Popen([sys.executable, "train.py", *args, "--max_iters=1000000", "--eval_interval=1000000"], cwd=ROOT,
-                             stdout=subprocess.DEVNULL)
+    child = Forked("train", [*args, "--max_iters=1000000", "--eval_interval=1000000"])
     try:
         wait_for_step(out_dir, 3, child)
         for name in ("best", "last", "plot", "ablate", "analyze"):
