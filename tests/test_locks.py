@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import wait_for_step
 from forked import Forked
-from running import ROOT, files_of, one_line, process, run
+from running import ROOT, ended, files_of, one_line, run
 
 import analyze_representations
 import summarize_sweep
@@ -127,10 +127,10 @@ def test_two_preparations_of_one_folder(script, tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 100)
     child = holder(tmp_path / "data")
     option = "source" if script == "fineweb" else "input"
-    done = process([f"data/{script}/prepare.py", f"--{option}={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'data'}"])
+    status, _, err = ended(f"data.{script}.prepare", [f"--{option}={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'data'}"])
     child.communicate()
-    assert done.returncode == 2
-    one_line(done.stderr, "another process is preparing data there")
+    assert status == 2
+    one_line(err, "another process is preparing data there")
 
 
 def test_two_analyses_into_one_folder(small_run, tmp_path, capsys):

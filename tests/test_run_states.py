@@ -129,8 +129,8 @@ def test_every_command_in_every_state(state, small_run, tmp_path, capsys, monkey
         shutil.copytree(out_dir, kept)
     # what only reads comes first: it has to leave the run as it was
     for name in sorted(expected, key=lambda name: name in ("scratch", "auto", "resume")):
-        if name == "analyze" and state not in ("killed later", "finished at step 0", "killed before its first checkpoint", "not begun"):
-            monkeypatch.setattr(analyze_representations.report, "write", lambda *what: None)  # seconds of plots
+        if name == "analyze" and state not in ("finished at step 0", "killed before its first checkpoint", "not begun"):
+            monkeypatch.setattr(analyze_representations.report, "write", lambda *what: None)  # seconds of plots, as in test_analyze.py
         main, arguments = command(name, args, out_dir, tmp_path)
         status, _, err = run(main, arguments, capsys)
         wanted = expected[name] if isinstance(expected[name], int) else 2
@@ -143,7 +143,8 @@ def test_every_command_in_every_state(state, small_run, tmp_path, capsys, monkey
                 shutil.copytree(kept, out_dir)
 
 
-def test_a_run_that_is_under_way_can_be_looked_at(small_run, tmp_path, capsys):
+def test_a_run_that_is_under_way_can_be_looked_at(small_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(analyze_representations.report, "write", lambda *what: None)  # as above
     args, out_dir = [*small_run, *MIXED, "--n_layer=1"], tmp_path / "run"
     child = Forked("train", [*args, "--max_iters=1000000", "--eval_interval=1000000"])
     try:
