@@ -1,7 +1,8 @@
 """
 Triton's interpreter, quicker. It puts functions of its own in the place of triton.language's: when a kernel is launched, and again
 whenever the kernel calls a device function. The second is for nothing, since they are there already, and it takes half of a kernel's
-time. With this they are put there once a launch.
+time. With this they are put there once a launch
+(and once more for functions of Triton's own library).
 """
 from triton.runtime import interpreter
 

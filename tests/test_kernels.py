@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model_baseline import randomised
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
 import geometry as G
 import kernels as K
@@ -493,6 +494,24 @@ def test_triton_without_a_gpu_or_the_interpreter_is_one_line(small_run):
     run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton"],
                          capture_output=True, text=True, env=environment)
     assert run.returncode == 2 and "needs a CUDA GPU" in run.stderr and len(run.stderr.strip().splitlines()) == 1
+
+
+def test_the_interpreter_takes_over_tritons_language_once_a_launch_and_gives_it_back(monkeypatch):
+    """kernels/interpreter.py: not again for every device function that a kernel calls."""
+    load, times, calls = interpreter.tl.load, [], []
+    core, call = interpreter._patch_lang_core, interpreter.InterpretedFunction.__call__
+    monkeypatch.setattr(interpreter, "_patch_lang_core", lambda module, scope: (times.append(module), core(module, scope))[1])
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda *args, **more: (calls.append(1), call(*args, **more))[1])
+    x = rows((3, 8), 1.0)
+    with monkeypatch.context() as patched, pytest.raises(Exception, match="KeyError"):  # a launch that fails
+        patched.setattr(interpreter.interpreter_builder, "set_grid_idx", lambda *place: {}["nothing"])
+        K.logmap(x, x.flip(0), 1.0)
+    assert times == [interpreter.tl] and interpreter.tl.load is load
+    for _ in range(2):
+        torch.testing.assert_close(K.logmap(x, x.flip(0), 1.0), G.logmap(x, x.flip(0), 1.0), rtol=1e-4, atol=1e-6)
+        assert interpreter.tl.load is load
+    # the kernel's own module, and those of tl.sum; one by one they would be as many as the calls
+    assert len(times) - 1 <= 3 * 2 and len(calls) >= 8 * 2
 
 
 def test_which_devices_are_accepted(monkeypatch):
