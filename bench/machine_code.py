@@ -149,12 +149,11 @@ def read_cubin(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(cubin)
         f.flush()
-        usage = subprocess.run([os.path.join(tools, "cuobjdump"), "-res-usage", f.name], capture_output=True, text=True,
-                               check=True).stdout
-        sass = subprocess.run([os.path.join(tools, "cuobjdump"), "-sass", f.name], capture_output=True, text=True, check=True).stdout
-    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", sass, re.M)
+        said = subprocess.run([os.path.join(tools, "cuobjdump"), "-res-usage", "-sass", f.name], capture_output=True, text=True,
+                              check=True).stdout
+    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", said, re.M)
     wide = lambda prefix: sum(o.startswith(prefix) and ".128" in o for o in operations)
-    return {"registers": int(re.search(r"REG:(\d+)", usage).group(1)), "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
+    return {"registers": int(re.search(r"REG:(\d+)", said).group(1)), "stack": int(re.search(r"STACK:(\d+)", said).group(1)),
             "atomics": sum(o.startswith(("ATOM", "RED")) for o in operations),
             "local": sum(o.startswith(("LDL", "STL")) for o in operations),
             "loads": sum(o.startswith("LDG") for o in operations), "loads_16_bytes": wide("LDG"),

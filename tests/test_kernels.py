@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model_baseline import randomised
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
 import geometry as G
 import kernels as K
@@ -495,6 +496,24 @@ def test_triton_without_a_gpu_or_the_interpreter_is_one_line(small_run):
     assert run.returncode == 2 and "needs a CUDA GPU" in run.stderr and len(run.stderr.strip().splitlines()) == 1
 
 
+def test_the_interpreter_takes_over_tritons_language_once_a_launch_and_gives_it_back(monkeypatch):
+    """kernels/interpreter.py: not again for every device function that a kernel calls."""
+    load, times, calls = interpreter.tl.load, [], []
+    core, call = interpreter._patch_lang_core, interpreter.InterpretedFunction.__call__
+    monkeypatch.setattr(interpreter, "_patch_lang_core", lambda module, scope: (times.append(module), core(module, scope))[1])
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda *args, **more: (calls.append(1), call(*args, **more))[1])
+    x = rows((3, 8), 1.0)
+    with monkeypatch.context() as patched, pytest.raises(Exception, match="KeyError"):  # a launch that fails
+        patched.setattr(interpreter.interpreter_builder, "set_grid_idx", lambda *place: {}["nothing"])
+        K.logmap(x, x.flip(0), 1.0)
+    assert times == [interpreter.tl] and interpreter.tl.load is load
+    for _ in range(2):
+        torch.testing.assert_close(K.logmap(x, x.flip(0), 1.0), G.logmap(x, x.flip(0), 1.0), rtol=1e-4, atol=1e-6)
+        assert interpreter.tl.load is load
+    # the kernel's own module, and those of tl.sum; one by one they would be as many as the calls
+    assert len(times) - 1 <= 3 * 2 and len(calls) >= 8 * 2
+
+
 def test_which_devices_are_accepted(monkeypatch):
     assert K.check_device("mps") is None and K.check_device("cuda") is None  # in the interpreter
     for module in (launch, K):  # check_device() reads the one, models.py the other
@@ -522,15 +541,24 @@ def test_training_with_the_kernels_from_the_command_line(small_run):
      ('--dtype=["float32"]', "--width=[40]", "--arch=[80]", '--kernel=["exp_r backward","exp_0 backward"]')),
     pytest.param(([],), marks=pytest.mark.exhaustive)], ids=["some", "all"])
 def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_path):
-    """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact."""
-    path = tmp_path / "code.json"
+    """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact. (One process for all of them.)"""
     environment = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    found = []
-    for arguments in sizes:
-        run = subprocess.run([sys.executable, os.path.join(ROOT, "bench", "machine_code.py"), *arguments, f"--json={path}"],
-                             capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        found += json.loads(path.read_text())
+    each = """if True:
+        import json, sys
+        sys.path.insert(0, sys.argv[1])
+        import machine_code
+        for arguments in json.loads(sys.argv[2]):
+            try:
+                machine_code.main(arguments)
+            except SystemExit as end:
+                if end.code:
+                    raise"""
+    paths = [tmp_path / f"code{i}.json" for i in range(len(sizes))]
+    lines = [[*arguments, f"--json={path}"] for arguments, path in zip(sizes, paths)]
+    run = subprocess.run([sys.executable, "-c", each, os.path.join(ROOT, "bench"), json.dumps(lines)],
+                         capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    found = [row for path in paths for row in json.loads(path.read_text())]
     kernels = {f"{kind} {way}" for kind in (*K.KINDS, "log", "log + LayerNorm") for way in ("forward", "backward")}
     assert {(row["kernel"], row["dtype"], row["arch"]) for row in found} >= set(itertools.product(
         kernels, ("float32", "bfloat16", "float16"), (80, 90)))
