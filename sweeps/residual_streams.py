@@ -26,7 +26,11 @@ arms = {
     'altup': dict(_streams, hc='altup', hc_expand='copy'),
     'hc': dict(_streams, hc='hc', hc_expand='copy'),
     'mhc': _streams,
-    'mhc-dynamic': dict(_streams, hc_maps='dynamic', hc_res='permutations'),
     'mhc-no-mixing': dict(_streams, hc_freeze='res'),  # H_res stays the identity: H_pre and H_post are learned
     'mhc-only-mixing': dict(_streams, hc_freeze='pre+post'),  # all streams are read and written alike: H_res is learned
+    'mhc-dynamic': dict(_streams, hc_maps='dynamic', hc_res='permutations'),
 }
+runs = [
+    # beyond the end of the grid at which an arm was best
+    dict(arms=['baseline', 'altup', 'mhc', 'mhc-no-mixing', 'mhc-only-mixing'], grid=dict(learning_rate=[2.4e-2]), seeds=[1337]),
+]

@@ -406,7 +406,8 @@ def check_one_graph(name, options, tokens, checkpointing=False, dtype=torch.floa
         at_edge_in_float32 = dtype == torch.float32 and scale > 0.05
         same_gradients(net, other, rtol=1e-3, atol=1e-6, of_largest=0.05 * at_edge_in_float32)
     if dtype == torch.float32:  # (a float64 c of no dimension is traced once a block, like a Python number)
-        assert counter.frame_count <= len(PARTS)  # one graph for all blocks, so that compiling does not take longer for more
+        # one graph for all blocks, so that compiling does not take longer for more; AltUp has one for each stream that a block acts on
+        assert counter.frame_count <= len(PARTS) + (options.get("hc") == "altup")
 
 
 def test_every_kind_of_model_compiles_to_one_graph(tokens):
