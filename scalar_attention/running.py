@@ -7,6 +7,8 @@ The true sum is e^{R_i} S_i. Every exponent is at most 0, whatever the range of 
 """
 import torch
 
+from scalar_attention.shapes import exp_
+
 CHUNK = 32  # of the sums of chunks' sums
 DENSE = 128  # up to so many rows one triangular matrix is quicker than two steps
 
@@ -34,7 +36,7 @@ def _sums(u, reference, rows, chunk, narrow):
     sums = torch.bmm(lower, rows.reshape(N * count, chunk, W)).view(N, count, chunk, W)
     ends = reference[:, chunk - 1::chunk]  # (N, count)
     before = _sums(ends, ends, sums[:, :, -1], CHUNK, narrow)[:, :-1]  # (N, count - 1, W)
-    decay = (ends[:, :-1, None] - reference.view(N, count, chunk)[:, 1:]).to(rows.dtype).exp_()
+    decay = exp_(ends[:, :-1, None] - reference.view(N, count, chunk)[:, 1:], rows.dtype)
     sums[:, 1:].addcmul_(decay.unsqueeze(-1), before.unsqueeze(2))
     sums = sums.view(N, count * chunk, W)
     return sums[:, :n].contiguous() if missing else sums
@@ -45,5 +47,5 @@ def _lower(u, reference, dtype, narrow):
     if narrow:
         weights = torch.exp(u).to(dtype).unsqueeze(1) * torch.exp(-reference).to(dtype).unsqueeze(2)
     else:
-        weights = (u.unsqueeze(1) - reference.unsqueeze(2)).to(dtype).exp_()
+        weights = exp_(u.unsqueeze(1) - reference.unsqueeze(2), dtype)
     return weights.tril_()  # above the diagonal they may be infinite

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from scalar_attention.running import running_sums
+from scalar_attention.shapes import exp_
 
 SLAB = 2 ** 18  # pairs at a time: what dense() makes of them stays in a core's cache
 
@@ -41,7 +42,7 @@ class Sorted:
             w = w.gather(-1, self.order)
             left, right = left + w, right + w
         u = torch.cat((left, right.flip(-1)))  # (2N, n)
-        rows = table[torch.cat((index, index.flip(-1)))]  # (2N, n, W)
+        rows = table.index_select(0, torch.cat((index, index.flip(-1))).view(-1)).view(2 * N, n, -1)
         reference, sums = running_sums(u, rows, chunk, narrow)
         sums = sums.view(2 * N * n, -1)
         first = torch.arange(N, device=table.device).unsqueeze(-1) * n  # of each line's sums
@@ -52,7 +53,7 @@ class Sorted:
         def read(count, start, offset):
             """(row, weight) of the sum over the first `count` sources of a side."""
             place = (count - 1).clamp_(min=0)
-            weight = (reference[start:start + N].gather(-1, place) - offset).to(table.dtype).exp_().masked_fill_(count == 0, 0.0)
+            weight = exp_(reference[start:start + N].gather(-1, place) - offset, table.dtype).mul_(count > 0)
             return place.add_(first + start * n), weight
 
         def add(*sides):
@@ -97,4 +98,4 @@ def pair_weights(x, y, w, z, dtype, narrow):
     for more in (w, z):
         if more is not None:
             exponent += more
-    return exponent.to(dtype).exp_()
+    return exp_(exponent, dtype)
