@@ -18,8 +18,10 @@ def attend(a, b, v):
     B, nh, T = a.shape
     T_all, dtype = b.size(2), arithmetic(a, v)
     with torch.autocast(a.device.type, enabled=False):
-        distance = (a.view(B, n_kv, group, T, 1) - b[:, :, None, None, :]).abs()  # (B, n_kv, group, T, T_all)
+        # float64: two distances of 1e6 differ by little
+        distance = (a.double().view(B, n_kv, group, T, 1) - b.double()[:, :, None, None, :]).abs()  # (B, n_kv, group, T, T_all)
         seen = torch.ones(T, T_all, dtype=torch.bool, device=a.device).tril(T_all - T)
-        weights = torch.softmax((-distance).masked_fill(~seen, -float("inf")), dim=-1).to(dtype)
+        logits = (-distance).masked_fill(~seen, -float("inf"))
+        weights = torch.softmax((logits - logits.detach().amax(-1, keepdim=True)).to(dtype), dim=-1)
         out = weights.flatten(2, 3) @ v.to(dtype)  # (B, n_kv, group T, D)
         return out.view(B, nh, T, v.size(-1)).to(v.dtype)

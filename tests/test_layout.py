@@ -22,7 +22,7 @@ LAYERS = [
     {"training"},
     {"models", "model_triton", "model_controls", "model", "model_baseline"},
     {"kernels"},
-    {"geometry"},
+    {"geometry", "scalar_attention"},
     {"data"},
     {"configurator"},
     {"common"},
