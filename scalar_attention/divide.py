@@ -27,12 +27,12 @@ Shapes: B sequences, nh heads, n_kv key heads, G = nh / n_kv, T positions, D num
 import torch
 from torch.nn import functional as F
 
-from scalar_attention.shapes import arithmetic, check, is_narrow
+from scalar_attention.shapes import arithmetic, check, is_narrow, without_autocast
 from scalar_attention.sources import Sorted, dense
 
 LEAF = 192  # at most
 CHUNKS = 4  # of a leaf: so many chunks of running sums (running.py)
-LINES_BYTES = 2 ** 24  # rows of so many lines are summed at a time on a CPU: they stay in its cache, and memory is bounded
+LINES_BYTES = 2 ** 20  # rows of so many lines are summed at a time on a CPU: they stay in its cache, and memory is bounded
 
 
 class _Pass:
@@ -141,6 +141,7 @@ def _width(D):
 # the operators
 
 @torch.library.custom_op("scalar_attention::divide", mutates_args=())
+@without_autocast
 def _divide(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, signed: bool
             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> o, l, and with signed=True sum_j s_ij p_ij v_j and sum_j s_ij p_ij (else empty)."""
@@ -180,6 +181,7 @@ def _(a, b, v, signed):
 
 
 @torch.library.custom_op("scalar_attention::divide_backward", mutates_args=())
+@without_autocast
 def _divide_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, out: torch.Tensor, log_sum: torch.Tensor,
                  signs: torch.Tensor, sign_sum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n_kv, group = check(a, b, v, same_length=True)

@@ -10,7 +10,7 @@ import torch
 from scalar_attention.shapes import exp_
 
 CHUNK = 32  # of the sums of chunks' sums
-DENSE = 128  # up to so many rows one triangular matrix is quicker than two steps
+DENSE = 64  # up to so many rows one triangular matrix is quicker than two steps
 
 
 def running_sums(u, rows, chunk, narrow):

@@ -1,6 +1,8 @@
 """
 What the forms of attention by distance have in common: which tensors they take, and how heads are laid out.
 """
+import functools
+
 import torch
 
 NARROW = 28.0  # |a|, |b| up to here: e^{3 NARROW} is a float32 number, so that no exponent needs a reference of its own
@@ -42,7 +44,16 @@ def is_narrow(a, b):
     return bool(torch.maximum(a.abs().amax(), b.abs().amax()) <= NARROW)  # False for NaN
 
 
-def exp_(exponent, dtype):
+def exp_(exponent, dtype, most=None):
     """e^exponent in dtype; the argument may be overwritten. Not less than e^-80 (float64: e^-700): what is smaller is not seen beside a
-    weight of 1, and numbers below the normal ones take a CPU 10 to 100 times as long."""
-    return exponent.to(dtype).clamp_(min=-700.0 if dtype == torch.float64 else -80.0).exp_()
+    weight of 1, and numbers below the normal ones take a CPU 10 to 100 times as long. most: what the exponent is at most."""
+    return exponent.to(dtype).clamp_(-700.0 if dtype == torch.float64 else -80.0, most).exp_()
+
+
+def without_autocast(operator):
+    """What an operator's arithmetic is made of stays in the dtypes that it chose."""
+    @functools.wraps(operator)
+    def in_own_dtypes(a, *others):
+        with torch.autocast(a.device.type, enabled=False):
+            return operator(a, *others)
+    return in_own_dtypes

@@ -53,7 +53,7 @@ class Sorted:
         def read(count, start, offset):
             """(row, weight) of the sum over the first `count` sources of a side."""
             place = (count - 1).clamp_(min=0)
-            weight = exp_(reference[start:start + N].gather(-1, place) - offset, table.dtype).mul_(count > 0)
+            weight = exp_(reference[start:start + N].gather(-1, place) - offset, table.dtype, most=0.0).mul_(count > 0)
             return place.add_(first + start * n), weight
 
         def add(*sides):

@@ -16,7 +16,7 @@ Shapes: B sequences, nh heads, n_kv key heads, G = nh / n_kv, T queries of the l
 """
 import torch
 
-from scalar_attention.shapes import arithmetic, check, is_narrow
+from scalar_attention.shapes import arithmetic, check, is_narrow, without_autocast
 from scalar_attention.sources import pair_weights
 
 STRIP = 128  # queries of a head
@@ -51,6 +51,7 @@ def _nearest(y, x, t):
 
 
 @torch.library.custom_op("scalar_attention::tiled", mutates_args=())
+@without_autocast
 def _tiled(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> o and l."""
     n_kv, group = check(a, b, v)
@@ -80,6 +81,7 @@ def _(a, b, v):
 
 
 @torch.library.custom_op("scalar_attention::tiled_backward", mutates_args=())
+@without_autocast
 def _tiled_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, out: torch.Tensor, log_sum: torch.Tensor
                 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n_kv, group = check(a, b, v)
