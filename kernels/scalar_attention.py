@@ -14,17 +14,17 @@ its maximum. Distances are float32 there, so that weights err as 6e-8 of the dis
 them in float64.
 
 v is float32, bfloat16 or float16. Products of matrices take v's dtype, of float32 three products of 10-bit pieces (tf32x3), and
-sum in float32. a, b and their gradients are float32. D <= 256.
+sum in float32. a, b and their gradients are float32. D <= 128.
 """
 import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import INTERPRETED, _all_registers, _float32, _largest, _launch, _like, _result_dtype
+from kernels.launch import INTERPRETED, _all_registers, _float32, _largest, _launch, _like
 from kernels.rows import _to
 from scalar_attention.shapes import NARROW, check
 
-MAX_D = 256
+MAX_D = 128
 WIDEN = tl.constexpr(INTERPRETED)
 
 
@@ -97,8 +97,9 @@ def _distance_forward(a_ptr, b_ptr, v_ptr, narrow_ptr, out_ptr, z_ptr, log_ptr, 
             v = _rows(v_ptr, kv, keys, keys < T_ALL, T_ALL, D, BLOCK_D)
             weights = tl.minimum(up[:, None] * tl.exp(-b)[None, :], down[:, None] * tl.exp(b)[None, :])
             weights = tl.where((keys[None, :] <= at[:, None]) & (keys < T_ALL)[None, :], weights, 0.0)
-            total += tl.sum(weights, axis=1)
-            acc += _product(weights.to(v.dtype), v)
+            weights = weights.to(v.dtype)
+            total += tl.sum(weights.to(tl.float32), axis=1)  # as rounded: no weight here is 1, as the largest is below
+            acc += _product(weights, v)
     else:
         z = tl.full([BLOCK], float("inf"), tl.float32)
         for start in range(0, last, OTHER):
@@ -177,22 +178,29 @@ def _distance_backward_keys(g_ptr, a_ptr, b_ptr, v_ptr, z_ptr, log_ptr, delta_pt
 # ----------------------------------------------------------------------------------------------------------------------
 # the operators
 
-def blocks(D, dtype):
-    """(BLOCK, OTHER, BLOCK_D, options of the launch): smaller tiles for long rows, so that no register is spilled."""
+def blocks(kernel, D, dtype):
+    """(options of the launch) of 'forward', 'queries' or 'keys': BLOCK, OTHER, BLOCK_D, warps. As large as they can be
+    with no register spilled (bench/machine_code.py): float32 products keep three pieces of each number, and 'keys' sums two tiles."""
     if D > MAX_D:
         raise ValueError(f"values of {D} numbers: the kernels take at most {MAX_D}")
-    block_d = max(16, triton.next_power_of_2(D))
-    long = block_d * (2 if dtype == torch.float32 else 1)
-    block, other = (64, 64) if long <= 128 else (64, 32) if long <= 256 else (32, 32)
-    return block, other, block_d, dict(num_warps=4, num_stages=2, **_all_registers(4))
+    block_d, float32 = max(16, triton.next_power_of_2(D)), dtype == torch.float32
+    warps = 4
+    if kernel == "forward":
+        block, other, warps = 64, 32, 8 if float32 else 4
+    elif kernel == "queries":
+        block, other = (32, 16) if float32 and block_d > 64 else (64, 64)
+    elif block_d <= 64:
+        block, other = (32, 16) if float32 else (64, 32)
+    else:
+        block, other = (16, 32) if float32 else (32, 16)
+    return dict(BLOCK=block, OTHER=other, BLOCK_D=block_d, num_warps=warps, num_stages=2, **_all_registers(warps))
 
 
 def _check(a, b, v):
     """(B, key heads, query heads a key head, T, T_all, D)"""
     n_kv, group = check(a, b, v)
-    _result_dtype(v)  # float64 values are refused
-    if a.dtype != torch.float32:
-        raise TypeError(f"the kernels take float32 a and b, not {a.dtype}; use scalar_attention/")
+    if a.dtype != torch.float32 or v.dtype == torch.float64:
+        raise TypeError(f"the kernels take float32 a and b and values of 32 or 16 bits, not {a.dtype} and {v.dtype}; use scalar_attention/")
     return a.size(0), n_kv, group, a.size(2), b.size(2), v.size(3)
 
 
@@ -207,11 +215,12 @@ def _narrow_flag(a, b, v):
 def _attention(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     B, n_kv, group, T, T_all, D = _check(a, b, v)
     out, z, log = v.new_empty(B, n_kv * group, T, D), _float32(a.shape, a), _float32(a.shape, a)
-    block, other, block_d, options = blocks(D, v.dtype)
+    options = blocks("forward", D, v.dtype)
     if out.numel():
         a, b, v = a.contiguous(), b.contiguous(), v.contiguous()
-        _launch(_distance_forward, triton.cdiv(T, block) * B * n_kv * group, a, b, v, _narrow_flag(a, b, v), out, z, log, T, T_all, D, group,
-                LARGEST=_largest(v.dtype), BLOCK=block, OTHER=other, BLOCK_D=block_d, **options)
+        programs = triton.cdiv(T, options["BLOCK"]) * B * n_kv * group
+        _launch(_distance_forward, programs, a, b, v, _narrow_flag(a, b, v), out, z, log, T, T_all, D, group, LARGEST=_largest(v.dtype),
+                **options)
     return out, z, log
 
 
@@ -227,13 +236,13 @@ def _attention_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.
     da, db, dv, delta = _like(a), _like(b), _like(v), _float32(a.shape, a)
     if out.numel() == 0:
         return da.zero_(), db.zero_(), dv.zero_()
-    block, other, block_d, options = blocks(D, v.dtype)
     g, a, b, v, out, z, log = (t.contiguous() for t in (g, a, b, v, out, z, log))
-    shape = dict(BLOCK=block, OTHER=other, BLOCK_D=block_d)
-    _launch(_distance_backward_queries, triton.cdiv(T, block) * B * n_kv * group, g, a, b, v, out, z, log, da, delta, T, T_all, D,
-            group, **shape, **options)
-    _launch(_distance_backward_keys, triton.cdiv(T_all, block) * B * n_kv, g, a, b, v, z, log, delta, db, dv, T, T_all, D, group,
-            LARGEST=_largest(v.dtype), **shape, **options)
+    options = blocks("queries", D, v.dtype)
+    programs = triton.cdiv(T, options["BLOCK"]) * B * n_kv * group
+    _launch(_distance_backward_queries, programs, g, a, b, v, out, z, log, da, delta, T, T_all, D, group, **options)
+    options = blocks("keys", D, v.dtype)
+    programs = triton.cdiv(T_all, options["BLOCK"]) * B * n_kv
+    _launch(_distance_backward_keys, programs, g, a, b, v, z, log, delta, db, dv, T, T_all, D, group, LARGEST=_largest(v.dtype), **options)
     return da, db, dv
 
 
@@ -260,7 +269,7 @@ def scalar_attention(a, b, v):
     """o_i = sum_j softmax_j(-|a_i - b_j|) v_j over the keys j up to the query's own position.
 
     a: (B, nh, T), b: (B, n_kv, T_all), float32, of the last T and all T_all positions. v: (B, n_kv, T_all, D), float32, bfloat16 or
-    float16, D <= 256. Query head h reads key head h // (nh / n_kv). -> (B, nh, T, D) in v's dtype. Once differentiable. ValueError,
+    float16, D <= 128. Query head h reads key head h // (nh / n_kv). -> (B, nh, T, D) in v's dtype. Once differentiable. ValueError,
     TypeError: shapes or dtypes that do not go together.
     """
     return _attention(a, b, v)[0]

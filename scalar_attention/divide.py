@@ -5,9 +5,9 @@ Attention by distance in T log T time and memory proportional to T, exact, by di
 
 Positions are cut in leaves of 96 to 192. Pairs within a leaf are taken one by one. All other pairs are met at one level: blocks of 2n
 positions, n = leaf, 2 leaf, 4 leaf, ..., where every query of a block's right half sees every key of its left half. There
-e^{-|a - b|} is e^{-a} e^b for keys at or left of the query on the line and e^a e^{-b} for keys right of it: the keys are sorted, running sums
-of e^b [v, 1] and of e^-b [v, 1] from both ends are made, and a query finds its place by searchsorted. All blocks of a level are one
-batch, so there are log2(T / leaf) steps (and one for the leaves).
+e^{-|a - b|} is e^{-a} e^b for keys at or left of the query on the line and e^a e^{-b} for keys right of it: the keys are sorted, running
+sums of e^b [v, 1] and of e^-b [v, 1] from both ends are made, and a query finds its place by searchsorted. All blocks of a level are
+one batch, so there are log2(T / leaf) steps (and one for the leaves).
 
 Range. The running sums carry the largest logarithm so far (running.py), so that they overflow at no range. While |a| and |b|
 are at most 28, the logarithms are float32. Beyond that, exponents are differences in float64 and a query's weights are relative to its
@@ -145,7 +145,7 @@ def _width(D):
 def _divide(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, signed: bool
             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> o, l, and with signed=True sum_j s_ij p_ij v_j and sum_j s_ij p_ij (else empty)."""
-    n_kv, group = check(a, b, v, same_length=True)
+    _, group = check(a, b, v, same_length=True)
     (B, nh, T), D, dtype = a.shape, v.size(-1), arithmetic(a, v)
     out = v.new_empty(B, nh, T, D)
     log_sum = a.new_empty(B, nh, T, dtype=torch.float64)
@@ -184,8 +184,8 @@ def _(a, b, v, signed):
 @without_autocast
 def _divide_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, out: torch.Tensor, log_sum: torch.Tensor,
                  signs: torch.Tensor, sign_sum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    n_kv, group = check(a, b, v, same_length=True)
-    (B, nh, T), D, dtype = a.shape, v.size(-1), arithmetic(a, v)
+    _, group = check(a, b, v, same_length=True)
+    T, D, dtype = a.size(2), v.size(-1), arithmetic(a, v)
     da, db, dv = _contiguous_like(a), _contiguous_like(b), _contiguous_like(v)
     if out.numel() == 0:
         return da.zero_(), db.zero_(), dv.zero_()

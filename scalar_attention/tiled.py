@@ -54,7 +54,7 @@ def _nearest(y, x, t):
 @without_autocast
 def _tiled(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> o and l."""
-    n_kv, group = check(a, b, v)
+    _, group = check(a, b, v)
     (B, nh, T), T_all, D, dtype = a.shape, b.size(2), v.size(-1), arithmetic(a, v)
     out, log_sum = v.new_empty(B, nh, T, D), a.new_empty(B, nh, T, dtype=torch.float64)
     if out.numel() == 0:
@@ -84,7 +84,7 @@ def _(a, b, v):
 @without_autocast
 def _tiled_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, out: torch.Tensor, log_sum: torch.Tensor
                 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    n_kv, group = check(a, b, v)
+    _, group = check(a, b, v)
     T, T_all, D, dtype = a.size(2), b.size(2), v.size(-1), arithmetic(a, v)
     if out.numel() == 0:
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (a, b, v))
