@@ -7,12 +7,14 @@ import configurator
 import model
 import model_baseline
 import model_controls
+import model_tau
 from common.errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
     "baseline": (model_baseline.BaselineConfig, model_baseline.GPT),
     "mixed": (model.MixedConfig, model.GPT),
     "controls": (model_controls.ControlsConfig, model_controls.GPT),
+    "tau": (model_tau.TauConfig, model_tau.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto"}  # keys that runs of earlier versions do not have -> what those did

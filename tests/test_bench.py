@@ -69,7 +69,7 @@ def test_bench_attention_checks_times_and_concludes(tmp_path):
         table = list(csv.DictReader(f))
     assert [(line["T"], line["arm"]) for line in table] == [(T, arm) for T in ("300", "600") for arm in ("divide", "tiled", "sdpa")]
     for line in table:
-        assert 0 < float(line["forward_ms"]) and 0 < float(line["both_cpu_ms"])
+        assert min(float(line["forward_ms"]), float(line["both_cpu_ms"])) > 0
     assert run.stdout.count("times as fast as scaled_dot_product_attention") == 2
     for wrong in ("--arms=[\"flash\"]", "--sizes=[0]", "--spread=-1"):
         refused = bench("bench_attention.py", wrong)

@@ -20,7 +20,7 @@ LAYERS = [
     {"experiments"},
     {"analysis"},
     {"training"},
-    {"models", "model_triton", "model_controls", "model", "model_baseline"},
+    {"models", "model_triton", "model_controls", "model_tau", "model", "model_baseline"},
     {"kernels"},
     {"geometry", "scalar_attention"},
     {"data"},

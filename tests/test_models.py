@@ -32,9 +32,15 @@ GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curva
                        use_embedding_curvature=e))
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
 CONTROLS = [("controls", dict(control=c)) for c in ("difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm")]
-EVERY = BASELINES + CONTROLS + GRID
+TAU = [("tau", o) for o in (
+    {}, dict(tau="fixed", temperature="fixed"), dict(tau="median", qk_norm=True), dict(tau="mean", position="rope"),
+    dict(laplacian="learned", laplacian_per_head=True),
+    dict(laplacian="learned", n_kv_head=1, manifold_dim=6, position="rope", qk_norm=True),
+    dict(laplacian="none"), dict(laplacian="none", laplacian_per_head=True, n_kv_head=1, attention_form="plain"),
+    dict(attention_form="divide", n_kv_head=1))]
+EVERY = BASELINES + CONTROLS + TAU + GRID
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
-BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "bias": BIASED,
+BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "tau": TAU, "bias": BIASED,
                 **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
 in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
 
