@@ -103,9 +103,9 @@ class ScalarAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         own = self.n_kv if config.laplacian_per_head else 1
-        self.matrix = None
         if config.laplacian == "corpus":
-            self.register_buffer("matrix", torch.from_numpy(corpus.load(config.laplacian_file, self.m, self.n_kv)).float().unsqueeze(1))
+            given = torch.from_numpy(corpus.load(config.laplacian_file, self.m, self.n_kv))
+            self.register_buffer("matrix", given.float().unsqueeze(1))
         elif config.laplacian == "learned":
             self.matrix = nn.Parameter(torch.empty(own, 1, self.m, self.m))
         elif config.laplacian == "none":
@@ -132,7 +132,7 @@ class ScalarAttention(nn.Module):
         if self.config.laplacian == "none":
             return tuple(torch.sigmoid(x @ self.scalar_weight.to(x.dtype)).squeeze(-1) for x in (q, k))
         kind = KINDS[self.config.laplacian]
-        e_q, e_k = (energy(x, kind, None if self.matrix is None else self.matrix.to(x.dtype)) for x in (q, k))
+        e_q, e_k = (energy(x, kind, None if kind == "chain" else self.matrix.to(x.dtype)) for x in (q, k))
         tau = (self.log_tau.exp() if self.config.tau == "learned" else self.tau).view(-1, 1, 1)
         if self.config.tau in ("median", "mean") and self.training and torch.is_grad_enabled():
             both = torch.cat((e_q, e_k), 2).detach().transpose(0, 1).flatten(1)  # (n_kv, B (G + 1) T)
