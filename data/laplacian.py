@@ -36,7 +36,7 @@ EMBEDDINGS = ("transformer.wte.weight", "lm_head.weight")  # tied: a checkpoint 
 
 @dataclass
 class LaplacianConfig:
-    source: Path = ""  # a run's folder, or a .npy file of an array (items, features)
+    source: Path = ""  # a run's folder (its checkpoint 'best', or 'last'), or a .npy file of an array (items, features)
     out: Path = ""  # where L is written (.npy)
     graph: Literal["knn", "gaussian"] = "knn"  # the weights of links
     heads: int = 1  # an L for each of so many groups of features
@@ -58,10 +58,10 @@ class LaplacianConfig:
 def features_of(source):
     """(items, features) of a run's token embeddings or a .npy file."""
     if os.path.isdir(source):
-        name = next((os.path.join(folder, file) for folder, _, files in sorted(os.walk(source)) for file in sorted(files)
-                     if file == "model.safetensors"), None)
+        places = [os.path.join(source, "ckpt", which, "model.safetensors") for which in ("best", "last")]
+        name = next((place for place in places if os.path.isfile(place)), None)
         if name is None:
-            raise UserError(f"source = '{source}': there is no model.safetensors in this folder")
+            raise UserError(f"source = '{source}' is no run: there is no {' and no '.join(places)}")
         try:
             with safe_open(name, "np") as weights:
                 key = next((k for k in EMBEDDINGS if k in weights.keys()), None)  # noqa: SIM118  no dict
