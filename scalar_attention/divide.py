@@ -76,7 +76,10 @@ class _Pass:
 
     def _mask_(self, pairs):
         """Weights (N leaves, Gt leaf, Gs leaf): 0 where the key is later than the query."""
-        view = pairs.view(-1, self.y.size(1), self.leaf, self.x.size(1), self.leaf).transpose(2, 3)
+        if self.x.size(1) == 1:
+            view = pairs.view(-1, self.leaf, self.leaf)  # contiguous: 4 times as fast
+        else:
+            view = pairs.view(-1, self.y.size(1), self.leaf, self.x.size(1), self.leaf).transpose(2, 3)
         view.triu_() if self.transposed else view.tril_()
         return pairs
 
