@@ -29,7 +29,6 @@ import model_baseline
 import scalar_attention
 from common.errors import UserError
 from configurator import Path
-from data import laplacian as corpus
 from model_baseline import GPTConfig, append
 from scalar_attention.laplacian import energy
 
@@ -104,6 +103,7 @@ class ScalarAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         own = self.n_kv if config.laplacian_per_head else 1
         if config.laplacian == "corpus":
+            from data import laplacian as corpus  # here: it imports SciPy, which other models would wait for
             given = torch.from_numpy(corpus.load(config.laplacian_file, self.m, self.n_kv))
             self.register_buffer("matrix", given.float().unsqueeze(1))
         elif config.laplacian == "learned":
