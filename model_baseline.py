@@ -221,6 +221,7 @@ class GPT(nn.Module):
 
     # for compile = 'auto': what torch.compile costs, and saves of the time that a step's matrix products take (training/machine.py)
     compile_seconds, compile_saving = 15, dict(cpu=0.1, cuda=0.3)
+    eager_parts = ()  # of training/compiled.py's PARTS, those that a variant leaves as they are
     activation_checkpointing = False  # train.py's key
 
     def __init__(self, config):

@@ -113,8 +113,8 @@ class MHCConfig(StreamsConfig):
 
 
 def cheap(function, *args):
-    """function(*args), computed again in the backward pass. Compiled code chooses by itself what it computes again."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """function(*args), computed again in the backward pass."""
+    if not torch.is_grad_enabled():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
@@ -171,6 +171,8 @@ class AltUpBlock(model_baseline.Block):
 
 class StreamsGPT:
     """What a GPT with streams has beyond one without: a mixin for model_baseline.GPT and those that inherit from it."""
+
+    eager_parts = ("for_blocks",)  # 20 iterations on some hundred numbers: they would take minutes to compile and microseconds to run
 
     def make_connections(self, config):
         """self.hyper, the parameters of all connections; before the blocks are made."""

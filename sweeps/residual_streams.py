@@ -1,8 +1,8 @@
 """Do several residual streams help, and which of their maps: H_res (the mixing), or H_pre and H_post (the reading and writing)?
 Tiny Shakespeare by characters, 6 blocks of width 64, at a size for a CPU.
 
-10 arms at 1 to 3 learning rates with one seed = 24 runs choose each arm's rate; then five seeds at it for six of them, 30 runs. A run takes 1 to 4
-minutes of one thread. What they say: results/README.md.
+10 arms at 1 to 3 learning rates with one seed = 24 runs choose each arm's rate; then five seeds at it for six of
+them, 30 runs. A run takes 1 to 4 minutes of one thread. What they say: results/README.md.
 
 The dynamic arm's H_res is a mixture of permutation matrices, which costs a third of Sinkhorn's iterations per token on a CPU.
 """

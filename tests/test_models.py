@@ -45,7 +45,8 @@ STREAMS = [("mhc", o) for o in (
     dict(hc_pre="sigmoid", token_shift="difference", value_residual="learned"), dict(hc_freeze="res", hc_maps="dynamic"),
     dict(hc_freeze="pre+post", hc_num_streams=5))]
 CURVED_STREAMS = [("mhc_mixed", o) for o in (
-    {}, dict(hc="none"), dict(hc="hc", hc_maps="dynamic", per_head_curvature=False), dict(hc_space="midpoint", hc_maps="dynamic"),
+    {}, dict(hc="none"), dict(hc="hc", hc_maps="dynamic", per_head_curvature=False),
+    dict(hc_space="midpoint", hc_maps="dynamic", hc_res="permutations"),
     dict(hc_space="midpoint", per_head_curvature=False, reference="origin"), dict(residual="transport", curvature_mode="tied"),
     dict(residual="reference", reference="ema", curvature_mode="fixed"), dict(use_embedding_curvature=True, hc_collapse="mean"))]
 VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
@@ -398,7 +399,7 @@ def check_one_graph(name, options, tokens, checkpointing=False, dtype=torch.floa
     net.activation_checkpointing = checkpointing
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     fast = compile_parts(net, backend=counter)
-    assert fast.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} <= {*vars(fast)}
+    assert fast.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} - {*net.eager_parts} <= {*vars(fast)}
     for scale in (0.05, 0.2):
         for each in (net, other):
             each.zero_grad()
@@ -424,7 +425,7 @@ def test_every_kind_of_model_compiles_to_one_graph(tokens):
         check_one_graph(name, options, tokens)
 
 
-@pytest.mark.parametrize("case", [STREAMS[1], STREAMS[4], STREAMS[5], STREAMS[7], CURVED_STREAMS[0], CURVED_STREAMS[3]],
+@pytest.mark.parametrize("case", [STREAMS[1], STREAMS[4], STREAMS[5], CURVED_STREAMS[3]],
                          ids=lambda case: "-".join(map(str, (case[0], *case[1].values()))))
 def test_models_with_streams_compile_to_one_graph(case, tokens):
     check_one_graph(*case, tokens)

@@ -17,7 +17,7 @@ def compile_parts(model, **options):
     forward pass (telemetry, diagnose.py) finds plain modules. No part may break the graph. options: torch.compile's."""
     set_options()
     fast = copy.copy(model)
-    for name in PARTS:
+    for name in sorted({*PARTS} - {*model.eager_parts}):
         setattr(fast, name, torch.compile(_isolated(getattr(model, name)), fullgraph=True, dynamic=False, **options))
     return fast
 
