@@ -84,7 +84,7 @@ class Block(model.Block):
             h = geometry.project(self.heads(self.gather(x, p.unsqueeze(-2), c)[0]), c, limit).flatten(2)
             r = None if only_previous else self.reference(h, c, state, name)
             v = layer(self.read(h, r, c, norm), state)
-            v = self.heads(mixing.combine(w.unsqueeze(-1), v.to(x.dtype).unsqueeze(0)))  # w_i v
+            v = self.heads(mixing.spread(v.to(x.dtype), w.to(x.dtype)))  # w_i v
             points = self.heads(x if mix is None else self.gather(x, mix, c))
             x = self.residual(points, r if r is None else r.expand_as(points), v, c, limit).reshape(x.shape)
         return x

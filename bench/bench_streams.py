@@ -5,9 +5,9 @@ with static maps, forward and backward, in each layout.
     python bench/bench_streams.py                    3,072 tokens, n = 4, C = 384
     python bench/bench_streams.py --tokens=12288 --threads=1
 
-Forms: matrix products, or sums written out, by autograd in both layouts; and streams/mixing.py, which the models use: streams in front,
-sums written out when compiled, matrix products when eager, and the gradient of the maps by a matrix product in both. They take turns,
-a call each; the table gives median times in ms. All are compared with each other first.
+Forms: matrix products, or sums written out, in both layouts; and streams/mixing.py, which the models use: streams in front, sums written
+out when compiled, matrix products when eager. They take turns, a call each; the table gives median times in ms. All are compared
+with each other first.
 """
 import os
 import statistics
