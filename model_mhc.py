@@ -79,7 +79,7 @@ class StreamsConfig(model_baseline.GPTConfig):
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
         hc, res = f"hc = {self.hc!r}", f"hc_res = {self.hc_res!r}"
-        found = {"curvature_lr_mult": "a model that learns no curvature"}
+        found = {}
         if self.hc == "none":
             found.update(dict.fromkeys(("hc_num_streams", "hc_maps", "hc_expand", "hc_collapse"), hc))
         if self.hc != "mhc":
@@ -106,6 +106,10 @@ class StreamsConfig(model_baseline.GPTConfig):
 @dataclass
 class MHCConfig(StreamsConfig):
     token_shift: Literal["none", "difference"] = "none"  # 'difference': every sub-layer reads h_t - h_{t-1}, as the baseline's
+
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        return {"curvature_lr_mult": "a model that learns no curvature", **super().without_effect()}
 
 
 def cheap(function, *args):
@@ -195,11 +199,14 @@ class StreamsGPT:
             if self.config.hc_collapse == "learned":
                 self.hyper.collapse[:] = starts_to_read(self.config, 2 * self.config.n_layer).log()
 
-    def enter(self, x):
-        x = super().enter(x)
+    def expand(self, x):
+        """(B, T, C) -> (n, B, T, C)"""
         if self.hyper is None:
             return x
         return mixing.expand(x, self.config.hc_expand, getattr(self.hyper, "stream_embedding", None), self.config.hc_num_streams)
+
+    def enter(self, x):
+        return self.expand(super().enter(x))
 
     def one_row(self, x):
         if self.hyper is None:

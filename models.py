@@ -8,6 +8,7 @@ import model
 import model_baseline
 import model_controls
 import model_mhc
+import model_mhc_mixed
 from common.errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
@@ -15,6 +16,7 @@ MODELS = {  # name -> (config dataclass, module class)
     "mixed": (model.MixedConfig, model.GPT),
     "controls": (model_controls.ControlsConfig, model_controls.GPT),
     "mhc": (model_mhc.MHCConfig, model_mhc.GPT),
+    "mhc_mixed": (model_mhc_mixed.MixedMHCConfig, model_mhc_mixed.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none"}  # keys that runs of earlier versions do not have -> what those did

@@ -40,7 +40,8 @@ AT_EDGE = 0.999  # of the longest row that a block leaves, as in geometry_stats
 
 
 def is_curved(block):
-    return all(hasattr(block, name) for name in CURVED)
+    """(Of a block with several residual streams the maps are not watched: its rows are taken as they are.)"""
+    return all(hasattr(block, name) for name in CURVED) and not getattr(block, "several_streams", False)
 
 
 def layer_names(model):

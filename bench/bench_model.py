@@ -1,8 +1,9 @@
 """
-Training-step time and peak memory of the mixed-curvature model relative to the baseline, same shapes.
+Training-step time and peak memory of the mixed-curvature model, and of models with several streams, relative to the baseline, same shapes.
 
     python bench/bench_model.py                              both shapes, eager and compiled
     python bench/bench_model.py --shape=small --mode=eager --rounds=20
+    python bench/bench_model.py --of=streams                 hyper-connections, mHC, AltUp and value residual
     python bench/bench_model.py --profile=True --shape=small --mode=eager
     python bench/bench_model.py --nanogpt=../nanoGPT         our default step against nanoGPT's (a clone of its repository)
 
@@ -57,12 +58,23 @@ ARMS = {
     "mixed, c per head": ("mixed", {}),
     "mixed, one c a block": ("mixed", dict(per_head_curvature=False)),
 }
+STREAMS = {  # --of=streams
+    "baseline": ("baseline", {}),
+    "value residual": ("baseline", dict(value_residual="learned")),
+    "altup": ("mhc", dict(hc="altup", hc_expand="copy")),
+    "hc": ("mhc", dict(hc="hc", hc_expand="copy")),
+    "mhc": ("mhc", {}),
+    "mhc, dynamic": ("mhc", dict(hc_maps="dynamic")),
+    "mhc, dynamic permutations": ("mhc", dict(hc_maps="dynamic", hc_res="permutations")),
+    "mhc, mixed curvature": ("mhc_mixed", {}),
+}
 ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
 
 
 @dataclass
 class BenchConfig:
     shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large
+    of: Literal["curvature", "streams"] = "curvature"  # which models: the curved ones, or those with several residual streams
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -76,8 +88,8 @@ class BenchConfig:
     def __post_init__(self):
         if self.rounds < 1 or self.threads < 1:
             raise UserError("rounds and threads must be at least 1")
-        if self.arm is not None and self.arm not in {**ARMS, **ON_KERNELS}:
-            raise UserError(f"arm = {self.arm!r}: there are {' | '.join([*ARMS, *ON_KERNELS])}")
+        if self.arm is not None and self.arm not in {**ARMS, **ON_KERNELS, **STREAMS}:
+            raise UserError(f"arm = {self.arm!r}: there are {' | '.join([*ARMS, *ON_KERNELS, *STREAMS])}")
 
 
 def autocast_in(dtype, device):
@@ -90,7 +102,7 @@ def autocast_in(dtype, device):
 def make_model(arm, shape, device, n_layer=None):
     """An arm's model, and a batch. n_layer: in place of the shape's. The same seed for all."""
     layers, n_head, n_embd, block_size, batch_size, vocab_size = SHAPES[shape]
-    name, options = {**ARMS, **ON_KERNELS}[arm]
+    name, options = {**ARMS, **ON_KERNELS, **STREAMS}[arm]
     torch.manual_seed(0)
     model = models.build(name, models.CONFIGS[name](vocab_size=vocab_size, block_size=block_size, n_layer=n_layer or layers,
                                                     n_head=n_head, n_embd=n_embd, **options)).to(device).train()
@@ -103,7 +115,7 @@ def make_step(arm, shape, compiled, device, dtype, checked=True, **compile_optio
     a compiled model, or one on the kernels, first compared with PyTorch's in float32? (That takes as much memory as both.)"""
     autocast = autocast_in(dtype, device)
     model, x, y = make_model(arm, shape, device)
-    name, options = {**ARMS, **ON_KERNELS}[arm]
+    name, options = {**ARMS, **ON_KERNELS, **STREAMS}[arm]
     optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
     step_model = compile_parts(model, **compile_options) if compiled else model
     if checked and (compiled or "ops" in options):
@@ -202,7 +214,8 @@ def memory_in_own_process(arm, shape, compiled, config):
 
 def report(shape, compiled, config, device, dtype):
     steps, compile_seconds = {}, {}
-    for arm in [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]:
+    arms = STREAMS if config.of == "streams" else [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]
+    for arm in arms:
         began = time.perf_counter()
         step, _ = make_step(arm, shape, compiled, device, dtype)
         step(), step()

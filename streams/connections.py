@@ -91,7 +91,7 @@ class Connections(nn.Module):
             return own
         logits, phi, gates = own
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = x.to(phi.dtype)
             # RMSNorm divides the sums by one number a token: after them
             found = torch.einsum("nbtc,knc->btk", x, phi.unflatten(-1, (x.size(0), -1)))
             found = found * torch.rsqrt(x.square().mean((0, -1)) + 1e-6).unsqueeze(-1)
@@ -142,6 +142,6 @@ class HyperConnections(nn.Module):
         if self.config.hc_maps == "static":
             return pre, res, post
         with torch.autocast(x.device.type, enabled=False):
-            x = nn.functional.normalize(x.float(), dim=-1) * (math.sqrt(x.size(-1)) * gain)  # (n, B, T, C)
+            x = nn.functional.normalize(x.to(gain.dtype), dim=-1) * (math.sqrt(x.size(-1)) * gain)  # (n, B, T, C)
             mix = gates[0] * torch.tanh(x @ to_mix).permute(1, 2, 3, 0)  # (B, T, 1 + n, n): row i of what stream j gives
             return pre + mix[:, :, 0], res + mix[:, :, 1:], post + gates[1] * torch.tanh(x @ to_write).permute(1, 2, 0)

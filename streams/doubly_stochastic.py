@@ -47,7 +47,8 @@ def rounded(p):
     p = p / p.sum(-1, keepdim=True).clamp(min=1)
     p = p / p.sum(-2, keepdim=True).clamp(min=1)
     rows, columns = (1 - p.sum(-1, keepdim=True)).clamp(min=0), (1 - p.sum(-2, keepdim=True)).clamp(min=0)
-    return p + rows * columns / rows.sum(-2, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    # what lacks may be rounding alone, in columns and not in rows: a smaller divisor would make slopes of 1e30 of it
+    return p + rows * columns / rows.sum(-2, keepdim=True).clamp(min=torch.finfo(p.dtype).eps)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -134,7 +135,8 @@ def starting_logits(n, config):
         return config.hc_tau * start.log()
     if config.hc_res == "orthostochastic":
         above = torch.ones(n, n).triu(1)
-        return (eye + math.sqrt(m / n) * (above - above.T)).flatten()
+        # (its length does not matter: a short one turns sooner)
+        return config.hc_tau * (eye + math.sqrt(m / n) * (above - above.T)).flatten()
     if config.hc_res == "identity":
         gate = torch.logit(torch.tensor([m], dtype=torch.float64)).clamp(max=10)  # m = 1
         return torch.cat((torch.zeros(n * n), config.hc_tau * gate.float()))

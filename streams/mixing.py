@@ -67,15 +67,19 @@ class _Combine(torch.autograd.Function):
         return dw, dx
 
 
+def combine(weights, x):
+    """Row i: sum_j W_ij x_j. (m, n) or (B, T, m, n), (n, B, T, C) -> (m, B, T, C)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _Combine.apply(weights, x)
+
+
 def read(x, p):
     """sum_j p_j x_j: (n, B, T, C), (n) or (B, T, n) -> (B, T, C)."""
-    with torch.autocast(x.device.type, enabled=False):
-        return _Combine.apply(p.unsqueeze(-2), x)[0]
+    return combine(p.unsqueeze(-2), x)[0]
 
 
 def write(x, y, mix, w):
     """sum_j R_ij x_j + w_i y: (n, B, T, C), (B, T, C), R: (n, n) or (B, T, n, n), w: (n) or (B, T, n) -> (n, B, T, C).
     mix None: the identity."""
-    with torch.autocast(x.device.type, enabled=False):
-        written = _Combine.apply(w.unsqueeze(-1), y.to(x.dtype).unsqueeze(0))
-        return (x if mix is None else _Combine.apply(mix, x)) + written
+    written = combine(w.unsqueeze(-1), y.to(x.dtype).unsqueeze(0))
+    return (x if mix is None else combine(mix, x)) + written

@@ -20,7 +20,7 @@ LAYERS = [
     {"experiments"},
     {"analysis"},
     {"training"},
-    {"models", "model_triton", "model_mhc", "model_controls", "model", "model_baseline"},
+    {"models", "model_triton", "model_mhc_mixed", "model_mhc", "model_controls", "model", "model_baseline"},
     {"streams"},
     {"kernels"},
     {"geometry"},

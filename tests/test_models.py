@@ -32,9 +32,21 @@ GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curva
                        use_embedding_curvature=e))
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
 CONTROLS = [("controls", dict(control=c)) for c in ("difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm")]
-EVERY = BASELINES + CONTROLS + GRID
+STREAMS = [("mhc", o) for o in (
+    dict(hc="none"), dict(hc="altup", hc_expand="copy"), dict(hc="altup", token_shift="difference", hc_expand="first"), dict(hc="hc"),
+    dict(hc="hc", hc_maps="dynamic", hc_collapse="mean"), {}, dict(hc_maps="dynamic"), dict(hc_res="permutations", hc_maps="dynamic"),
+    dict(hc_res="orthostochastic", hc_num_streams=3, hc_post="softmax"), dict(hc_res="identity", hc_num_streams=2, hc_collapse="sum"),
+    dict(hc_pre="sigmoid", token_shift="difference", value_residual="learned"), dict(hc_freeze="res", hc_maps="dynamic"),
+    dict(hc_freeze="pre+post", hc_num_streams=5))]
+CURVED_STREAMS = [("mhc_mixed", o) for o in (
+    {}, dict(hc="none"), dict(hc="hc", hc_maps="dynamic", per_head_curvature=False), dict(hc_space="midpoint", hc_maps="dynamic"),
+    dict(hc_space="midpoint", per_head_curvature=False, reference="origin"), dict(residual="transport", curvature_mode="tied"),
+    dict(residual="reference", reference="ema", curvature_mode="fixed"), dict(use_embedding_curvature=True, hc_collapse="mean"))]
+VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned") for n, o in (BASELINES[1], CONTROLS[-1], ("mixed", {}))]
+STREAMS += CURVED_STREAMS
+EVERY = BASELINES + CONTROLS + GRID + STREAMS + VALUES
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
-BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "bias": BIASED,
+BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "bias": BIASED, "streams": STREAMS, "values": VALUES,
                 **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
 in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
 
@@ -123,7 +135,7 @@ def test_tensors_are_made_on_the_device_of_the_weights(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda device, **how: autocast("cpu", **how))  # meta has none
     idx = torch.zeros(2, 6, dtype=torch.int64, device="meta")
-    for name, options in BASELINES + CONTROLS + spread(GRID, 8):
+    for name, options in BASELINES + CONTROLS + spread(GRID, 8) + STREAMS[::2] + VALUES[-1:]:
         net = build(name, options).to("meta")
         net(idx, idx)[1].backward()
         assert all(p.grad.shape == p.shape and p.grad.is_meta for p in net.parameters()), options
@@ -320,7 +332,7 @@ def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
 @pytest.mark.parametrize("n", [25, pytest.param(len(GRID), marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_generation_past_block_size_equals_reading_the_last_window_each_time(n):
-    for name, options in BASELINES + CONTROLS + spread(GRID, n):
+    for name, options in BASELINES + CONTROLS + spread(GRID, n) + spread(STREAMS, 6) + VALUES[-1:]:
         net = randomised(build(name, options), scale=0.05).double().eval()
         idx, window, found = torch.tensor([[3, 1, 4, 1, 5]]), TINY["block_size"], []
         with net.register_forward_hook(lambda *call: found.append(call[-1][0][:, -1])):
@@ -404,6 +416,12 @@ def test_every_kind_of_model_compiles_to_one_graph(tokens):
         check_one_graph(name, options, tokens)
 
 
+@pytest.mark.parametrize("case", [STREAMS[1], STREAMS[4], STREAMS[5], STREAMS[7], CURVED_STREAMS[0], CURVED_STREAMS[3]],
+                         ids=lambda case: "-".join(map(str, (case[0], *case[1].values()))))
+def test_models_with_streams_compile_to_one_graph(case, tokens):
+    check_one_graph(*case, tokens)
+
+
 @pytest.mark.parametrize("options", [
     dict(reference="mean", per_head_curvature=True, curvature_mode="fixed"), dict(residual="transport", dynamic_curvature=True),
     dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"),
@@ -443,7 +461,7 @@ def test_200_steps_stay_finite_and_learn(dtype, tokens):
     cases = [("mixed", {**DEFAULT, **c}) for c in (
         dict(curvature=5.0, residual="reference"), dict(curvature=-5.0, per_head_curvature=True),
         dict(curvature_mode="random", per_head_curvature=True, dynamic_curvature=True, residual="transport"),
-        dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2] + CONTROLS[-1:]
+        dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2] + CONTROLS[-1:] + STREAMS[4:6] + CURVED_STREAMS[3:4]
     for name, options in cases:
         net = build(name, options, n_layer=1)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)

@@ -31,6 +31,8 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "fixed": ["--model=mixed", "--curvature_mode=fixed", "--curvature=-0.1", "--reference=mean"],
     "dynamic": ["--model=mixed", "--dynamic_curvature=True", "--residual=reference"],
     "controls": ["--model=controls", "--control=bound+gate+norm", "--activation_checkpointing=True"],
+    "streams": ["--model=mhc", "--hc_maps=dynamic", "--optimizer=muon", "--value_residual=learned"],
+    "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
     "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
     "bfloat16": ["--model=mixed", "--dtype=bfloat16", "--activation_checkpointing=True"],
 }

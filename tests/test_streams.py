@@ -1,12 +1,11 @@
 """Hyper-connections, mHC, AltUp: against the published packages, doubly stochastic matrices, starts, telemetry."""
-import copy
-import math
-
 import pytest
 import torch
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model_baseline import randomised
+from test_models import same_function
 
 import models
 from common.errors import UserError
@@ -67,7 +66,8 @@ def test_dynamic_mhc_equals_the_module_in_transformers_deepseek_v4():
         p, mix, w = ours.maps(x, *ours.for_places()[0])
         return mixing.read(x, p), mixing.write(x, y, mix, w)
     results = []
-    for step, parameters in ((their_step, (theirs.fn, theirs.base, theirs.scale)), (our_step, (ours.phi, ours.pre, ours.res, ours.post, ours.gates))):
+    for step, parameters in ((their_step, (theirs.fn, theirs.base, theirs.scale)),
+                             (our_step, (ours.phi, ours.pre, ours.res, ours.post, ours.gates))):
         given_x, given_y = x.clone().requires_grad_(), y.clone().requires_grad_()
         h, out = step(given_x, given_y)
         loss = (h * torch.linspace(-1, 1, h.numel()).view(h.shape)).sum() + (out * torch.linspace(1, -2, out.numel()).view(out.shape)).sum()
@@ -81,11 +81,6 @@ def test_dynamic_mhc_equals_the_module_in_transformers_deepseek_v4():
     close(dphi[0], dfn[order])
     close(torch.cat((dpre[0], dres[0], dpost[0])), dbase[order])
     close(dgates[0], dscale[[0, 2, 1]])
-
-
-def _package_step(module, x, y):
-    h, add = module(x.flatten(0, 1))  # theirs: (n B, T, C), 'b s'
-    return h, add(y)
 
 
 @pytest.mark.parametrize("maps", ["static", "dynamic"])
@@ -190,12 +185,179 @@ def test_rounding_is_exact_changes_little_and_has_the_right_gradient():
     logits = ((0.8 * torch.eye(4) + 0.05).log() + 0.5 * torch.randn(200, 4, 4)).double()
     rough = doubly_stochastic.sinkhorn(logits, 20)
     off = (rough.sum(-2) - 1).abs().amax(-1)
-    assert 1e-5 < off.median() and 1e-3 < off.max() < 0.02  # what the paper's 20 iterations leave
+    assert off.median() > 1e-5 and 1e-3 < off.max() < 0.02  # what the paper's 20 iterations leave
     exact = doubly_stochastic.rounded(rough)
     for dim in (-1, -2):
         torch.testing.assert_close(exact.sum(dim), torch.ones_like(exact.sum(dim)), rtol=0, atol=1e-14)
     assert ((exact - rough).abs().amax((-1, -2)) <= 2 * off).all()
-    assert torch.autograd.gradcheck(doubly_stochastic.rounded, rough[:5].detach().requires_grad_())
-    done = doubly_stochastic.sinkhorn(logits[:5], 2000).requires_grad_()
-    grad, = torch.autograd.grad(doubly_stochastic.rounded(done).square().sum(), done)
-    assert torch.isfinite(grad).all() and grad.abs().max() < 10  # nothing lacks: no 0/0
+    # (rows sum to 1 whatever the logits are: it is there that rounded() has a kink, and no slope goes)
+    assert torch.autograd.gradcheck(lambda z: doubly_stochastic.rounded(doubly_stochastic.sinkhorn(z, 4)), logits[:5].requires_grad_())
+    # nothing lacks, or what rounding makes lack in some columns and in no row: slopes are of order 1
+    for dtype in (torch.float64, torch.float32):
+        done = doubly_stochastic.sinkhorn((4 * torch.eye(4, dtype=dtype) + 0.1 * torch.randn(2000, 4, 4, dtype=dtype)), 500).requires_grad_()
+        grad, = torch.autograd.grad(doubly_stochastic.rounded(done).square().sum(), done)
+        assert grad.abs().max() < 10
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the start, and what training does with it
+
+@pytest.mark.parametrize("options", [
+    dict(hc="none"), dict(hc="hc", hc_expand="copy"), dict(hc="altup", hc_expand="copy"), dict(hc_num_streams=1, hc_expand="copy"),
+    dict(hc_num_streams=1, hc_expand="copy", hc_pre="sigmoid"), dict(hc_start="uniform", hc_expand="copy", hc_start_mix=1e-6),
+    dict(hc_start="uniform", hc_expand="copy"), dict(hc_start="uniform", hc_expand="first", hc_collapse="mean"),
+    dict(hc_start="uniform", hc_expand="copy", hc_maps="dynamic"), dict(hc_start="uniform", hc_expand="copy", hc_freeze="res")])
+def test_starts_that_are_the_baselines_function(options, tokens):
+    """Of one stream; of copies that are read and written alike, whatever mixes them."""
+    torch.manual_seed(1)
+    plain = models.build("baseline", models.CONFIGS["baseline"](**TINY))
+    net = build(**options)
+    if options.get("hc_maps") == "dynamic":
+        with torch.no_grad():
+            net.hyper.gates[:, 0] = net.hyper.gates[:, 2] = 0  # H_res may depend on the token
+    logits, loss = net(*tokens)
+    expected, expected_loss = plain(*tokens)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=2e-6)
+    loss.backward()
+    expected_loss.backward()
+    theirs = dict(net.named_parameters())
+    for key, p in plain.named_parameters():
+        torch.testing.assert_close(theirs[key].grad, p.grad, rtol=1e-3, atol=2e-6, msg=key)
+
+
+def maps_on(net, idx):
+    """p, R, w of every sub-layer, as they are on these tokens."""
+    with telemetry.recorded(net.hyper) as found, torch.no_grad():
+        net(idx, idx)
+    return [[m.clone() for m in each if m is not None] for each in found]
+
+
+def moves(steps=50, **options):
+    """The smallest move of (p, R, w) among all sub-layers, in `steps` steps at a rate of 6e-3 on text that can be learned."""
+    torch.manual_seed(1)
+    net = models.build("mhc", models.CONFIGS["mhc"](vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32, **options))
+    text = torch.randint(37, (64,), generator=torch.Generator().manual_seed(2)).repeat(50)
+    optimizers, rng = make_optimizers(net, TrainConfig(learning_rate=6e-3), "cpu"), torch.Generator().manual_seed(3)
+    sample = text[:64].view(4, 16)
+    before = maps_on(net, sample)
+    for _ in range(steps):
+        starts = torch.randint(3000, (8,), generator=rng)
+        x, y = (torch.stack([text[i + k:i + k + 16] for i in starts]) for k in (0, 1))
+        net(x, y)[1].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [min((a - b).abs().max().item() for a, b in zip(one, other)) for one, other in zip(zip(*before), zip(*maps_on(net, sample)))]
+
+
+@pytest.mark.parametrize("options", [{}, dict(hc_maps="dynamic", hc_res="permutations"), dict(hc_res="permutations"),
+                                     dict(hc_res="orthostochastic"), dict(hc_res="identity"), dict(hc_pre="sigmoid", hc_post="softmax"),
+                                     dict(hc_expand="first"), dict(hc="hc", hc_expand="copy")])
+def test_every_logit_has_a_gradient_at_the_start_and_every_map_moves(options, tokens):
+    net = build(**options)
+    net(*tokens)[1].backward()
+    for key, p in net.hyper.named_parameters():
+        if key in ("pre", "res", "post", "phi", "collapse", "stream_embedding") and not (key == "collapse" and options.get("hc") == "hc"):
+            assert (p.grad != 0).all(), key
+    assert min(moves(**options)) > 1e-2
+
+
+def test_the_published_start_does_not_move():
+    """Logits 0 and -8 at temperature 0.05: exp(-160) is 0 in float32, and so is every slope. The same start moves at temperature 1."""
+    p, mix, w = moves(hc_start="published", hc_tau=0.05, hc_exact=False)
+    assert mix == 0 and p > 1e-3 and w > 1e-3
+    net = build(hc_start="published", hc_tau=0.05, hc_exact=False)
+    assert torch.equal(maps_on(net, torch.zeros(1, 12, dtype=torch.int64))[0][1], torch.eye(4))
+
+
+def test_permuting_the_mix_changes_the_output(tokens):
+    net = build()
+    before = net(*tokens)[0]
+    with torch.no_grad():
+        net.hyper.res[1] = net.hyper.res[1].view(4, 4)[[1, 2, 3, 0]].flatten()
+    assert (net(*tokens)[0] - before).abs().max() > 1e-3
+
+
+def test_connections_are_not_decayed_and_not_muons():
+    groups = parameter_groups(build(hc_maps="dynamic"))
+    names = {name for name, _ in groups["vectors"]}
+    assert {"hyper.res", "hyper.phi", "hyper.stream_embedding"} <= names and not any("hyper" in n for n, _ in groups["matrices"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# memory, telemetry, bad input
+
+def kept_for_backward(net, tokens):
+    """Bytes of distinct tensors that autograd keeps of a forward pass, without the parameters."""
+    own, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), t)  # the tensor, so that its address is not used again
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = net(*tokens)[1]
+    return sum(size for size, _ in kept.values()), loss
+
+
+def test_no_written_streams_are_kept_for_the_backward_pass():
+    """Of a block: its streams and what two sub-layers add, n + 2 rows; of the baseline's 17 two need not be kept."""
+    torch.manual_seed(0)
+    shape = dict(vocab_size=11, block_size=64, n_layer=4, n_head=2, n_embd=64)
+    tokens = torch.randint(11, (2, 4, 64))
+    plain, _ = kept_for_backward(models.build("baseline", models.CONFIGS["baseline"](**shape)), tokens)
+    ours, loss = kept_for_backward(models.build("mhc", models.CONFIGS["mhc"](**shape)), tokens)
+    loss.backward()
+    assert 1.1 < ours / plain < 1.3
+
+
+def test_telemetry(tokens):
+    net = build(hc_start_mix=0.2)
+    found = net.telemetry(tokens[0])
+    assert found["streams/block0/attn_from_identity"] == pytest.approx(0.2, abs=1e-6)
+    assert found["streams/block1/mlp_from_uniform"] == pytest.approx(0.8, abs=1e-6)
+    assert found["streams/block1/mlp_product_from_uniform"] == pytest.approx(0.8 ** 4, abs=1e-6)
+    assert found["streams/block1/mlp_gain_forward"] == pytest.approx(1, abs=1e-6)
+    assert sum(found[f"streams/share{i}"] for i in range(4)) == pytest.approx(1)
+    assert 0 < found["streams/block0/similarity"] < 1 and found["streams/block0/mlp_row_error"] < 1e-6
+    alike = build(hc_start="uniform", hc_expand="copy").telemetry(tokens[0])
+    assert alike["streams/block1/similarity"] == pytest.approx(1) and alike["streams/block0/attn_read_entropy"] == pytest.approx(1)
+    free = build(hc="hc")
+    with torch.no_grad():
+        free.hyper.res *= 2
+    assert free.telemetry(tokens[0])["streams/block1/mlp_gain_backward"] == pytest.approx(16)
+    assert build(hc="none").telemetry(tokens[0]) == {}
+    curved = models.build("mhc_mixed", models.CONFIGS["mhc_mixed"](**TINY)).telemetry(tokens[0])
+    assert {"geometry/block1/geodesic_norm", "streams/block1/mlp_product_from_uniform"} <= set(curved)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(hc_num_streams=0), "at least 1"), (dict(hc_num_streams=6, hc_res="permutations"), "at most 5"), (dict(hc_tau=0.0), "hc_tau"),
+    (dict(hc_start_mix=0.0), "hc_start_mix"), (dict(hc_ns_coefficients=[1.0]), "3 are needed"),
+    (dict(hc_start="published", hc_res="identity"), "hc_start = 'published' is for"), (dict(hc="altup", hc_maps="dynamic"), "not 'altup'")])
+def test_combinations_that_cannot_work_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        config(**options)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(hc="altup"), "--model=mhc"), (dict(dynamic_curvature=True), "one residual stream"), (dict(ops="triton"), "--ops=torch"),
+    (dict(hc_space="midpoint", hc_pre="sigmoid"), "sum to 1")])
+def test_combinations_of_curvature_and_streams_that_cannot_work_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        models.CONFIGS["mhc_mixed"](**TINY, **options)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(hc="hc"), dict(hc_maps="dynamic"), dict(hc_space="midpoint"),
+                                     dict(hc_space="midpoint", hc_maps="dynamic", per_head_curvature=False), dict(residual="transport")])
+@pytest.mark.parametrize("reference, shift", [("origin", "none"), ("previous", "difference")])
+def test_curved_streams_at_c_0_are_the_flat_ones(options, reference, shift, tokens):
+    plain_options = {k: v for k, v in options.items() if k in ("hc", "hc_maps")}
+    if reference == "origin":
+        options = {**options, "residual": "origin"}
+    flat = build(token_shift=shift, **plain_options)
+    torch.manual_seed(1)
+    curved = models.build("mhc_mixed", models.CONFIGS["mhc_mixed"](**TINY, **options, reference=reference, curvature_mode="fixed",
+                                                                   curvature=0.0))
+    same_function(randomised(flat), curved, tokens)
