@@ -37,7 +37,7 @@ def build(name, config, device_type=None):
         problem = kernels.check_launcher()
     if problem:
         raise UserError(problem)
-    return model_triton.GPT(config)
+    return model_triton.GPTS[name](config)
 
 
 def config_from_dict(name, values):

@@ -130,10 +130,10 @@ def stream_cases(dtypes, widths):
         return max(1, tile["ROWS"] * tile["BLOCK_D"] // (32 * options["num_warps"]))
 
     def weights(tile, options, vector):
-        """A row of float32 weights, as a part of a tile: all threads together read it once; where it has less than 16 bytes for each, a
-        thread has the columns that it has of the tile's rows."""
+        """A row of float32 weights, as a part of a tile. All threads together read it, and it may have less than 16 bytes for each; if it has
+        less than a number for each, a thread reads those of the columns that it has of the tile."""
         columns = tile["BLOCK_D"] // (32 * options["num_warps"])
-        return (columns if columns >= 4 else vector) / elements(tile, options)
+        return (columns if columns >= 4 else 0 if columns else vector) / elements(tile, options)
 
     for dtype, D in itertools.product(dtypes, widths):
         row, largest = "*" + TYPES[dtype], float(torch.finfo(getattr(torch, dtype)).max)
@@ -146,8 +146,9 @@ def stream_cases(dtypes, widths):
                    dict(x_ptr=row, p_ptr="*fp32", w_ptr="*fp32", b_ptr="*fp32", out_ptr=row, mean_ptr="*fp32", rstd_ptr="*fp32", **sizes,
                         p_step="i32", eps="fp32"), dict(BIAS=False, LARGEST=largest, **tile), options, n, 1,
                    weights(tile, options, 16 // getattr(torch, dtype).itemsize), 0, elements(tile, options))
-            yield ("streams rms forward" + name, D, dtype, S._rms_forward, dict(x_ptr=row, out_ptr="*fp32", **sizes, eps="fp32"), tile,
-                   options, n, 0, 0, 0, elements(tile, options))
+            if not token:
+                yield ("streams rms forward" + name, D, dtype, S._rms_forward, dict(x_ptr=row, out_ptr="*fp32", **sizes, eps="fp32"),
+                       tile, options, n, 0, 0, 0, elements(tile, options))
             rows, block_d, options, held = S.read_back_tile(n, D)
             tile = dict(NS=n, ROWS=rows, BLOCK_D=block_d)
             yield ("streams read backward" + name, D, dtype, S._read_backward,
@@ -161,9 +162,10 @@ def stream_cases(dtypes, widths):
             yield ("streams write forward" + name, D, dtype, S._write_forward,
                    dict(x_ptr=row, y_ptr=row, r_ptr="*fp32", w_ptr="*fp32", out_ptr=row, **blocks, r_step="i32", w_step="i32"),
                    dict(MIX=True, LARGEST=largest, **tile), options, n + 1, n, 0, 0, elements(tile, options))
-            yield ("streams rms backward" + name, D, dtype, S._rms_backward,
-                   dict(g_ptr="*fp32", x_ptr=row, f_ptr="*fp32", dx_ptr=row, **blocks), dict(LARGEST=largest, **tile), options,
-                   n, n, 0, 0, elements(tile, options))
+            if not token:
+                yield ("streams rms backward" + name, D, dtype, S._rms_backward,
+                       dict(g_ptr="*fp32", x_ptr=row, f_ptr="*fp32", dx_ptr=row, **blocks), dict(LARGEST=largest, **tile), options,
+                       n, n, 0, 0, elements(tile, options))
             rows, block_d, _, options = S.write_back_tile(n, D)
             tile = dict(NS=n, ROWS=rows, BLOCK_D=block_d)
             yield ("streams write backward" + name, D, dtype, S._write_backward,

@@ -7,6 +7,7 @@ tokens. The same functions as streams/mixing.py with F.layer_norm; weights of th
     rms_factor        1 / sqrt(mean over n and C of x^2 + 1e-6), (B, T)
 
 The streams are x (n, B, T, C), y is (B, T, C): float32, bfloat16 or float16; weights and all sums are float32.
+Rows are read where they are if they are contiguous, else copied first.
 
 Necessary passes over rows of C numbers, all of which are made once:
 
@@ -24,6 +25,8 @@ written and read again. No atomics: the same bits each time.
 A tile is rows of one stream; the n tiles of a kernel are in registers together (a tuple). Where they are too many (read_layernorm's
 backward of long rows, read_back_tile()) each is read a second time, when it is in the L2 cache. mix_write splits long rows among programs.
 """
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -276,7 +279,7 @@ def _weights(name, weights, x, own):
     _check_shape(name, weights, own if weights.dim() == len(own) else (*x.shape[1:-1], *own))
     if weights.dtype != torch.float32:
         raise TypeError(f"{name} is {weights.dtype}: the weights of streams are float32")
-    return weights.contiguous(), 0 if weights.dim() == len(own) else weights[(0,) * (weights.dim() - len(own))].numel()
+    return weights.contiguous(), 0 if weights.dim() == len(own) else math.prod(own)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -448,14 +451,14 @@ def read_layernorm(x, p, weight, bias=None, eps=1e-5, dtype=None):
     """LayerNorm(sum_j p_j x_j). x (n, B, T, C), p (n) or (B, T, n), weight and bias (C) -> (B, T, C) in `dtype` (default: x's;
     autocast's 16 bits halve what the next matrix product reads). ValueError, TypeError for what does not fit these shapes and dtypes."""
     stored = _result_dtype(x)  # also where `dtype` is given: float64 rows are refused
-    return _read(x, p, weight, bias, eps, stored if dtype is None else dtype)[0]
+    return _read(x, p.float(), weight, bias, eps, stored if dtype is None else dtype)[0]
 
 
 def mix_write(x, y, mix, w):
     """streams.mixing.write: sum_j R_ij x_j + w_i y, in the dtype of x. x (n, B, T, C), y (B, T, C), R (n, n) or (B, T, n, n) or None
     (the identity), w (n) or (B, T, n)."""
     _result_dtype(x), _result_dtype(y)
-    return _write(x, y, mix, w)
+    return _write(x, y, None if mix is None else mix.float(), w.float())
 
 
 def rms_factor(x, eps=1e-6):

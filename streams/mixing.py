@@ -83,3 +83,8 @@ def write(x, y, mix, w):
     mix None: the identity."""
     written = combine(w.unsqueeze(-1), y.to(x.dtype).unsqueeze(0))
     return (x if mix is None else combine(mix, x)) + written
+
+
+def rms_factor(x):
+    """1 / sqrt(mean over n and C of x^2 + 1e-6), what RMSNorm multiplies all streams of a token by: (n, B, T, C) -> (B, T)."""
+    return torch.rsqrt(x.square().mean((0, -1)) + 1e-6)
