@@ -17,14 +17,16 @@ setup-dev: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
-	@echo "installing the packages of requirements.txt into $(VENV); torch is large: this takes a minute or more"
-	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+REQUIREMENTS := requirements.txt requirements-eval.txt
+
+$(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/bin/python
+	@echo "installing the packages of $(REQUIREMENTS) into $(VENV); torch is large: this takes a minute or more"
+	$(RUN) -m pip install -q --disable-pip-version-check $(REQUIREMENTS:%=-r %)
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
-	@echo "installing the packages of requirements.txt and requirements-dev.txt into $(VENV); torch is large: this takes two minutes or more"
-	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+$(VENV)/.installed-dev: $(REQUIREMENTS) requirements-dev.txt | $(VENV)/bin/python
+	@echo "installing the packages of $(REQUIREMENTS) requirements-dev.txt into $(VENV); torch is large: this takes two minutes or more"
+	$(RUN) -m pip install -q --disable-pip-version-check $(REQUIREMENTS:%=-r %) -r requirements-dev.txt
 	touch $@ $(VENV)/.installed
 
 demo: setup

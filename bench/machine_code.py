@@ -130,8 +130,8 @@ def stream_cases(dtypes, widths):
         return max(1, tile["ROWS"] * tile["BLOCK_D"] // (32 * options["num_warps"]))
 
     def weights(tile, options, vector):
-        """A row of float32 weights, as a part of a tile. All threads together read it, and it may have less than 16 bytes for each; if it has
-        less than a number for each, a thread reads those of the columns that it has of the tile."""
+        """A row of float32 weights, as a part of a tile. All threads together read it, and it may have less than 16 bytes for each; if
+        it has less than a number for each, a thread reads those of the columns that it has of the tile."""
         columns = tile["BLOCK_D"] // (32 * options["num_warps"])
         return (columns if columns >= 4 else 0 if columns else vector) / elements(tile, options)
 
@@ -204,12 +204,11 @@ def read_cubin(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(cubin)
         f.flush()
-        usage = subprocess.run([os.path.join(tools, "cuobjdump"), "-res-usage", f.name], capture_output=True, text=True,
-                               check=True).stdout
-        sass = subprocess.run([os.path.join(tools, "cuobjdump"), "-sass", f.name], capture_output=True, text=True, check=True).stdout
-    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", sass, re.M)
+        said = subprocess.run([os.path.join(tools, "cuobjdump"), "-res-usage", "-sass", f.name], capture_output=True, text=True,
+                              check=True).stdout
+    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", said, re.M)
     wide = lambda prefix: sum(o.startswith(prefix) and ".128" in o for o in operations)
-    return {"registers": int(re.search(r"REG:(\d+)", usage).group(1)), "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
+    return {"registers": int(re.search(r"REG:(\d+)", said).group(1)), "stack": int(re.search(r"STACK:(\d+)", said).group(1)),
             "atomics": sum(o.startswith(("ATOM", "RED")) for o in operations),
             "local": sum(o.startswith(("LDL", "STL")) for o in operations),
             "loads": sum(o.startswith("LDG") for o in operations), "loads_16_bytes": wide("LDG"),

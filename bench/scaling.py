@@ -172,11 +172,10 @@ def gib(n):
     return f"{n / 2 ** 30:.1f}"
 
 
-def largest_that_fits(total):
-    """{shape: bytes of each way} -> a sentence: the largest model for each way of training that CARD has the memory for."""
-    ways = list(next(iter(total.values())))
-    found = {way: [name for name, by_way in total.items() if by_way[way] <= CARD * 2 ** 30] for way in ways}
-    return "; ".join(f"{way}: {names[-1] if names else 'none of these'}" for way, names in found.items())
+def largest_that_fit(total):
+    """{shape: {way of training: bytes}} -> for each way the largest model that a device of CARD GiB holds."""
+    found = {way: [name for name, by_way in total.items() if by_way[way] <= CARD * 2 ** 30] for way in next(iter(total.values()))}
+    return ", ".join(f"{names[-1] if names else 'none of these'} {way}" for way, names in found.items())
 
 
 def page(options):
@@ -190,8 +189,9 @@ def page(options):
         kept = {(model, recompute): activation_bytes(L, C, VOCABULARY, T, options.micro_batch, per_block[model, "bfloat16"], recompute)
                 for model in ("baseline", "mixed") for recompute in (False, True)}
         sent = [traffic_bytes(P, M, outside, 8, kind, "adamw", options.micro_steps) for kind in ("ddp", "fsdp")]
-        total[name] = {f"{way}{', recomputed' if recompute else ''}": state[key] + kept["mixed", recompute]
-                       for way, key in (("DDP", ("ddp", 8)), ("FSDP2, W = 8", ("fsdp", 8))) for recompute in (False, True)}
+        total[name] = {way + (" and recomputed activations" if recompute else ""): state[key] + kept["mixed", recompute]
+                       for way, key in (("with DDP", ("ddp", 8)), ("with FSDP2 on 8 devices", ("fsdp", 8)))
+                       for recompute in (False, True)}
         more_sent.append(sent[1] / sent[0])
         predicted.append(f"| {name} | {P / 1e6:,.0f}M | {gib(state['ddp', 8])} | {gib(state['fsdp', 8])} | {gib(state['fsdp', 64])} | "
                          f"{gib(kept['baseline', False])} | {gib(kept['baseline', True])} | "
@@ -210,7 +210,7 @@ def page(options):
             worst = max(worst, *(abs(b / a - 1) for a, b in pairs))
             compared.append(f"| {kind}, {optimizer} | " + " | ".join(f"{a:,.0f} / {b:,.0f}" for a, b in pairs) + " |")
     ratio = {dtype: per_block["mixed", dtype] / per_block["baseline", dtype] for dtype in ("float32", "bfloat16")}
-    fits = (f"The largest mixed model of these that fits on a device of {CARD} GiB. {largest_that_fits(total)}. FSDP2 sends "
+    fits = (f"The largest mixed models of these that fit on devices of {CARD} GiB: {largest_that_fit(total)}. FSDP2 sends "
             f"{min(more_sent):.2f} to {max(more_sent):.2f} times what DDP sends.")
     out = [f"**In short.** {fits} At small size the formulas and a measurement differ by {worst:.1%} at most.", "",
            __doc__.strip().split("\n\n")[0], "", "Made by `python bench/scaling.py`. **A prediction**: nothing here ran on a GPU. "

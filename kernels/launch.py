@@ -9,12 +9,15 @@ import triton
 
 import geometry
 from geometry.rows import _narrow
+from kernels.interpreter import patch_once_a_launch
 from kernels.rows import _load
 
 MAX_D = 8192
 MOST_ROWS = 2 ** 31
 
 INTERPRETED = not isinstance(_load, triton.runtime.JITFunction)  # decided by TRITON_INTERPRET when triton is imported
+if INTERPRETED:
+    patch_once_a_launch()
 
 
 def check_device(device_type):

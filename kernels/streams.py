@@ -245,11 +245,12 @@ def read_tile(D):
 
 
 def read_back_tile(n, D):
-    """The same of read_layernorm's backward kernel, and of how many streams it keeps the rows in registers: 32 numbers a thread in all, or
-    16. It keeps six more tiles: padded rows of 4,096 numbers have half as many threads as forward, and each of these twice the registers."""
+    """The same of read_layernorm's backward kernel, and of how many streams it keeps the rows in registers: 32 numbers a thread in all,
+    or 16. It keeps six more tiles: padded rows of 4,096 numbers have half as many threads as forward, each with twice the registers."""
     rows, block_d, options = read_tile(D)
     warps = 8 if block_d == 4096 and D % 16 == 0 else options["num_warps"]
-    return rows, block_d, dict(num_warps=warps, **_all_registers(warps)), min(n, (32 if D % 16 == 0 else 16) * 32 * warps // (rows * block_d))
+    held = (32 if D % 16 == 0 else 16) * 32 * warps // (rows * block_d)
+    return rows, block_d, dict(num_warps=warps, **_all_registers(warps)), min(n, held)
 
 
 def write_tile(D, numbers=None, warps=4):

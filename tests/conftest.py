@@ -11,11 +11,25 @@ import numpy as np
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start: two of them run on two cores
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (test_kernels.py)
 torch.set_num_threads(1)  # the suite runs in two processes (pytest.ini); tiny tensors gain nothing from threads
 
 TINY = dict(vocab_size=37, block_size=12, n_layer=2, n_head=2, n_embd=16)
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-"
+
+
+# Those that take longest, in this order: one that begins last would leave the other process idle
+LONGEST = ("test_machine_code_for_gpus_has_no_spills", "test_every_part_runs_at_toy_size", "test_20_training_steps_with_the_kernels",
+           "test_generated_code_trains_the_same", "test_many_processes_train_as_one", "test_compiled_gradients_agree_closely_at_the_edge",
+           "test_submitit_runs", "test_a_run_killed_twenty_times", "test_a_sweep_killed_in_the_middle", "test_200_steps_stay_finite",
+           "test_tensors_are_made_on_the_device", "test_all_points_that_models_make_are_points", "test_every_command_in_every_state")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        return next((i for i, name in enumerate(LONGEST) if item.name.startswith(name)), len(LONGEST))
+    items.sort(key=place)  # the others stay as they are
 
 
 @pytest.fixture

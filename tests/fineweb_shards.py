@@ -2,7 +2,6 @@
 import gzip
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import random
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from forked import processes, start_server
 
 from data import tokenizer
 from data.fineweb import prepare
@@ -115,12 +115,9 @@ def child(argv, chunk, kill_at=()):
     prepare.main(argv)
 
 
-processes = multiprocessing.get_context("forkserver")  # a fresh process in milliseconds, with the imports done
-processes.set_forkserver_preload(["data.fineweb.prepare", "datasets", "fineweb_shards"])
-
-
 def status_of(argv, chunk=100_000, kill_at=(), kill_after=None):
     """Exit status of the run in a process of its own; kill_after: seconds until it is killed."""
+    start_server()
     process = processes.Process(target=child, args=(argv, chunk, kill_at))
     process.start()
     process.join(kill_after)

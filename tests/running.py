@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from conftest import wait_for_step
+from forked import ROOT, Forked
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 MIXED = ["--model=mixed"]
 
 
@@ -24,6 +24,13 @@ def run(main, args, capsys):
             signal.signal(s, handler)
     out, err = capsys.readouterr()
     return stop.value.code, out, err
+
+
+def ended(module, args, **options):
+    """(exit status, stdout, stderr) of a script's main in a process of its own."""
+    child = Forked(module, args, **options)
+    out, err = child.communicate()
+    return child.returncode, out, err
 
 
 def process(args, **kwargs):
@@ -47,8 +54,7 @@ def files_of(folder):
 
 def started(args):
     """A training process, given back when it has done some steps."""
-    child = subprocess.Popen([sys.executable, "train.py", *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)
+    child = Forked("train", args)
     out_dir = next(a for a in args if a.startswith("--out_dir=")).partition("=")[2]
     wait_for_step(out_dir, 5, child)
     return child

@@ -2,14 +2,12 @@
 the summary of a sweep."""
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_dataset
-from running import ROOT, one_line, run
+from running import ended, one_line, run
 from test_summarize import ARMS, Written, known
 
 import ablate_curvature
@@ -37,9 +35,8 @@ def trained(tmp_path_factory):
                  "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12",
                  "--eval_interval=6", "--eval_iters=4", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu",
                  "--dtype=float32", "--model=mixed", "--learning_rate=1e-2", "--curvature_lr_mult=5"]
-    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-                          timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    status, _, err = ended("train", arguments)
+    assert status == 0, err
     return str(folder / "run")
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from running import files_of, one_line, process, run
+from running import ended, files_of, one_line, run
 from safetensors.torch import load_file
 
 import train
@@ -76,18 +76,14 @@ def test_a_checkpoint_that_does_not_fit_is_said_to_leave_one_before_it_where_the
         assert run(train.main, small_run + ["--init_from=auto"], capsys)[0] == 0
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(small_run, tmp_path):
+def test_a_full_disk_keeps_the_checkpoint_before(small_run, tmp_path, capsys):
     """RLIMIT_FSIZE stands for the disk: the second run's checkpoint does not fit."""
-    args = ["train.py", *small_run]
-    assert process(args).returncode == 0
+    assert run(train.main, small_run, capsys)[0] == 0
     last = tmp_path / "run" / "ckpt" / "last" / "model.safetensors"
     before = last.read_bytes()
-    limited = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
-              "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.argv = sys.argv[1:]; " \
-              "runpy.run_path('train.py', run_name='__main__')"
-    done = process(["-c", limited, *args, "--init_from=resume", "--max_iters=24"])
-    assert done.returncode == 2, done.stderr
-    assert "could not write the checkpoint" in done.stderr and "Traceback" not in done.stderr
+    status, _, err = ended("train", [*small_run, "--init_from=resume", "--max_iters=24"], largest_file=20000)
+    assert status == 2, err
+    assert "could not write the checkpoint" in err and "Traceback" not in err
     assert last.read_bytes() == before
     assert sorted(os.listdir(last.parent.parent)) == ["best", "last"]
 
@@ -126,12 +122,12 @@ def test_a_full_disk_at_the_start_leaves_no_run_and_no_traceback(room, small_run
     """With TensorBoard, whose thread meets the full disk by itself."""
     free = shutil.disk_usage(small_disk).free
     (small_disk / "other").write_bytes(bytes(free - room))
-    args = ["train.py", *small_run, "--tensorboard_log=True", f"--out_dir={small_disk / 'run'}"]
-    done = process(args)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    line = next(line for line in done.stderr.splitlines() if line.startswith("error"))
+    args = [*small_run, "--tensorboard_log=True", f"--out_dir={small_disk / 'run'}"]
+    status, _, err = ended("train", args)
+    assert status == 2 and "Traceback" not in err, err
+    line = next(line for line in err.splitlines() if line.startswith("error"))
     assert line.count("the disk is full") == 1 and str(small_disk / "run") in line and "untouched" not in line
     (small_disk / "other").unlink()
     if not room:
         assert not (small_disk / "run").exists()
-        assert run(train.main, args[1:], capsys)[0] == 0
+        assert run(train.main, args, capsys)[0] == 0

@@ -10,11 +10,13 @@ import sys
 
 import pytest
 import torch
+from compiled_kernels import check_machine_code, machine_code
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model_baseline import randomised
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
 import geometry as G
 import kernels as K
@@ -495,6 +497,24 @@ def test_triton_without_a_gpu_or_the_interpreter_is_one_line(small_run):
     assert run.returncode == 2 and "needs a CUDA GPU" in run.stderr and len(run.stderr.strip().splitlines()) == 1
 
 
+def test_the_interpreter_takes_over_tritons_language_once_a_launch_and_gives_it_back(monkeypatch):
+    """kernels/interpreter.py: not again for every device function that a kernel calls."""
+    load, times, calls = interpreter.tl.load, [], []
+    core, call = interpreter._patch_lang_core, interpreter.InterpretedFunction.__call__
+    monkeypatch.setattr(interpreter, "_patch_lang_core", lambda module, scope: (times.append(module), core(module, scope))[1])
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda *args, **more: (calls.append(1), call(*args, **more))[1])
+    x = rows((3, 8), 1.0)
+    with monkeypatch.context() as patched, pytest.raises(Exception, match="KeyError"):  # a launch that fails
+        patched.setattr(interpreter.interpreter_builder, "set_grid_idx", lambda *place: {}["nothing"])
+        K.logmap(x, x.flip(0), 1.0)
+    assert times == [interpreter.tl] and interpreter.tl.load is load
+    for _ in range(2):
+        torch.testing.assert_close(K.logmap(x, x.flip(0), 1.0), G.logmap(x, x.flip(0), 1.0), rtol=1e-4, atol=1e-6)
+        assert interpreter.tl.load is load
+    # the kernel's own module, and those of tl.sum; one by one they would be as many as the calls
+    assert len(times) - 1 <= 3 * 2 and len(calls) >= 8 * 2
+
+
 def test_which_devices_are_accepted(monkeypatch):
     assert K.check_device("mps") is None and K.check_device("cuda") is None  # in the interpreter
     for module in (launch, K):  # check_device() reads the one, models.py the other
@@ -512,33 +532,6 @@ def test_training_with_the_kernels_from_the_command_line(small_run):
                          capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stderr
     assert "ops: Triton kernels" in run.stdout and "final: val loss" in run.stdout
-
-
-def machine_code(sizes, tmp_path):
-    """The rows that bench/machine_code.py finds with each of these lists of arguments."""
-    path = tmp_path / "code.json"
-    environment = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    found = []
-    for arguments in sizes:
-        run = subprocess.run([sys.executable, os.path.join(ROOT, "bench", "machine_code.py"), *arguments, f"--json={path}"],
-                             capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        found += json.loads(path.read_text())
-    return found
-
-
-def check_machine_code(found):
-    """-> names of the kernels whose 16-byte accesses could be counted"""
-    counted = set()
-    for row in found:
-        assert row["stack"] == 0 and row["local"] == 0, row
-        assert row["atomics"] == 0 and row["loses_nan"] == 0, row  # sums in a fixed order; a NaN is stored as one
-        for kind in ("loads", "stores"):
-            if row[f"expected_{kind}"]:  # a thread has 16 bytes of each row
-                assert row[f"{kind}_16_bytes"] == row[f"expected_{kind}"], row
-                assert row[kind] - row[f"{kind}_16_bytes"] <= row["scalars"], row
-                counted.add(row["kernel"])
-    return counted
 
 
 @pytest.mark.parametrize("sizes", [

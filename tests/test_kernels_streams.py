@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
+from compiled_kernels import check_machine_code, machine_code
 from conftest import TINY
-from test_kernels import check_machine_code, machine_code
 from test_model_baseline import randomised
 from torch.nn import functional as F
 
@@ -27,8 +27,8 @@ def inputs(shape, token=(), seed=0, dtype=torch.float32, y_dtype=None):
     draw = lambda *size: torch.randn(size, generator=rng)
     n, B, T, C = shape
     lead = lambda name: (B, T) if name in token else ()
-    return [draw(*shape).to(dtype), draw(B, T, C).to(y_dtype or dtype), 0.3 + torch.rand((*lead("p"), n), generator=rng), draw(*lead("R"), n, n),
-            draw(*lead("w"), n), 1 + 0.3 * draw(C), draw(C)]
+    x, y, p = draw(*shape).to(dtype), draw(B, T, C).to(y_dtype or dtype), 0.3 + torch.rand((*lead("p"), n), generator=rng)
+    return [x, y, p, draw(*lead("R"), n, n), draw(*lead("w"), n), 1 + 0.3 * draw(C), draw(C)]
 
 
 def gradients(function, given, cotangent):
@@ -201,9 +201,9 @@ def test_arithmetic_is_float32_whatever_the_default_dtype_is():
     for default in (torch.float32, torch.bfloat16, torch.float64):
         torch.set_default_dtype(default)
         try:
-            cotangent = torch.ones(2, 1, 3, 8, dtype=torch.float32)
-            results.append([t for name, (kernel, _, used) in CASES.items() for t in gradients(
-                kernel, [given[i] for i in used], cotangent if name == "write" else cotangent[0] if name == "read" else cotangent[0, ..., 0])])
+            ones = torch.ones(2, 1, 3, 8, dtype=torch.float32)
+            each = dict(write=ones, read=ones[0], rms=ones[0, ..., 0])
+            results.append([t for name, (kernel, _, used) in CASES.items() for t in gradients(kernel, [given[i] for i in used], each[name])])
         finally:
             torch.set_default_dtype(torch.float32)
     for other in results[1:]:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 from conftest import wait_for_step
-from running import ROOT, files_of, one_line, process, run
+from forked import Forked
+from running import ROOT, ended, files_of, one_line, run
 
 import analyze_representations
 import summarize_sweep
@@ -94,8 +95,7 @@ def test_a_lock_that_the_parent_holds_for_us_is_ours(tmp_path, monkeypatch):
 
 def test_two_runs_in_one_folder_are_refused_whatever_they_are(small_run, tmp_path, capsys):
     out_dir = tmp_path / "run"
-    child = subprocess.Popen([sys.executable, "train.py", *small_run, "--max_iters=1000000", "--eval_interval=1000000"], cwd=ROOT,
-                             stdout=subprocess.DEVNULL)
+    child = Forked("train", [*small_run, "--max_iters=1000000", "--eval_interval=1000000"])
     try:
         wait_for_step(out_dir, 3, child)
         before = (out_dir / "config.json").read_bytes()
@@ -127,10 +127,10 @@ def test_two_preparations_of_one_folder(script, tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 100)
     child = holder(tmp_path / "data")
     option = "source" if script == "fineweb" else "input"
-    done = process([f"data/{script}/prepare.py", f"--{option}={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'data'}"])
+    status, _, err = ended(f"data.{script}.prepare", [f"--{option}={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'data'}"])
     child.communicate()
-    assert done.returncode == 2
-    one_line(done.stderr, "another process is preparing data there")
+    assert status == 2
+    one_line(err, "another process is preparing data there")
 
 
 def test_two_analyses_into_one_folder(small_run, tmp_path, capsys):

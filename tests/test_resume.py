@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from running import MIXED, files_of, one_line, process, records, run, started
+from running import MIXED, ended, files_of, one_line, process, records, run, started
 from safetensors.torch import load_file
 
 import train
@@ -21,8 +21,8 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(arm, small_run, tmp_pat
     args = [*small_run, *arm, "--lr_decay_iters=12"]
     assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
     assert run(train.main, args + [f"--out_dir={parts}", "--max_iters=6"], capsys)[0] == 0
-    done = process(["train.py", *args, f"--out_dir={parts}", "--init_from=resume"], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and "resumed from step 6" in done.stdout, done.stderr
+    status, out, err = ended("train", [*args, f"--out_dir={parts}", "--init_from=resume"])
+    assert status == 0 and "resumed from step 6" in out, err
     keep = ("step", "loss", "val_loss", "grad_norm", "lr")
     a, b = ([{k: r[k] for k in keep if k in r} for r in records(d)] for d in (whole, parts))
     assert a == b
@@ -188,8 +188,8 @@ def test_a_budget_of_seconds_ends_the_run_with_an_evaluation(small_run, tmp_path
 def test_a_signal_saves_and_says_how_to_go_on(name, small_run, tmp_path):
     with started([*small_run, "--max_iters=1000000", "--eval_interval=100000"]) as child:
         child.send_signal(getattr(signal, name))
-        rest = child.stdout.read()
-        assert child.wait() == 0
+        rest, _ = child.communicate()
+        assert child.returncode == 0
     assert "--init_from=resume" in rest and name in rest
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
     assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "last")["step"] >= 6

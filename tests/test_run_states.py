@@ -3,14 +3,13 @@ commands. What a command does in a state is an exit status and, where that is 2,
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import wait_for_step
-from running import MIXED, ROOT, one_line, records, run
+from forked import Forked
+from running import MIXED, one_line, records, run
 
 import ablate_curvature
 import analyze_representations
@@ -130,8 +129,8 @@ def test_every_command_in_every_state(state, small_run, tmp_path, capsys, monkey
         shutil.copytree(out_dir, kept)
     # what only reads comes first: it has to leave the run as it was
     for name in sorted(expected, key=lambda name: name in ("scratch", "auto", "resume")):
-        if name == "analyze" and state not in ("killed later", "finished at step 0", "killed before its first checkpoint", "not begun"):
-            monkeypatch.setattr(analyze_representations.report, "write", lambda *what: None)  # seconds of plots
+        if name == "analyze" and state not in ("finished at step 0", "killed before its first checkpoint", "not begun"):
+            monkeypatch.setattr(analyze_representations.report, "write", lambda *what: None)  # seconds of plots, as in test_analyze.py
         main, arguments = command(name, args, out_dir, tmp_path)
         status, _, err = run(main, arguments, capsys)
         wanted = expected[name] if isinstance(expected[name], int) else 2
@@ -144,10 +143,10 @@ def test_every_command_in_every_state(state, small_run, tmp_path, capsys, monkey
                 shutil.copytree(kept, out_dir)
 
 
-def test_a_run_that_is_under_way_can_be_looked_at(small_run, tmp_path, capsys):
+def test_a_run_that_is_under_way_can_be_looked_at(small_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(analyze_representations.report, "write", lambda *what: None)  # as above
     args, out_dir = [*small_run, *MIXED, "--n_layer=1"], tmp_path / "run"
-    child = subprocess.Popen([sys.executable, "train.py", *args, "--max_iters=1000000", "--eval_interval=1000000"], cwd=ROOT,
-                             stdout=subprocess.DEVNULL)
+    child = Forked("train", [*args, "--max_iters=1000000", "--eval_interval=1000000"])
     try:
         wait_for_step(out_dir, 3, child)
         for name in ("best", "last", "plot", "ablate", "analyze"):

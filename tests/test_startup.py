@@ -1,4 +1,4 @@
-"""Ctrl-C in the first second of every script, while its imports are under way."""
+"""Ctrl-C in the first second of every script, while its imports are under way, and packages that are not installed."""
 import os
 import pathlib
 import signal
@@ -27,6 +27,23 @@ def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("script, package, file", [
+    ("train.py", "torch", "requirements.txt"), ("plot_runs.py", "matplotlib", "requirements-eval.txt"),
+    ("summarize_sweep.py", "scipy", "requirements-eval.txt")])
+def test_a_package_that_is_not_installed_is_one_line(script, package, file, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('there is no {package}.part', name='{package}.part')\n")
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {package} is not installed: pip install -r {file}\n")
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug_and_shows_as_one(tmp_path):
+    (tmp_path / "torch.py").write_text("import no_such_module\n")
+    done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "Traceback" in done.stderr and "no_such_module" in done.stderr
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,0 +1,27 @@
+"""Tiny Shakespeare by characters, nanoGPT's 6 x 384 (10.7M parameters): minutes on a GPU.
+The arm: hyper-connections, 4 residual streams with maps that are not constrained and the same for all tokens."""
+
+out_dir = 'out/shakespeare_hc'
+model = 'mhc'
+hc = 'hc'
+hc_num_streams = 4
+hc_maps = 'static'  # 'dynamic': read off each token
+hc_expand = 'copy'
+
+dataset = 'shakespeare_char'
+batch_size = 64
+block_size = 256  # 64 * 256 = 16,384 tokens a step
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2  # an epoch is 61 steps: the text is seen 81 times
+
+learning_rate = 1e-3
+min_lr = 1e-4
+beta2 = 0.99
+warmup_iters = 100
+max_iters = 5000  # 82M tokens
+
+eval_interval = 250
+eval_iters = 25  # 25 * 16,384 tokens: all of the validation text
+log_interval = 10
