@@ -3,7 +3,6 @@ kernels/ and model_triton.py in Triton's interpreter against geometry/ in float6
 conftest.py sets TRITON_INTERPRET=1 before Triton is imported; the ahead-of-time compilation is in a process of its own.
 """
 import itertools
-import json
 import os
 import subprocess
 import sys

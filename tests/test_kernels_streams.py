@@ -203,7 +203,8 @@ def test_arithmetic_is_float32_whatever_the_default_dtype_is():
         try:
             ones = torch.ones(2, 1, 3, 8, dtype=torch.float32)
             each = dict(write=ones, read=ones[0], rms=ones[0, ..., 0])
-            results.append([t for name, (kernel, _, used) in CASES.items() for t in gradients(kernel, [given[i] for i in used], each[name])])
+            results.append([t for name, (kernel, _, used) in CASES.items()
+                            for t in gradients(kernel, [given[i] for i in used], each[name])])
         finally:
             torch.set_default_dtype(torch.float32)
     for other in results[1:]:
