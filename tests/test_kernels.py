@@ -525,8 +525,9 @@ def test_which_devices_are_accepted(monkeypatch):
             models.build("mixed", models.CONFIGS["mixed"](**TINY, ops="triton"), "cuda")
 
 
-def test_training_with_the_kernels_from_the_command_line(small_run):
-    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton",
+@pytest.mark.parametrize("model", ["mixed", "mhc"])
+def test_training_with_the_kernels_from_the_command_line(model, small_run):
+    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, f"--model={model}", "--ops=triton",
                           "--max_iters=2", "--eval_interval=2", "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"],
                          capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stderr
