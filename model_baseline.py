@@ -72,6 +72,23 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
+def value_mix(config, index):
+    """What attention in block `index` multiplies the first block's values and its own with; None where nothing is mixed."""
+    if index == 0 or config.value_residual == "none":
+        return None
+    half = torch.full((2,), 0.5)
+    return nn.Parameter(half) if config.value_residual == "learned" else half.tolist()
+
+
+def mix_values(v, values, mix):
+    """a v_1 + b v. values: of value_residual, a list with v_1, or an empty one, which gets v; None: v itself."""
+    if values:
+        return mix[0] * values[0] + mix[1] * v
+    if values is not None:
+        values.append(v)
+    return v
+
+
 class CausalSelfAttention(nn.Module):
 
     def __init__(self, config, index=0):
@@ -80,19 +97,14 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.dropout = config.n_head, config.dropout
-        if index > 0 and config.value_residual != "none":  # of the first block's values and of its own
-            mix = torch.full((2,), 0.5)
-            self.value_mix = nn.Parameter(mix) if config.value_residual == "learned" else mix.tolist()
+        self.value_mix = value_mix(config, index)
 
     def forward(self, x, state=None, values=None):
         """values, with value_residual: a list with the first block's, (B, nh, T, hs); the first block appends them."""
         B, T, C = x.shape
         q, k, v = (h.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for h in self.c_attn(x).split(C, dim=2))
-        if values:
-            v = self.value_mix[0] * values[0] + self.value_mix[1] * v
-        elif values is not None:
-            values.append(v)
+        v = mix_values(v, values, self.value_mix)
         if state is not None:
             k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
         y = self.attend(q, k, v)

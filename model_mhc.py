@@ -164,7 +164,8 @@ class Block(model_baseline.Block):
 
 
 class AltUpBlock(model_baseline.Block):
-    """The whole block acts on one stream; the others are predicted, and corrected by what came out."""
+    """The whole block acts on one stream; the others are predicted, and corrected by what came out. (Compiled, there is a graph for
+    each stream.)"""
 
     def __init__(self, config, index):
         super().__init__(config, index)

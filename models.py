@@ -9,6 +9,7 @@ import model_baseline
 import model_controls
 import model_mhc
 import model_mhc_mixed
+import model_tau
 from common.errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
@@ -17,6 +18,7 @@ MODELS = {  # name -> (config dataclass, module class)
     "controls": (model_controls.ControlsConfig, model_controls.GPT),
     "mhc": (model_mhc.MHCConfig, model_mhc.GPT),
     "mhc_mixed": (model_mhc_mixed.MixedMHCConfig, model_mhc_mixed.GPT),
+    "tau": (model_tau.TauConfig, model_tau.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none"}  # keys that runs of earlier versions do not have -> what those did

@@ -9,7 +9,8 @@ Columns: registers a thread; bytes of stack (local memory: spilled registers or 
 loads and stores of rows in the code against the number that the pass count in kernels/__init__.py asks for.
 
 One number a thread and pass is rows x columns / threads; its bytes, divided by 16, is the number of 16-byte accesses of a
-pass. Kernels that walk along tokens are counted for one step of their loop. Not to be run with TRITON_INTERPRET=1.
+pass. Kernels that walk along tokens are counted for one step of their loop, those of attention by distance not at all. Not to be run
+with TRITON_INTERPRET=1.
 """
 import itertools
 import os
@@ -57,7 +58,7 @@ def cases(dtypes, widths):
     """(name, D, dtype, function, signature, constexprs, options of the launch, row tiles loaded, row tiles stored,
     float32 tiles of LayerNorm's weights loaded, and of their gradient stored, elements a thread)"""
     import kernels as K
-    from kernels import layernorm, logarithm, sums
+    from kernels import layernorm, logarithm, scalar_attention, sums
     for dtype in dtypes:
         row, largest = "*" + TYPES[dtype], float(torch.finfo(getattr(torch, dtype)).max)
         for D in widths:
@@ -91,6 +92,21 @@ def cases(dtypes, widths):
             yield ("log backward", D, dtype, logarithm._log_backward, signature,
                    dict(ONE_C=True, X_LARGEST=largest, Y_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3, 2, 0, 0,
                    rows * block_d // (32 * options["num_warps"]))
+        for D in (D for D in widths if D <= scalar_attention.MAX_D):
+            numbers = dict(T="i32", T_ALL="i32", D="i32", GROUP="i32")
+            scalars = lambda *names: {f"{name}_ptr": "*fp32" for name in names}
+            values = lambda *names: {f"{name}_ptr": row for name in names}
+            for way, name, function, signature, saturates in (
+                    ("o", "forward", scalar_attention._distance_forward,
+                     dict(narrow_ptr="*i32", **values("v", "out"), **scalars("a", "b", "z", "log")), True),
+                    ("da", "queries", scalar_attention._distance_backward_queries,
+                     {**values("g", "v", "out"), **scalars("a", "b", "z", "log", "da", "delta")}, False),
+                    ("db, dv", "keys", scalar_attention._distance_backward_keys,
+                     {**values("g", "v", "dv"), **scalars("a", "b", "z", "log", "delta", "db")}, True)):
+                options = scalar_attention.blocks(name, D, getattr(torch, dtype))
+                shape = {k: options.pop(k) for k in ("BLOCK", "OTHER", "BLOCK_D")}
+                yield (f"distance attention {way}", D, dtype, function, {**signature, **numbers},
+                       {**shape, **(dict(LARGEST=largest) if saturates else {})}, options, 0, 0, 0, 0, 0)  # passes are not counted
         for heads, size in (t for t in TOKENS if t[0] * t[1] in widths or t[0] == 1 and t[1] in widths):
             x = torch.empty(1, 8, heads, size)
             _, _, _, _, block_h, block_d, options = layernorm._walk(x)

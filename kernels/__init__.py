@@ -53,6 +53,7 @@ Which file, each importing only from those below it; names with _ are for this p
 
     streams.py             read_layernorm, mix_write and rms_factor, for residual streams: kernels, operators, functions
     layernorm.py           log_layernorm: kernels, operators, function
+    scalar_attention.py    attention by distance between scalars (scalar_attention/), imported from there
     sums.py, logarithm.py  mobius_add, expmap, add_exp_0 and add_exp; logmap: formulas, kernels, operators, functions
     launch.py              what PyTorch does around a kernel: devices, tiles and threads, shapes, strides, dtypes
     rows.py                what kernels do with rows: reading, writing, dot products

@@ -1,7 +1,7 @@
 """Do several residual streams help, and which of their maps: H_res (the mixing), or H_pre and H_post (the reading and writing)?
 Tiny Shakespeare by characters, 6 blocks of width 64, at a size for a CPU.
 
-8 arms x 2 learning rates with one seed = 16 runs choose each arm's rate; then five seeds for each arm at it, 40 runs. A run takes 1 to 4
+10 arms at 1 to 3 learning rates with one seed = 24 runs choose each arm's rate; then five seeds at it for six of them, 30 runs. A run takes 1 to 4
 minutes of one thread. What they say: results/README.md.
 
 The dynamic arm's H_res is a mixture of permutation matrices, which costs a third of Sinkhorn's iterations per token on a CPU.
@@ -26,7 +26,18 @@ arms = {
     'altup': dict(_streams, hc='altup', hc_expand='copy'),
     'hc': dict(_streams, hc='hc', hc_expand='copy'),
     'mhc': _streams,
-    'mhc-dynamic': dict(_streams, hc_maps='dynamic', hc_res='permutations'),
     'mhc-no-mixing': dict(_streams, hc_freeze='res'),  # H_res stays the identity: H_pre and H_post are learned
     'mhc-only-mixing': dict(_streams, hc_freeze='pre+post'),  # all streams are read and written alike: H_res is learned
+    'mhc-tau1': dict(_streams, hc_tau=1.0, grid=dict(learning_rate=[6e-3, 1.2e-2])),  # the papers' temperature; ours is 0.1
+    'mhc-dynamic-tau1': dict(_streams, hc_maps='dynamic', hc_res='permutations', hc_tau=1.0, grid=dict(learning_rate=[6e-3])),
+    'mhc-dynamic': dict(_streams, hc_maps='dynamic', hc_res='permutations'),
 }
+_more = [1338, 1339, 1340, 1341, 1342]
+runs = [
+    # beyond the end of the grid at which an arm was best
+    dict(arms=['baseline', 'altup', 'mhc', 'mhc-no-mixing', 'mhc-only-mixing'], grid=dict(learning_rate=[2.4e-2]), seeds=[1337]),
+    # seeds at the rates that seed 1337 chose
+    dict(arms=['baseline', 'mhc', 'mhc-no-mixing', 'mhc-only-mixing'], grid=dict(learning_rate=[1.2e-2]), seeds=_more),
+    dict(arms=['vres'], grid=dict(learning_rate=[6e-3]), seeds=_more),
+    dict(arms=['altup'], grid=dict(learning_rate=[2.4e-2]), seeds=_more),
+]

@@ -60,3 +60,17 @@ def test_every_provider_of_bench_kernels_passes_its_check(c):
     wrong = bench_kernels.errors_of(lambda *rows: 1.01 * kernels.expmap(*rows), bench_kernels.in_pytorch("expmap"),
                                     *bench_kernels.make_inputs("expmap", 24, 8, torch.float32, c, "cpu"), 2)
     assert max(wrong) > 1e-3
+
+
+def test_bench_attention_checks_times_and_concludes(tmp_path):
+    run = bench("bench_attention.py", "--sizes=[300,600]", "--head_dim=8", "--rounds=1", "--threads=1", f"--out={tmp_path / 'a.csv'}")
+    assert run.returncode == 0, run.stderr
+    with open(tmp_path / "a.csv") as f:
+        table = list(csv.DictReader(f))
+    assert [(line["T"], line["arm"]) for line in table] == [(T, arm) for T in ("300", "600") for arm in ("divide", "tiled", "sdpa")]
+    for line in table:
+        assert min(float(line["forward_ms"]), float(line["both_cpu_ms"])) > 0
+    assert run.stdout.count("times as fast as scaled_dot_product_attention") == 2
+    for wrong in ("--arms=[\"flash\"]", "--sizes=[0]", "--spread=-1"):
+        refused = bench("bench_attention.py", wrong)
+        assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr

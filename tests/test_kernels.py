@@ -534,9 +534,12 @@ def test_training_with_the_kernels_from_the_command_line(model, small_run):
     assert "ops: Triton kernels" in run.stdout and "final: val loss" in run.stdout
 
 
+MAPS = '--kernel=["ward"]'  # forward and backward; attention's kernels: test_scalar_attention_kernels.py
+
+
 @pytest.mark.parametrize("sizes", [
-    (('--dtype=["float32"]', "--width=[4096]", "--arch=[90]"), ('--dtype=["float32"]', "--width=[64]", "--arch=[80]"),
-     ('--dtype=["bfloat16","float16"]', "--width=[64]"),
+    (('--dtype=["float32"]', "--width=[4096]", "--arch=[90]"), ('--dtype=["float32"]', "--width=[64]", "--arch=[80]", MAPS),
+     ('--dtype=["bfloat16","float16"]', "--width=[64]", MAPS),
      ('--dtype=["float32"]', "--width=[1024]", '--kernel=["exp_0 backward, c per row","given"]'),
      ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[90]", '--kernel=["LayerNorm backward"]'),
      ('--dtype=["float32"]', "--width=[40]", "--arch=[80]", '--kernel=["exp_r backward","exp_0 backward"]')),

@@ -194,7 +194,8 @@ def test_rounding_is_exact_changes_little_and_has_the_right_gradient():
     assert torch.autograd.gradcheck(lambda z: doubly_stochastic.rounded(doubly_stochastic.sinkhorn(z, 4)), logits[:5].requires_grad_())
     # nothing lacks, or what rounding makes lack in some columns and in no row: slopes are of order 1
     for dtype in (torch.float64, torch.float32):
-        done = doubly_stochastic.sinkhorn((4 * torch.eye(4, dtype=dtype) + 0.1 * torch.randn(2000, 4, 4, dtype=dtype)), 500).requires_grad_()
+        logits = 4 * torch.eye(4, dtype=dtype) + 0.1 * torch.randn(2000, 4, 4, dtype=dtype)
+        done = doubly_stochastic.sinkhorn(logits, 500).requires_grad_()
         grad, = torch.autograd.grad(doubly_stochastic.rounded(done).square().sum(), done)
         assert grad.abs().max() < 10
 

@@ -1,0 +1,250 @@
+"""
+The topological transformer: attention by distance between scalars, where a query and a key are one number each.
+
+    lambda(x) = E / (E + tau)        E = x^T L x / x^T x        how rough the vector x is over a graph of its coordinates
+    weights_ij = softmax_{j <= i} (-|lambda(q_i) - lambda(k_j)| / temperature)
+
+Everything else is the baseline's. L is a graph Laplacian (scalar_attention/laplacian.py): 'chain', 'corpus' (data/laplacian.py),
+'learned', the same for queries and keys; 'none' is the control without topology, lambda = sigmoid(w . x). The attention
+is exact, in T log T time from T = 1,024 on (scalar_attention/). Generation keeps the values and one float32 number a key.
+
+tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, at most TAU_BATCHES of them,
+then frozen. A batch changes only what later ones see. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
+two weights by e: it starts at 0.05.
+
+There is no dropout of attention weights (no weight is ever in memory). QK norm changes lambda by its learned gain only: E(c x) = E(x).
+Rotated positions (as published, before lambda) make lambda depend on the absolute position.
+
+Shapes: as model_baseline.py; n_kv key heads, G = n_head / n_kv queries heads to each, vectors of m = manifold_dim.
+"""
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+import model_baseline
+import scalar_attention
+from common.errors import UserError
+from configurator import Path
+from model_baseline import GPTConfig, append, mix_values, value_mix
+from scalar_attention.laplacian import energy
+
+TAU_BATCHES = 100
+KINDS = {"chain": "chain", "corpus": "matrix", "learned": "factor"}
+
+
+@dataclass
+class TauConfig(GPTConfig):
+    laplacian: Literal["chain", "corpus", "learned", "none"] = "chain"  # the graph of coordinates; 'none': lambda = sigmoid(w . x)
+    laplacian_file: Path | None = None  # of 'corpus': what data/laplacian.py wrote
+    laplacian_per_head: bool = False  # a learned L, or w, of each key head
+    manifold_dim: int = 0  # numbers in a query and a key (0: the head size)
+    tau: Literal["learned", "fixed", "median", "mean"] = "learned"  # lambda = E / (E + tau), a tau a key head
+    tau_start: float = 2.0  # tau, or where it starts; a random vector has E = 2 on a long chain
+    temperature: Literal["learned", "fixed"] = "learned"  # of each key head
+    temperature_start: float = 0.05  # temperature, or where it starts
+    position: Literal["learned", "rope"] = "learned"  # embeddings, or queries and keys rotated before lambda
+    qk_norm: bool = False  # queries and keys divided by their rms, with a learned gain
+    n_kv_head: int = 0  # key heads; divides n_head (0: n_head)
+    attention_form: Literal["auto", "plain", "tiled", "divide"] = "auto"  # all exact; 'auto' by T (scalar_attention/)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("tau_start", "temperature_start"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise UserError(f"{key} = {getattr(self, key)}: must be more than 0")
+        if self.n_kv_head < 0 or self.n_head % self.key_heads:
+            raise UserError(f"n_kv_head = {self.n_kv_head} does not divide n_head = {self.n_head}")
+        if self.manifold_dim < 0 or self.vector < 2 or self.position == "rope" and self.vector % 2:
+            raise UserError(f"a query has {self.vector} numbers (manifold_dim, or n_embd / n_head): at least 2, an even number with "
+                            "position = 'rope'")
+        if (self.laplacian == "corpus") != (self.laplacian_file is not None):
+            raise UserError("laplacian_file goes with laplacian = 'corpus'")
+
+    @property
+    def key_heads(self):
+        return self.n_kv_head or self.n_head
+
+    @property
+    def vector(self):
+        return self.manifold_dim or self.n_embd // self.n_head
+
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        off = {"curvature_lr_mult": "a model that learns no curvature"}
+        if self.laplacian == "none":
+            off |= dict.fromkeys(("tau", "tau_start"), "laplacian = 'none'")
+        if self.laplacian in ("chain", "corpus"):
+            off["laplacian_per_head"] = f"laplacian = '{self.laplacian}'"
+        return off
+
+
+def rotate(x, start):
+    """RoPE: pairs (i, i + m/2) of coordinates turned by position / 10,000^{2i/m}. (..., T, m), the first at position `start`."""
+    half = x.size(-1) // 2
+    speed = 10000.0 ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)
+    angle = (start + torch.arange(x.size(-2), device=x.device, dtype=x.dtype)).unsqueeze(-1) * speed  # (T, m/2)
+    left, right = x.split(half, -1)
+    return torch.cat((left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()), -1)
+
+
+class ScalarAttention(nn.Module):
+
+    def __init__(self, config, index=0):
+        super().__init__()
+        self.value_mix = value_mix(config, index)
+        self.config, self.n_kv, self.m = config, config.key_heads, config.vector
+        self.group = config.n_head // self.n_kv
+        self.sizes = (config.n_head * self.m, self.n_kv * self.m, self.n_kv * config.n_embd // config.n_head)
+        self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)  # q, k, v of all heads at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        own = self.n_kv if config.laplacian_per_head else 1
+        if config.laplacian == "corpus":
+            from data import laplacian as corpus  # here: it imports SciPy, which other models would wait for
+            given = torch.from_numpy(corpus.load(config.laplacian_file, self.m, self.n_kv))
+            self.register_buffer("matrix", given.float().unsqueeze(1))
+        elif config.laplacian == "learned":
+            self.matrix = nn.Parameter(torch.empty(own, 1, self.m, self.m))
+        elif config.laplacian == "none":
+            self.scalar_weight = nn.Parameter(torch.empty(own, 1, self.m, 1))
+        if config.qk_norm:
+            self.q_gain, self.k_gain = nn.Parameter(torch.ones(self.m)), nn.Parameter(torch.ones(self.m))
+        start = torch.full((self.n_kv,), math.log(config.temperature_start))
+        if config.temperature == "learned":
+            self.log_temperature = nn.Parameter(start)
+        else:
+            self.register_buffer("log_temperature", start, persistent=False)  # it is the config's number, not a state
+        if config.laplacian != "none":
+            start = torch.full((self.n_kv,), config.tau_start)
+            if config.tau == "learned":
+                self.log_tau = nn.Parameter(start.log())
+            else:
+                self.register_buffer("tau", start, persistent=config.tau != "fixed")
+            if config.tau in ("median", "mean"):
+                self.register_buffer("tau_of_batch", start.clone())
+                self.register_buffer("tau_batches", torch.zeros(()))
+
+    def lambdas(self, q, k):
+        """lambda of queries (B, n_kv, G, T, m) and keys (B, n_kv, 1, T, m) -> (B, n_kv, G, T), (B, n_kv, 1, T)."""
+        if self.config.laplacian == "none":
+            return tuple(torch.sigmoid(x @ self.scalar_weight.to(x.dtype)).squeeze(-1) for x in (q, k))
+        kind = KINDS[self.config.laplacian]
+        e_q, e_k = (energy(x, kind, None if kind == "chain" else self.matrix.to(x.dtype)) for x in (q, k))
+        tau = (self.log_tau.exp() if self.config.tau == "learned" else self.tau).view(-1, 1, 1)
+        if self.config.tau in ("median", "mean") and self.training and torch.is_grad_enabled():
+            both = torch.cat((e_q, e_k), 2).detach().transpose(0, 1).flatten(1)  # (n_kv, B (G + 1) T)
+            self.tau_of_batch.copy_(both.median(-1).values if self.config.tau == "median" else both.mean(-1))
+        return e_q / (e_q + tau), e_k / (e_k + tau)
+
+    @torch.no_grad()
+    def take_tau(self):
+        """tau becomes the mean over the training batches so far, the one before this the last, until there were TAU_BATCHES."""
+        count = self.tau_batches
+        more = (count < TAU_BATCHES + 1).to(count.dtype)  # nothing has been seen at the first call
+        share = torch.where(count > 0, more / count.clamp(min=1), 0.0)
+        self.tau.add_(share * (self.tau_of_batch - self.tau))
+        count.add_(more)
+
+    def scalars(self, x, start=0):
+        """(a, b, v): lambda / temperature of queries (B, nh, T) and keys (B, n_kv, T), float32 or more, and values (B, n_kv, T, hs)."""
+        B, T, _ = x.shape
+        q, k, v = self.c_attn(x).split(self.sizes, dim=2)
+        q = q.view(B, T, self.n_kv, self.group, self.m).permute(0, 2, 3, 1, 4)
+        k = k.view(B, T, self.n_kv, 1, self.m).permute(0, 2, 3, 1, 4)
+        v = v.view(B, T, self.n_kv, -1).transpose(1, 2)
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits are too few for a distance
+            q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
+            if self.config.qk_norm:
+                q, k = (F.rms_norm(t, (self.m,), gain.to(t.dtype)) for t, gain in ((q, self.q_gain), (k, self.k_gain)))
+            if self.config.position == "rope":
+                q, k = rotate(q, start), rotate(k, start)
+            temperature = self.log_temperature.exp().view(-1, 1, 1)
+            a, b = (t / temperature for t in self.lambdas(q, k))
+        return a.flatten(1, 2), b.squeeze(2), v
+
+    def forward(self, x, state=None, values=None):
+        a, b, v = self.scalars(x, state["b"].size(2) if state else 0)
+        v = mix_values(v, values, self.value_mix)
+        if state is not None:
+            b, v = append(state, "b", b, dim=2), append(state, "v", v, dim=2)
+        form = self.config.attention_form
+        new = x.size(1) < b.size(2) and form == "divide"  # after cached ones: not what it does
+        y = scalar_attention.attend(a, b, v, None if form == "auto" or new else form)  # (B, nh, T, hs)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)))
+
+
+class Block(model_baseline.Block):
+
+    def __init__(self, config, index=0):
+        super().__init__(config, index)
+        self.attn = ScalarAttention(config, index)
+
+
+class NoPositions(nn.Module):
+    """In the place of position embeddings where queries and keys are rotated."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0, width), persistent=False)
+
+    def forward(self, pos):
+        return 0.0
+
+
+class GPT(model_baseline.GPT):
+
+    def make_block(self, config, index):
+        return Block(config, index)
+
+    def make_extras(self, config):
+        if config.position == "rope":
+            self.transformer.wpe = NoPositions(config.n_embd)
+
+    def _init_special(self):
+        for block in self.transformer.h:
+            if self.config.laplacian == "learned":
+                nn.init.normal_(block.attn.matrix, std=self.config.vector ** -0.5)  # E is about 1
+            elif self.config.laplacian == "none":
+                nn.init.normal_(block.attn.scalar_weight)
+
+    def start(self, idx, cache=None):
+        if self.config.laplacian != "none" and self.config.tau in ("median", "mean") and self.training and torch.is_grad_enabled():
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                raise UserError(f"tau = '{self.config.tau}' is of the batches of one process; with several take tau = 'learned' or 'fixed'")
+            for block in self.transformer.h:
+                block.attn.take_tau()
+        return super().start(idx, cache)
+
+    def flops_per_token(self):
+        """6N + what attention multiplies with values: half of the pairs in the tiled form; in T log T a leaf (128) and for each of
+        log2(T / 128) levels, at half of the tokens, chunks of 32 from two sides."""
+        c, T = self.config, self.config.block_size
+        pairs = T / 2 if scalar_attention.choose(T) == "tiled" else 128 + 32 * math.log2(T / 128)
+        return 6 * self.num_params() + 6 * c.n_layer * c.n_embd * pairs
+
+    @torch.no_grad()
+    def geometry_stats(self, idx):
+        """Per block: quantiles of the keys' lambda, and of each head the mean entropy in nats and the mean largest weight of its queries
+        (of the first 512 tokens)."""
+        stats, training = {}, self.training
+        self.eval()
+        x = self.start(idx[:, :512])
+        later = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
+        for i, (block, after) in enumerate(zip(self.transformer.h, self.after_blocks(x))):
+            a, b, _ = block.attn.scalars(block.ln_1(x))
+            keys = b * block.attn.log_temperature.exp().view(-1, 1)
+            distance = (a.unsqueeze(-1) - b.repeat_interleave(block.attn.group, 1).unsqueeze(-2)).abs()
+            weights = torch.softmax((-distance).masked_fill(later, -float("inf")), -1)  # (B, nh, T, T)
+            entropy = torch.special.entr(weights).sum(-1).mean((0, 2))
+            largest = weights.amax(-1).mean((0, 2))
+            values = {f"lambda_q{100 * q:.0f}": keys.quantile(q).item() for q in (0.1, 0.5, 0.9)}
+            for head, (nats, most) in enumerate(zip(entropy.tolist(), largest.tolist())):
+                values |= {f"entropy_head{head}": nats, f"largest_head{head}": most}
+            stats[f"block{i}"] = values
+            x = after
+        self.train(training)
+        return stats

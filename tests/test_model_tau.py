@@ -1,0 +1,267 @@
+"""model_tau.py, scalar_attention/laplacian.py and data/laplacian.py: lambda, its graphs, its statistics, its cache."""
+import os
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from test_model_baseline import randomised
+
+import model_tau
+import models
+from common.errors import UserError
+from data import laplacian as corpus
+from model_baseline import Cache
+from scalar_attention import laplacian
+from training.compiled import compile_parts
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def build(seed=1, **options):
+    torch.manual_seed(seed)
+    return models.build("tau", models.CONFIGS["tau"](**{**TINY, **options}))
+
+
+def vectors(n, m, dtype=torch.float64, seed=0):
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def some_graph(m, seed=0):
+    return torch.from_numpy(corpus.laplacian(vectors(50, m, seed=seed).numpy() + 0.3, k=3))
+
+
+def matrices(m):
+    factor = vectors(m, m, seed=3) / m ** 0.5
+    return {"chain": (None, laplacian.chain(m)), "matrix": (some_graph(m),) * 2, "factor": (factor, laplacian.laplacian_of(factor))}
+
+
+@pytest.mark.parametrize("kind", ["chain", "matrix", "factor"])
+def test_lambda_against_60_digits(kind):
+    m, tau = 12, 0.7
+    given, L = matrices(m)[kind]
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+        x = torch.cat((vectors(20, m), vectors(5, m) * 1e-3, 1 + 1e-3 * vectors(5, m))).to(dtype)
+        found = laplacian.roughness(x, tau, kind, None if given is None else given.to(dtype))
+        exact_L = L if given is None else laplacian.laplacian_of(given.to(dtype).double()) if kind == "factor" else given.to(dtype).double()
+        with mpmath.workdps(60):
+            for row, value in zip(x.tolist(), found.tolist()):
+                energy = sum(mpmath.mpf(a) * mpmath.mpf(w) * mpmath.mpf(b) for a, weights in zip(row, exact_L.tolist())
+                             for w, b in zip(weights, row)) / sum(mpmath.mpf(a) ** 2 for a in row)
+                assert abs(value - energy / (energy + tau)) < bound
+
+
+@pytest.mark.parametrize("kind", ["chain", "matrix", "factor"])
+def test_properties_of_lambda(kind):
+    m = 10
+    given, L = matrices(m)[kind]
+    x = vectors(50, m)
+    found = laplacian.roughness(x, 0.5, kind, given)
+    for c in (-1.0, 1e-6, 1e6):
+        assert (laplacian.roughness(c * x, 0.5, kind, given) - found).abs().max() < 1e-12
+    assert ((found >= 0) & (found < 1)).all() and found.std() > 0.01
+    assert not laplacian.roughness(torch.zeros(1, m, dtype=x.dtype), 0.5, kind, given).any()
+    assert laplacian.roughness(torch.full((1, m), 3.0, dtype=x.dtype), 0.5, kind, given).abs().max() < 1e-12
+    order = torch.randperm(m, generator=torch.Generator().manual_seed(0))  # nodes renamed: the same graph
+    assert (laplacian.roughness(x[:, order], 0.5, "matrix", L[order][:, order]) - found).abs().max() < 1e-12
+
+
+def test_every_laplacian_is_one():
+    for _, L in matrices(9).values():
+        corpus.checked(L.numpy(), "L")
+    assert torch.equal(laplacian.chain(3), torch.tensor([[1, -1, 0], [-1, 2, -1], [0, -1, 1]], dtype=torch.float64))
+
+
+def test_the_graph_of_a_corpus():
+    """By hand, for four features; a link that either end wants is there."""
+    X = vectors(30, 4).numpy()
+    unit = X / np.linalg.norm(X, axis=0)
+    distance = 1 - np.maximum(unit.T @ unit, 0)
+    for graph, weight in (("knn", lambda d: 1 / (1 + (d / 0.4) ** 3)), ("gaussian", lambda d: np.exp(-d * d / (2 * 0.4 ** 2)))):
+        L = corpus.laplacian(X, graph, k=3, sigma=0.4, p=3.0)
+        expected = -weight(distance)
+        np.fill_diagonal(expected, 0)
+        np.fill_diagonal(expected, -expected.sum(1))
+        assert np.abs(L - expected).max() < 1e-12
+    sparse = corpus.laplacian(vectors(30, 20).numpy() + 0.5, k=2)
+    assert ((sparse < 0).sum(1) >= 2).all() and (sparse < 0).sum() < 20 * 19 / 2
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda X: X * np.nan, "NaN"), (lambda X: X * [[1, 1, 1, 0]], "feature 3 is 0"), (lambda X: X[0], "items, features"),
+    (lambda X: np.block([[X[:, :2], 0 * X[:, :2]], [0 * X[:, :2], X[:, :2]]]), "2 pieces")])
+def test_bad_features_are_one_line(change, message):
+    with pytest.raises(UserError, match=message):
+        corpus.laplacian(change(np.abs(vectors(9, 4).numpy())), k=2, eps=0.9)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda L: L[:, :2], "square"), (lambda L: L * np.nan, "NaN"), (lambda L: L + np.triu(np.ones(4), 1), "symmetric"),
+    (lambda L: L + np.eye(4), "sum to 0"), (lambda L: -L, "negative eigenvalue"), (lambda L: L * 0, "4 pieces")])
+def test_what_is_no_laplacian_is_one_line(change, message):
+    with pytest.raises(UserError, match=message):
+        corpus.checked(change(laplacian.chain(4).numpy()), "L")
+
+
+def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
+    """A baseline's embeddings -> L of each head -> a model of it, which samples after its training. And what goes wrong is one line."""
+    def call(script, *arguments):
+        return subprocess.run([sys.executable, os.path.join(ROOT, script), *arguments], capture_output=True, text=True)
+    first = call("train.py", *small_run, "--model=baseline", "--max_iters=2", "--eval_interval=2")
+    assert first.returncode == 0, first.stderr
+    run, L = str(tmp_path / "run"), str(tmp_path / "L.npy")
+    made = call("data/laplacian.py", f"--source={run}", f"--out={L}", "--heads=2", "--k=3")
+    assert made.returncode == 0 and "2 x 8 features" in made.stdout, made.stderr
+    assert np.load(L).shape == (2, 8, 8)
+    second = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", f"--laplacian_file={L}", "--tau=median", "--overwrite=True")
+    assert second.returncode == 0 and "final: val loss" in second.stdout, second.stderr
+    again = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", "--laplacian_file=none.npy", "--overwrite=True")
+    for bad in (again, call("data/laplacian.py", f"--source={tmp_path}", f"--out={L}x"), call("data/laplacian.py", f"--out={L}x"),
+                call("data/laplacian.py", f"--source={run}", f"--out={L}x", "--heads=3")):
+        bad_lines = bad.stderr.strip().splitlines()
+        assert bad.returncode == 2 and len(bad_lines) == 1, bad.stderr
+    assert not os.path.exists(L + "x")
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(tau_start=0.0), "tau_start"), (dict(temperature_start=-1.0), "temperature_start"), (dict(n_kv_head=3), "n_kv_head"),
+    (dict(laplacian="corpus"), "laplacian_file"), (dict(laplacian_file="L.npy"), "laplacian_file"), (dict(manifold_dim=1), "at least 2"),
+    (dict(manifold_dim=5, position="rope"), "even")])
+def test_configurations_that_cannot_work_are_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(laplacian="learned", laplacian_per_head=True, n_kv_head=1), dict(laplacian="none")])
+def test_every_form_gives_the_same_gradients(options, tokens):
+    """Of weights, temperature, tau and a learned L: against the plain form."""
+    found = {}
+    for form in ("plain", "tiled", "divide"):
+        for dtype in (torch.float64, torch.float32):
+            net = randomised(build(attention_form=form, **options)).to(dtype)
+            net(*tokens)[1].backward()
+            found[form, dtype] = {name: p.grad for name, p in net.named_parameters()}
+    for (form, dtype), gradients in found.items():
+        for name, gradient in gradients.items():
+            exact = found["plain", dtype][name]  # of the same scalars: rounded ones have other signs where two all but coincide
+            assert exact.norm() > 0
+            assert (gradient - exact).norm() <= (1e-9 if dtype == torch.float64 else 1e-4) * exact.norm(), (form, dtype, name)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(tau="median"), dict(tau="mean", position="rope"), dict(laplacian="learned"),
+                                     dict(laplacian="none", qk_norm=True), dict(n_kv_head=1, manifold_dim=6)])
+def test_queries_and_keys_have_gradients_on_every_path(options, tokens):
+    net = build(**options)
+    net(*tokens)[1].backward()
+    for block in net.transformer.h:
+        for part in block.attn.c_attn.weight.grad.split(block.attn.sizes):
+            assert torch.isfinite(part).all() and part.abs().max() > 0
+
+
+def test_the_attention_is_its_definition(tokens):
+    net = randomised(build(n_kv_head=1, tau="fixed")).double()
+    attention, x = net.transformer.h[0].attn, torch.randn(2, 9, 16, dtype=torch.float64)
+    q, k, v = attention.c_attn(x).split(attention.sizes, 2)
+    L, temperature = laplacian.chain(8), attention.log_temperature.exp().item()
+
+    def lam(vector):
+        e = vector @ L @ vector / (vector @ vector)
+        return e / (e + 2.0)
+    out = torch.zeros(2, 9, 16, dtype=torch.float64)
+    for sequence in range(2):
+        for head in range(2):
+            for i in range(9):
+                query = lam(q[sequence, i, 8 * head:8 * head + 8])
+                weights = torch.softmax(torch.stack([-(query - lam(k[sequence, j])).abs() / temperature for j in range(i + 1)]), 0)
+                out[sequence, i, 8 * head:8 * head + 8] = weights @ v[sequence, :i + 1]
+    torch.testing.assert_close(attention(x), attention.c_proj(out))
+
+
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+def test_tau_of_training_batches_is_of_earlier_ones_and_ends(statistic, monkeypatch):
+    monkeypatch.setattr(model_tau, "TAU_BATCHES", 3)
+    net = build(tau=statistic, n_layer=1)
+    attention = net.transformer.h[0].attn
+    batches = [torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    seen, used = [], []
+    for batch in batches:
+        before = net.eval()(batch, batch)[1]  # what is not training leaves it as it is
+        q, k, _ = attention.c_attn(net.transformer.h[0].ln_1(net.embed(batch))).split(attention.sizes, 2)
+        x = torch.stack((q, k), 2).unflatten(-1, (2, 8)).permute(3, 0, 1, 2, 4).flatten(1, 3)
+        e = laplacian.energy(x, "chain")
+        net.train()(batch, batch)
+        used.append(attention.tau.clone())
+        seen.append(e.median(-1).values if statistic == "median" else e.mean(-1))
+        with torch.no_grad():
+            assert torch.isfinite(before)
+    assert torch.equal(used[0], torch.full((2,), 2.0))
+    for i in range(1, 6):
+        torch.testing.assert_close(used[i], torch.stack(seen[:min(i, 3)]).mean(0))
+    assert {"tau", "tau_of_batch", "tau_batches"} <= {name.rpartition(".")[2] for name in net.state_dict()}
+
+
+def test_recomputed_blocks_have_the_same_gradients(tokens):
+    found = []
+    for recompute in (False, True):
+        net = build(tau="median")
+        net.activation_checkpointing = recompute
+        for _ in range(2):
+            net.zero_grad()
+            net(*tokens)[1].backward()
+        found.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("dtype, share", [(torch.float32, (8 + 1) / (2 * 8)), (torch.bfloat16, (2 * 8 + 4) / (4 * 8))])
+def test_a_cache_has_the_bytes_that_it_should(dtype, share, tokens):
+    """Values, and one float32 number a key, against keys and values."""
+    def kept(name):
+        torch.manual_seed(0)
+        net = models.build(name, models.CONFIGS[name](**TINY)).eval()
+        cache = Cache(2)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            for part in tokens[0].split((7, 1, 4), 1):
+                net(part, cache=cache)
+        return sum(t.nbytes for block in cache.blocks for t in block.values())
+    assert kept("tau") == share * kept("baseline")
+
+
+def test_rotation_is_multiplication_by_complex_numbers():
+    x = vectors(5, 8).view(1, 5, 8)
+    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones(5, 4, dtype=torch.float64), torch.outer(
+        torch.arange(3, 8, dtype=torch.float64), 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)))
+    torch.testing.assert_close(model_tau.rotate(x, 3), torch.cat((turned.real, turned.imag), -1))
+
+
+def test_rotated_models_have_no_position_embeddings(tokens):
+    net, plain = build(position="rope"), build()
+    assert "transformer.wpe.weight" not in dict(net.named_parameters()) and net.num_params() == plain.num_params()
+    assert net.flops_per_token() < models.build("baseline", models.CONFIGS["baseline"](**TINY)).flops_per_token()
+
+
+@pytest.mark.parametrize("options", [dict(tau="median"), dict(laplacian="learned", position="rope", qk_norm=True)])
+def test_compiled_models_train_the_same(options, tokens):
+    losses = []
+    for compiled in (False, True):
+        net = build(**options)
+        step = compile_parts(net, backend="aot_eager") if compiled else net
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = step(*tokens)[1]
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    torch.testing.assert_close(losses[:3], losses[3:])
+
+
+def test_telemetry(tokens):
+    stats = build().geometry_stats(tokens[0])
+    assert set(stats) == {"block0", "block1"}
+    for values in stats.values():
+        assert 0 <= values["lambda_q10"] <= values["lambda_q50"] <= values["lambda_q90"] < 1
+        for head in range(2):
+            assert 0 <= values[f"entropy_head{head}"] <= np.log(12) and 1 / 12 <= values[f"largest_head{head}"] <= 1
