@@ -106,6 +106,12 @@ class StreamsConfig(model_baseline.GPTConfig):
 @dataclass
 class MHCConfig(StreamsConfig):
     token_shift: Literal["none", "difference"] = "none"  # 'difference': every sub-layer reads h_t - h_{t-1}, as the baseline's
+    ops: Literal["torch", "triton"] = "torch"  # streams read, mixed and written in PyTorch or in Triton kernels (kernels/; a GPU)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ops != "torch" and self.hc in ("none", "altup"):
+            raise UserError(f"ops = {self.ops!r} is for hc = 'hc' or 'mhc', not {self.hc!r}; use --ops=torch")
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
@@ -129,10 +135,15 @@ class Block(model_baseline.Block):
     def layer_input(self, x, norm, state, name, *own):
         """(n, B, T, C) -> LayerNorm of what the sub-layer reads (B, T, C), R, w. own: of Connections.for_places()."""
         p, mix, w = self.connections[0].maps(x, *own)
+        return self.read(x, p, norm, state, name), mix, w
+
+    def read(self, x, p, norm, state, name):
         h = mixing.read(x, p)
         if self.difference:
             h = h - previous_token(h, state, "previous_" + name)
-        return norm(h), mix, w
+        return norm(h)
+
+    write = staticmethod(mixing.write)
 
     def update(self, x, sublayers, state=None, *own):
         """own: of both sub-layers, one after the other."""
@@ -140,10 +151,10 @@ class Block(model_baseline.Block):
         half = len(own) // 2
 
         def between(x, y, mix, w, *own):
-            return self.layer_input(mixing.write(x, y, mix, w), norm_2, state, second, *own)
+            return self.layer_input(self.write(x, y, mix, w), norm_2, state, second, *own)
 
         def after(x, y_1, mix_1, w_1, y_2, mix_2, w_2):
-            return mixing.write(mixing.write(x, y_1, mix_1, w_1), y_2, mix_2, w_2)
+            return self.write(self.write(x, y_1, mix_1, w_1), y_2, mix_2, w_2)
 
         h, mix_1, w_1 = cheap(self.layer_input, x, norm_1, state, first, *own[:half])
         y_1 = attn(h, state)
@@ -266,7 +277,7 @@ class StreamsGPT:
 
 
 class GPT(StreamsGPT, model_baseline.GPT):
-
+    block = Block
     compile_seconds, compile_saving = 30, dict(cpu=0.15, cuda=0.4)
 
     def make_block(self, config, index):
@@ -276,4 +287,4 @@ class GPT(StreamsGPT, model_baseline.GPT):
             return super().make_block(config, index)
         if config.hc == "altup":
             return AltUpBlock(config, index)
-        return Block(config, index, self.hyper)
+        return self.block(config, index, self.hyper)

@@ -24,6 +24,11 @@ CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none"}  # keys that runs of earlier versions do not have -> what those did
 
 
+def added_since(name):
+    """ADDED_SINCE of the model of that name."""
+    return {**ADDED_SINCE, "ops": "torch"} if name == "mhc" else ADDED_SINCE
+
+
 def build(name, config, device_type=None):
     """A freshly initialised model. config: the dataclass instance of that name. device_type: where it is to run, if known."""
     if getattr(config, "ops", "torch") == "torch":
@@ -39,14 +44,14 @@ def build(name, config, device_type=None):
         problem = kernels.check_launcher()
     if problem:
         raise UserError(problem)
-    return model_triton.GPT(config)
+    return model_triton.GPTS[name](config)
 
 
 def config_from_dict(name, values):
     """The config dataclass of a model from a dict that may hold other keys too (a run's config.json)."""
     if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
-    schema, values = CONFIGS[name], {**ADDED_SINCE, **values}
+    schema, values = CONFIGS[name], {**added_since(name), **values}
     missing = [k for k in schema.__dataclass_fields__ if k not in values]
     if missing:
         raise UserError(f"the configuration of this {name} model lacks {missing[0]!r}")

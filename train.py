@@ -199,7 +199,8 @@ def introduce(run, model_config, deal, meta, machine):
           f"{deal.all} x {config.batch_size} x {model_config.block_size}")
     print(f"device: {machine}")
     if getattr(model_config, "ops", None) == "triton":
-        print("ops: Triton kernels; projections, transport, gyro-midpoints and the embedding's maps in PyTorch")
+        print("ops: Triton kernels; " + ("maps of the streams in PyTorch" if run.config.model == "mhc" else
+                                         "projections, transport, gyro-midpoints and the embedding's maps in PyTorch"))
     if hasattr(model_config, "row_scalars"):
         print(geometry.use_row_scalars(model_config.row_scalars))
     if run.resumed:

@@ -12,6 +12,7 @@ One number a thread and pass is rows x columns / threads; its bytes, divided by 
 pass. Kernels that walk along tokens are counted for one step of their loop, those of attention by distance not at all. Not to be run
 with TRITON_INTERPRET=1.
 """
+import itertools
 import os
 import re
 import subprocess
@@ -36,6 +37,7 @@ TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WIDTHS = (32, 64, 128, 384, 768, 1024, 2048, 4096)
 # (heads, head size) of the walking kernels
 TOKENS = ((1, 64), (4, 32), (6, 64), (12, 64), (1, 768), (16, 64), (1, 2048), (16, 128), (1, 4096), (4, 1024), (16, 256), (32, 128))
+STREAMS = 4  # of the kernels for residual streams; other numbers at the width at which variants are compiled
 VARIED = 1024  # the width at which variants are compiled
 # of the walking kernels: (what is other than with reference 'previous' and no bias; row tiles loaded forward, backward, stored
 # forward, backward; float32 tiles stored backward)
@@ -136,6 +138,59 @@ def cases(dtypes, widths):
                        elements)
 
 
+def stream_cases(dtypes, widths):
+    """The same of the kernels for residual streams."""
+    from kernels import streams as S
+
+    def elements(tile, options):
+        return max(1, tile["ROWS"] * tile["BLOCK_D"] // (32 * options["num_warps"]))
+
+    def weights(tile, options, vector):
+        """A row of float32 weights, as a part of a tile. All threads together read it, and it may have less than 16 bytes for each; if
+        it has less than a number for each, a thread reads those of the columns that it has of the tile."""
+        columns = tile["BLOCK_D"] // (32 * options["num_warps"])
+        return (columns if columns >= 4 else 0 if columns else vector) / elements(tile, options)
+
+    for dtype, D in itertools.product(dtypes, widths):
+        row, largest = "*" + TYPES[dtype], float(torch.finfo(getattr(torch, dtype)).max)
+        sizes, blocks = dict(R="i32", D="i32", stride="i32"), dict(R="i32", D="i32", BLOCKS="i32", stride="i32")
+        for n, token in ((STREAMS, False), *(((2, False), (8, False), (STREAMS, True), (8, True)) if D == VARIED else ())):
+            name = ("" if n == STREAMS else f", n = {n}") + (", per token" if token else "")
+            rows, block_d, options = S.read_tile(D)
+            tile = dict(NS=n, ROWS=rows, BLOCK_D=block_d)
+            yield ("streams read forward" + name, D, dtype, S._read_forward,
+                   dict(x_ptr=row, p_ptr="*fp32", w_ptr="*fp32", b_ptr="*fp32", out_ptr=row, mean_ptr="*fp32", rstd_ptr="*fp32", **sizes,
+                        p_step="i32", eps="fp32"), dict(BIAS=False, LARGEST=largest, **tile), options, n, 1,
+                   weights(tile, options, 16 // getattr(torch, dtype).itemsize), 0, elements(tile, options))
+            if not token:
+                yield ("streams rms forward" + name, D, dtype, S._rms_forward, dict(x_ptr=row, out_ptr="*fp32", **sizes, eps="fp32"),
+                       tile, options, n, 0, 0, 0, elements(tile, options))
+            rows, block_d, options, held = S.read_back_tile(n, D)
+            tile = dict(NS=n, ROWS=rows, BLOCK_D=block_d)
+            yield ("streams read backward" + name, D, dtype, S._read_backward,
+                   dict(g_ptr=row, x_ptr=row, p_ptr="*fp32", w_ptr="*fp32", mean_ptr="*fp32", rstd_ptr="*fp32", dx_ptr=row, dp_ptr="*fp32",
+                        dw_ptr="*fp32", db_ptr="*fp32", **sizes, p_step="i32"),
+                   dict(ONE=not token, BIAS=False, HELD=held, LARGEST=largest, STEPS=S.STEPS, **tile), options,
+                   1 + n + n - held, n, weights(tile, options, 16 // getattr(torch, dtype).itemsize), weights(tile, options, 1),
+                   elements(tile, options))
+            rows, block_d, _, options = S.write_tile(D)
+            tile = dict(NS=n, ROWS=rows, BLOCK_D=block_d)
+            yield ("streams write forward" + name, D, dtype, S._write_forward,
+                   dict(x_ptr=row, y_ptr=row, r_ptr="*fp32", w_ptr="*fp32", out_ptr=row, **blocks, r_step="i32", w_step="i32"),
+                   dict(MIX=True, LARGEST=largest, **tile), options, n + 1, n, 0, 0, elements(tile, options))
+            if not token:
+                yield ("streams rms backward" + name, D, dtype, S._rms_backward,
+                       dict(g_ptr="*fp32", x_ptr=row, f_ptr="*fp32", dx_ptr=row, **blocks), dict(LARGEST=largest, **tile), options,
+                       n, n, 0, 0, elements(tile, options))
+            rows, block_d, _, options = S.write_back_tile(n, D)
+            tile = dict(NS=n, ROWS=rows, BLOCK_D=block_d)
+            yield ("streams write backward" + name, D, dtype, S._write_backward,
+                   dict(g_ptr=row, x_ptr=row, y_ptr=row, r_ptr="*fp32", w_ptr="*fp32", dx_ptr=row, dy_ptr=row, dr_ptr="*fp32",
+                        dw_ptr="*fp32", **blocks, r_step="i32", w_step="i32"),
+                   dict(MIX=True, ONE_R=not token, ONE_W=not token, X_LARGEST=largest, Y_LARGEST=largest, **tile), options,
+                   2 * n + 1, n + 1, 0, 0, elements(tile, options))
+
+
 def aligned(D):
     """What Triton knows of a launch on contiguous rows: are the columns, the strides multiples of 16?"""
     columns, stride = (D[1], D[0] * D[1]) if isinstance(D, tuple) else (D, D)
@@ -181,7 +236,13 @@ def expected(row_tiles, float32_tiles, elements, dtype):
     size = getattr(torch, dtype).itemsize
     if elements * size < 16:
         return None
-    return row_tiles * elements * size // 16 + float32_tiles * elements * 4 // 16
+    return row_tiles * elements * size // 16 + int(float32_tiles * elements * 4) // 16
+
+
+def scalars(constants, elements, dtype):
+    """At most so many other loads or stores: c, limit, means and their gradients; R, w, p of as many rows as a thread may have."""
+    n = constants.get("NS", 0)
+    return 12 + n * (n + 2) * max(1, elements * getattr(torch, dtype).itemsize // 16)
 
 
 def loses_nan(ptx):
@@ -191,13 +252,14 @@ def loses_nan(ptx):
 
 
 def rows_of(archs, dtypes, widths, names=("",)):
-    for name, D, dtype, function, signature, constants, options, loads, stores, w_loads, w_stores, elements in cases(dtypes, widths):
+    for name, D, dtype, function, signature, constants, options, loads, stores, w_loads, w_stores, elements in itertools.chain(
+            cases(dtypes, widths), stream_cases(dtypes, widths)):
         elements = elements if all(aligned(D)) else 0  # then accesses are of a number each
         for arch in archs if any(part in name for part in names) else ():
             compiled = compile_case(function, signature, constants, options, arch, D)
             code = read_cubin(compiled.asm["cubin"])
             yield {"kernel": name, "D": D, "dtype": dtype, "arch": arch, "warps": options["num_warps"], **code,
-                   "loses_nan": loses_nan(compiled.asm["ptx"]),
+                   "scalars": scalars(constants, elements, dtype), "loses_nan": loses_nan(compiled.asm["ptx"]),
                    "expected_loads": expected(loads, w_loads, elements, dtype),
                    "expected_stores": expected(stores, w_stores, elements, dtype)}
 

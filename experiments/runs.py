@@ -72,8 +72,9 @@ def config_hash(configs):
     """SHA-256 of the canonical JSON of (TrainConfig, the model's config), without NOT_IN_HASH (with a limit of seconds SPEED
     is in it) and what the data fill in. A key that came later counts where it changes what a run of before did."""
     left_out = NOT_IN_HASH if configs[0].max_seconds is None else NOT_IN_HASH - SPEED
+    later = models.added_since(configs[0].model)
     full = {k: v for c in configs for k, v in configurator.as_dict(c).items()
-            if k in configurator.keys_of(c) and k not in left_out and models.ADDED_SINCE.get(k, ...) != v}
+            if k in configurator.keys_of(c) and k not in left_out and later.get(k, ...) != v}
     return hashlib.sha256(json.dumps(full, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

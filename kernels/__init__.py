@@ -1,5 +1,6 @@
 """
-Triton kernels, forward and backward, for the geometry of geometry/, and the custom operators that train with them.
+Triton kernels, forward and backward, for the geometry of geometry/ and the residual streams of streams/, and the custom operators that
+train with them. Of the streams: streams.py. Of the geometry:
 
     mobius_add(x, y, c, limit)   expmap(x, v, c, limit)   add_exp_0(x, v, c, limit)   add_exp(x, r, v, c, limit)
     logmap(x, y, c)
@@ -50,6 +51,7 @@ On a machine without a GPU these run in Triton's interpreter (TRITON_INTERPRET=1
 
 Which file, each importing only from those below it; names with _ are for this package, its tests and bench/machine_code.py:
 
+    streams.py             read_layernorm, mix_write and rms_factor, for residual streams: kernels, operators, functions
     layernorm.py           log_layernorm: kernels, operators, function
     scalar_attention.py    attention by distance between scalars (scalar_attention/), imported from there
     sums.py, logarithm.py  mobius_add, expmap, add_exp_0 and add_exp; logmap: formulas, kernels, operators, functions
@@ -60,4 +62,5 @@ Which file, each importing only from those below it; names with _ are for this p
 from kernels.launch import INTERPRETED, MAX_D, MOST_ROWS, check_device, check_launcher, tile
 from kernels.layernorm import CHUNK, REFERENCES, check_row, log_layernorm, walk_back_options, walk_options
 from kernels.logarithm import logmap
+from kernels.streams import mix_write, read_layernorm, rms_factor
 from kernels.sums import KINDS, add_exp, add_exp_0, expmap, mobius_add

@@ -22,7 +22,7 @@ import math
 import torch
 from torch import nn
 
-from streams import doubly_stochastic
+from streams import doubly_stochastic, mixing
 
 GATE = 0.01  # starting value of the dynamic part's gates
 
@@ -39,6 +39,8 @@ def starts_to_read(config, place):
 
 class Connections(nn.Module):
     """mHC: parameters res (S, k), pre (S, n), post (S, n); dynamic: phi (S, n + k + n, n C) and gates (S, 3)."""
+
+    rms_factor = staticmethod(mixing.rms_factor)
 
     def __init__(self, config, places):
         super().__init__()
@@ -94,7 +96,7 @@ class Connections(nn.Module):
             x = x.to(phi.dtype)
             # RMSNorm divides the sums by one number a token: after them
             found = torch.einsum("nbtc,knc->btk", x, phi.unflatten(-1, (x.size(0), -1)))
-            found = found * torch.rsqrt(x.square().mean((0, -1)) + 1e-6).unsqueeze(-1)
+            found = found * self.rms_factor(x).unsqueeze(-1)
             each = [base + gate * part for base, gate, part in
                     zip(logits.split(self.sizes), gates, found.split(self.sizes, -1))]
             for i, name in enumerate(("pre", "res", "post")):

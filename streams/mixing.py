@@ -59,3 +59,8 @@ def write(x, y, mix, w):
     """sum_j R_ij x_j + w_i y: (n, B, T, C), (B, T, C), R: (n, n) or (B, T, n, n), w: (n) or (B, T, n) -> (n, B, T, C).
     mix None: the identity."""
     return (x if mix is None else combine(mix, x)) + spread(y.to(x.dtype), w.to(x.dtype))
+
+
+def rms_factor(x):
+    """1 / sqrt(mean over n and C of x^2 + 1e-6), what RMSNorm multiplies all streams of a token by: (n, B, T, C) -> (B, T)."""
+    return torch.rsqrt(x.square().mean((0, -1)) + 1e-6)

@@ -3,13 +3,13 @@ kernels/ and model_triton.py in Triton's interpreter against geometry/ in float6
 conftest.py sets TRITON_INTERPRET=1 before Triton is imported; the ahead-of-time compilation is in a process of its own.
 """
 import itertools
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from compiled_kernels import check_machine_code, machine_code
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -525,8 +525,9 @@ def test_which_devices_are_accepted(monkeypatch):
             models.build("mixed", models.CONFIGS["mixed"](**TINY, ops="triton"), "cuda")
 
 
-def test_training_with_the_kernels_from_the_command_line(small_run):
-    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton",
+@pytest.mark.parametrize("model", ["mixed", "mhc"])
+def test_training_with_the_kernels_from_the_command_line(model, small_run):
+    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, f"--model={model}", "--ops=triton",
                           "--max_iters=2", "--eval_interval=2", "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"],
                          capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stderr
@@ -544,34 +545,10 @@ MAPS = '--kernel=["ward"]'  # forward and backward; attention's kernels: test_sc
      ('--dtype=["float32"]', "--width=[40]", "--arch=[80]", '--kernel=["exp_r backward","exp_0 backward"]')),
     pytest.param(([],), marks=pytest.mark.exhaustive)], ids=["some", "all"])
 def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_path):
-    """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact. (One process for all of them.)"""
-    environment = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    each = """if True:
-        import json, sys
-        sys.path.insert(0, sys.argv[1])
-        import machine_code
-        for arguments in json.loads(sys.argv[2]):
-            try:
-                machine_code.main(arguments)
-            except SystemExit as end:
-                if end.code:
-                    raise"""
-    paths = [tmp_path / f"code{i}.json" for i in range(len(sizes))]
-    lines = [[*arguments, f"--json={path}"] for arguments, path in zip(sizes, paths)]
-    run = subprocess.run([sys.executable, "-c", each, os.path.join(ROOT, "bench"), json.dumps(lines)],
-                         capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    found = [row for path in paths for row in json.loads(path.read_text())]
+    """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact."""
+    geometry = '--kernel=["add","exp","log"]'
+    found = machine_code([(*arguments, *([] if any("kernel" in a for a in arguments) else [geometry])) for arguments in sizes], tmp_path)
     kernels = {f"{kind} {way}" for kind in (*K.KINDS, "log", "log + LayerNorm") for way in ("forward", "backward")}
     assert {(row["kernel"], row["dtype"], row["arch"]) for row in found} >= set(itertools.product(
         kernels, ("float32", "bfloat16", "float16"), (80, 90)))
-    counted = set()
-    for row in found:
-        assert row["stack"] == 0 and row["local"] == 0, row
-        assert row["atomics"] == 0 and row["loses_nan"] == 0, row  # sums in a fixed order; a NaN is stored as one
-        for kind in ("loads", "stores"):
-            if row[f"expected_{kind}"]:  # a thread has 16 bytes of each row
-                assert row[f"{kind}_16_bytes"] == row[f"expected_{kind}"], row
-                assert row[kind] - row[f"{kind}_16_bytes"] <= 12, row  # scalars: c, limit, mean, their gradients
-                counted.add(row["kernel"])
-    assert counted >= kernels
+    assert check_machine_code(found) >= kernels

@@ -76,7 +76,8 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
     """May this run begin, or go on, in out_dir? Writes nothing. full: the resolved configuration as a dict. fixed: its keys
     that a resumed run keeps. -> (resume?, is there a checkpoint to resume from?)"""
     if init_from == "resume" or (init_from == "auto" and holds_run(out_dir)):
-        before = {**models.ADDED_SINCE, **checkpoint.load_config(out_dir)}
+        before = checkpoint.load_config(out_dir)
+        before = {**models.added_since(before.get("model")), **before}
         for key in fixed:
             if key not in before:
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
