@@ -6,7 +6,8 @@ The topological transformer: attention by distance between scalars, where a quer
 
 Everything else is the baseline's. L is a graph Laplacian (scalar_attention/laplacian.py): 'chain', 'corpus' (data/laplacian.py),
 'learned', the same for queries and keys; 'none' is the control without topology, lambda = sigmoid(w . x). The attention
-is exact, in T log T time from T = 1,024 on (scalar_attention/). Generation keeps the values and one float32 number a key.
+is exact, in T log T time from T = 1,024 on (scalar_attention/); train.py says which form it takes. Generation keeps the values and
+one float32 number a key.
 
 tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, at most TAU_BATCHES of them,
 then frozen. A batch changes only what later ones see. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
@@ -218,6 +219,12 @@ class GPT(model_baseline.GPT):
             for block in self.transformer.h:
                 block.attn.take_tau()
         return super().start(idx, cache)
+
+    def attention_form(self):
+        """How training computes attention, in some words."""
+        form, T = self.config.attention_form, self.config.block_size
+        why = f"T = {T:,}; divide and conquer from {scalar_attention.DIVIDE_FROM:,} on" if form == "auto" else f"attention_form = '{form}'"
+        return f"{scalar_attention.IN_WORDS[scalar_attention.choose(T) if form == 'auto' else form]} ({why})"
 
     def flops_per_token(self):
         """6N + what attention multiplies with values: half of the pairs in the tiled form; in T log T a leaf (128) and for each of

@@ -23,6 +23,7 @@ from scalar_attention import divide, plain, tiled
 DIVIDE_FROM = 1024  # measured: bench/bench_attention.py
 PLAIN_UP_TO = 16  # so many new tokens after cached ones
 FORMS = {"plain": plain.attend, "tiled": tiled.attend, "divide": divide.attend}
+IN_WORDS = {"plain": "all pairs as one T x T matrix", "tiled": "all pairs, strip by strip", "divide": "divide and conquer, T log T"}
 
 
 def choose(T, T_all=None):

@@ -12,6 +12,7 @@ from test_model_baseline import randomised
 
 import model_tau
 import models
+import scalar_attention
 from common.errors import UserError
 from data import laplacian as corpus
 from model_baseline import Cache
@@ -116,8 +117,10 @@ def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
     made = call("data/laplacian.py", f"--source={run}", f"--out={L}", "--heads=2", "--k=3")
     assert made.returncode == 0 and "2 x 8 features" in made.stdout, made.stderr
     assert np.load(L).shape == (2, 8, 8)
+    assert "\nattention: " not in first.stdout
     second = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", f"--laplacian_file={L}", "--tau=median", "--overwrite=True")
     assert second.returncode == 0 and "final: val loss" in second.stdout, second.stderr
+    assert second.stdout.count("\nattention: all pairs, strip by strip (T = 16; divide and conquer from 1,024 on)\n") == 1
     again = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", "--laplacian_file=none.npy", "--overwrite=True")
     for bad in (again, call("data/laplacian.py", f"--source={tmp_path}", f"--out={L}x"), call("data/laplacian.py", f"--out={L}x"),
                 call("data/laplacian.py", f"--source={run}", f"--out={L}x", "--heads=3")):
@@ -133,6 +136,20 @@ def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
 def test_configurations_that_cannot_work_are_one_line(options, message):
     with pytest.raises(UserError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("options, said", [
+    (dict(block_size=1023), "all pairs, strip by strip (T = 1,023; divide and conquer from 1,024 on)"),
+    (dict(block_size=1024), "divide and conquer, T log T (T = 1,024; divide and conquer from 1,024 on)"),
+    (dict(attention_form="divide"), "divide and conquer, T log T (attention_form = 'divide')"),
+    (dict(attention_form="plain", block_size=2048), "all pairs as one T x T matrix (attention_form = 'plain')")])
+def test_a_model_says_which_form_it_takes_and_takes_it(options, said, monkeypatch):
+    net, taken = build(**options), []
+    assert net.attention_form() == said
+    for form, words in scalar_attention.IN_WORDS.items():
+        monkeypatch.setitem(scalar_attention.FORMS, form, lambda a, b, v, words=words: taken.append(words) or v)
+    net(torch.zeros(1, net.config.block_size, dtype=torch.int64))
+    assert set(taken) == {said.rpartition(" (")[0]}
 
 
 @pytest.mark.parametrize("options", [dict(), dict(laplacian="learned", laplacian_per_head=True, n_kv_head=1), dict(laplacian="none")])
