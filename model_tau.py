@@ -7,7 +7,9 @@ The topological transformer: attention by distance between scalars, where a quer
 Everything else is the baseline's. L is a graph Laplacian (scalar_attention/laplacian.py): 'chain', 'corpus' (data/laplacian.py),
 'learned', the same for queries and keys; 'none' is the control without topology, lambda = sigmoid(w . x). The attention
 is exact, in T log T time from T = 1,024 on (scalar_attention/); train.py says which form it takes. Generation keeps the values and
-one float32 number a key.
+one float32 number a key. With kv_bins = M it keeps M (D + 1) numbers a key head instead, whatever the length of the text, and
+takes the same time for each token (scalar_attention/bins.py has the error bound). The prompt is still read exactly.
+Beyond block_size generate() reads the last window anew for each token, exactly: there bins save nothing.
 
 tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, at most TAU_BATCHES of them,
 then frozen. A batch changes only what later ones see. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
@@ -31,6 +33,7 @@ import scalar_attention
 from common.errors import UserError
 from configurator import Path
 from model_baseline import GPTConfig, append, mix_values, value_mix
+from scalar_attention import bins
 from scalar_attention.laplacian import energy
 
 TAU_BATCHES = 100
@@ -50,6 +53,7 @@ class TauConfig(GPTConfig):
     position: Literal["learned", "rope"] = "learned"  # embeddings, or queries and keys rotated before lambda
     qk_norm: bool = False  # queries and keys divided by their rms, with a learned gain
     n_kv_head: int = 0  # key heads; divides n_head (0: n_head)
+    kv_bins: int = 0  # of generation: bins of lambda in place of the keys, not exact (0: every key, exact)
     attention_form: Literal["auto", "plain", "tiled", "divide"] = "auto"  # all exact; 'auto' by T (scalar_attention/)
 
     def __post_init__(self):
@@ -57,6 +61,8 @@ class TauConfig(GPTConfig):
         for key in ("tau_start", "temperature_start"):
             if not 0 < getattr(self, key) < math.inf:
                 raise UserError(f"{key} = {getattr(self, key)}: must be more than 0")
+        if self.kv_bins < 0:
+            raise UserError(f"kv_bins = {self.kv_bins}: must be at least 1, or 0 for an exact cache")
         if self.n_kv_head < 0 or self.n_head % self.key_heads:
             raise UserError(f"n_kv_head = {self.n_kv_head} does not divide n_head = {self.n_head}")
         if self.manifold_dim < 0 or self.vector < 2 or self.position == "rope" and self.vector % 2:
@@ -168,14 +174,31 @@ class ScalarAttention(nn.Module):
         return a.flatten(1, 2), b.squeeze(2), v
 
     def forward(self, x, state=None, values=None):
-        a, b, v = self.scalars(x, state["b"].size(2) if state else 0)
+        start = 0 if not state else bins.length(state["bins"]) if "bins" in state else state["b"].size(2)
+        a, b, v = self.scalars(x, start)
         v = mix_values(v, values, self.value_mix)
+        if state is None or not self.config.kv_bins:
+            y = self.attend(a, b, v, state)
+        else:
+            y = self.attend_to_bins(a, b, v, state)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)))
+
+    def attend(self, a, b, v, state=None):
+        """(B, nh, T, hs), exactly. state: of earlier tokens."""
         if state is not None:
             b, v = append(state, "b", b, dim=2), append(state, "v", v, dim=2)
         form = self.config.attention_form
-        new = x.size(1) < b.size(2) and form == "divide"  # after cached ones: not what it does
-        y = scalar_attention.attend(a, b, v, None if form == "auto" or new else form)  # (B, nh, T, hs)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)))
+        after = a.size(2) < b.size(2) and form == "divide"  # after cached ones: not what it does
+        return scalar_attention.attend(a, b, v, None if form == "auto" or after else form)
+
+    def attend_to_bins(self, a, b, v, state):
+        """The same with a state of constant size. The tokens of the first call, a prompt, see one another exactly."""
+        temperature = self.log_temperature.exp()
+        if "bins" in state:
+            y, state["bins"] = bins.read(state["bins"], a, b, v, temperature)
+            return y
+        state["bins"] = bins.add(bins.empty(b, v, self.config.kv_bins), b, v, temperature)
+        return self.attend(a, b, v)
 
 
 class Block(model_baseline.Block):
@@ -225,6 +248,11 @@ class GPT(model_baseline.GPT):
         form, T = self.config.attention_form, self.config.block_size
         why = f"T = {T:,}; divide and conquer from {scalar_attention.DIVIDE_FROM:,} on" if form == "auto" else f"attention_form = '{form}'"
         return f"{scalar_attention.IN_WORDS[scalar_attention.choose(T) if form == 'auto' else form]} ({why})"
+
+    def bins_error(self):
+        """With kv_bins: what an attention's output is off by at most, in units of its largest value vector, at the least temperature."""
+        least = min(block.attn.log_temperature.min().exp().item() for block in self.transformer.h)
+        return bins.error_bound(self.config.kv_bins, least)
 
     def flops_per_token(self):
         """6N + what attention multiplies with values: half of the pairs in the tiled form; in T log T a leaf (128) and for each of

@@ -11,9 +11,11 @@ All forms are exact, take any range of a and b, sum in float32 (float64 if an in
     tiled     all pairs, strip by strip               T < DIVIDE_FROM; new tokens after cached ones
     divide    T log T time, memory proportional to T  longer sequences
 
-kernels/scalar_attention.py has the tiled form for GPUs. Files, each importing only from those below it:
+bins.py is not exact: constant work and memory a token, for generation. kernels/scalar_attention.py has the tiled form for
+GPUs. Files, each importing only from those below it:
 
     plain.py, tiled.py, divide.py   the forms
+    bins.py                         a cache of constant size
     sources.py                      sums over sources on a line, for targets on the line
     running.py                      running sums of weighted rows
     shapes.py                       which tensors go together, and when float32 is enough
