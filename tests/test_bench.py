@@ -95,3 +95,15 @@ def test_a_wrong_cache_stops_bench_decode(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         bench_decode.main(["--quick=True", "--threads=1"])
     assert end.value.code == 2 and "should have" in capsys.readouterr().err
+
+
+def test_bench_model_takes_a_shape_with_a_context_of_its_own():
+    run = bench("bench_model.py", "--of=distance", "--shape=1x64x96", "--mode=eager", "--rounds=1", "--threads=1", "--dtype=float32",
+                "--memory=False", "--device=cpu")
+    assert run.returncode == 0, run.stderr
+    assert "1 x 64, T = 96, batch 1, eager" in run.stdout
+    assert [line[2:31].strip() for line in run.stdout.splitlines()[-3:]] == ["baseline", "tau", "tau, tiled"]
+    for wrong in ("1x65x96", "0x64x96", "1x64", "huge"):
+        refused = bench("bench_model.py", f"--shape={wrong}")
+        assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+        assert "LAYERSxWIDTHxT" in refused.stderr
