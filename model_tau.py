@@ -16,7 +16,8 @@ then frozen. A batch changes only what later ones see. lambda is within [0, 1), 
 two weights by e: it starts at 0.05.
 
 There is no dropout of attention weights (no weight is ever in memory). QK norm changes lambda by its learned gain only: E(c x) = E(x).
-Rotated positions (as published, before lambda) make lambda depend on the absolute position.
+Rotated positions (as published, before lambda) make lambda depend on the absolute position. position = 'alibi' subtracts m_h (i - j)
+from the logits, with ALiBi's fixed slopes m_h = 2^{-8 h / n_kv} of key heads h = 1 ... n_kv (Press et al. 2021, arXiv 2108.12409).
 
 Shapes: as model_baseline.py; n_kv key heads, G = n_head / n_kv queries heads to each, vectors of m = manifold_dim.
 """
@@ -50,7 +51,8 @@ class TauConfig(GPTConfig):
     tau_start: float = 2.0  # tau, or where it starts; a random vector has E = 2 on a long chain
     temperature: Literal["learned", "fixed"] = "learned"  # of each key head
     temperature_start: float = 0.05  # temperature, or where it starts
-    position: Literal["learned", "rope"] = "learned"  # embeddings, or queries and keys rotated before lambda
+    position: Literal["learned", "rope", "alibi"] = "learned"  # embeddings; queries and keys rotated before lambda; or -m (i - j) added
+        # to the logits, with a slope m of each key head
     qk_norm: bool = False  # queries and keys divided by their rms, with a learned gain
     n_kv_head: int = 0  # key heads; divides n_head (0: n_head)
     kv_bins: int = 0  # of generation: bins of lambda in place of the keys, not exact (0: every key, exact)
@@ -68,6 +70,8 @@ class TauConfig(GPTConfig):
         if self.manifold_dim < 0 or self.vector < 2 or self.position == "rope" and self.vector % 2:
             raise UserError(f"a query has {self.vector} numbers (manifold_dim, or n_embd / n_head): at least 2, an even number with "
                             "position = 'rope'")
+        if self.kv_bins and self.position == "alibi":
+            raise UserError("kv_bins does not go with position = 'alibi': bins do not know how old their keys are")
         if (self.laplacian == "corpus") != (self.laplacian_file is not None):
             raise UserError("laplacian_file goes with laplacian = 'corpus'")
 
@@ -125,6 +129,9 @@ class ScalarAttention(nn.Module):
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start, persistent=False)  # it is the config's number, not a state
+        self.register_buffer("slope", None)
+        if config.position == "alibi":
+            self.register_buffer("slope", torch.exp2(-8 * torch.arange(1, self.n_kv + 1) / self.n_kv), persistent=False)
         if config.laplacian != "none":
             start = torch.full((self.n_kv,), config.tau_start)
             if config.tau == "learned":
@@ -189,7 +196,7 @@ class ScalarAttention(nn.Module):
             b, v = append(state, "b", b, dim=2), append(state, "v", v, dim=2)
         form = self.config.attention_form
         after = a.size(2) < b.size(2) and form == "divide"  # after cached ones: not what it does
-        return scalar_attention.attend(a, b, v, None if form == "auto" or after else form)
+        return scalar_attention.attend(a, b, v, None if form == "auto" or after else form, self.slope)
 
     def attend_to_bins(self, a, b, v, state):
         """The same with a state of constant size. The tokens of the first call, a prompt, see one another exactly."""
@@ -209,7 +216,7 @@ class Block(model_baseline.Block):
 
 
 class NoPositions(nn.Module):
-    """In the place of position embeddings where queries and keys are rotated."""
+    """In the place of position embeddings where attention knows positions by itself."""
 
     def __init__(self, width):
         super().__init__()
@@ -225,7 +232,7 @@ class GPT(model_baseline.GPT):
         return Block(config, index)
 
     def make_extras(self, config):
-        if config.position == "rope":
+        if config.position != "learned":
             self.transformer.wpe = NoPositions(config.n_embd)
 
     def _init_special(self):
@@ -273,6 +280,9 @@ class GPT(model_baseline.GPT):
             a, b, _ = block.attn.scalars(block.ln_1(x))
             keys = b * block.attn.log_temperature.exp().view(-1, 1)
             distance = (a.unsqueeze(-1) - b.repeat_interleave(block.attn.group, 1).unsqueeze(-2)).abs()
+            if block.attn.slope is not None:
+                places = torch.arange(x.size(1), device=x.device)
+                distance = distance + block.attn.slope.repeat_interleave(block.attn.group).view(-1, 1, 1) * (places.unsqueeze(-1) - places)
             weights = torch.softmax((-distance).masked_fill(later, -float("inf")), -1)  # (B, nh, T, T)
             entropy = torch.special.entr(weights).sum(-1).mean((0, 2))
             largest = weights.amax(-1).mean((0, 2))

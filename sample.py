@@ -13,6 +13,7 @@ from common import startup  # noqa: F401  first: Ctrl-C while the others are imp
 # isort: split
 
 import codecs
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -82,6 +83,7 @@ def main(argv):
     if config.kv_bins is not None:
         if not hasattr(model.config, "kv_bins"):
             raise UserError(f"kv_bins is for runs of model = 'tau'; this one is of {run['model']!r}")
+        dataclasses.replace(model.config, kv_bins=config.kv_bins)  # refuses what does not go together
         model.config.kv_bins = config.kv_bins
     if getattr(model.config, "kv_bins", 0):
         print(f"kv_bins = {model.config.kv_bins}: after the prompt, attention is off by at most {model.bins_error():.2g} of its "

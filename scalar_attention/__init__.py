@@ -1,8 +1,8 @@
 """
 Causal attention by distance between scalars: o_i = sum_{j <= i} softmax_j(-|a_i - b_j|) v_j. A query and a key are one number each
-(in model_tau.py: lambda / temperature).
+(in model_tau.py: lambda / temperature). With a slope m, of each key head, -m (i - j) is added to the logits (ALiBi: Press et al. 2021).
 
-    attend(a, b, v, form=None)      a: (B, nh, T), b: (B, n_kv, T_all), v: (B, n_kv, T_all, D) -> (B, nh, T, D)
+    attend(a, b, v, form=None, slope=None)      a: (B, nh, T), b: (B, n_kv, T_all), v: (B, n_kv, T_all, D) -> (B, nh, T, D)
     choose(T, T_all)                the form that attend() takes: 'plain', 'tiled' or 'divide'
 
 All forms are exact, take any range of a and b, sum in float32 (float64 if an input is) and treat a tie as |x| at 0: no gradient.
@@ -35,11 +35,11 @@ def choose(T, T_all=None):
     return "divide" if T >= DIVIDE_FROM else "tiled"
 
 
-def attend(a, b, v, form=None):
-    """o_i = sum_j softmax_j(-|a_i - b_j|) v_j over the keys j up to the query's own position, by `form` (None: choose()).
+def attend(a, b, v, form=None, slope=None):
+    """o_i = sum_j softmax_j(-|a_i - b_j| - slope (i - j)) v_j over the keys j up to the query's own position, by `form` (None: choose()).
 
     a: (B, nh, T), b: (B, n_kv, T_all), float32 or float64, of the last T and all T_all positions. v: (B, n_kv, T_all, D) of any
-    floating point dtype. Query head h reads key head h // (nh / n_kv). -> (B, nh, T, D) in v's dtype. ValueError, TypeError: shapes
-    or dtypes that do not go together, or T < T_all with 'divide'.
+    floating point dtype. Query head h reads key head h // (nh / n_kv). -> (B, nh, T, D) in v's dtype. slope: (n_kv,), or None for 0,
+    without gradient. ValueError, TypeError: shapes or dtypes that do not go together, or T < T_all with 'divide'.
     """
-    return FORMS[form or choose(a.size(2), b.size(2))](a, b, v)
+    return FORMS[form or choose(a.size(2), b.size(2))](a, b, v, slope)
