@@ -6,14 +6,18 @@ The topological transformer: attention by distance between scalars, where a quer
 
 Everything else is the baseline's. L is a graph Laplacian (scalar_attention/laplacian.py): 'chain', 'corpus' (data/laplacian.py),
 'learned', the same for queries and keys; 'none' is the control without topology, lambda = sigmoid(w . x). The attention
-is exact, in T log T time from T = 1,024 on (scalar_attention/). Generation keeps the values and one float32 number a key.
+is exact, in T log T time from T = 1,024 on (scalar_attention/); train.py says which form it takes. Generation keeps the values and
+one float32 number a key. With kv_bins = M it keeps M (D + 1) numbers a key head instead, whatever the length of the text, and
+takes the same time for each token (scalar_attention/bins.py has the error bound). The prompt is still read exactly.
+Beyond block_size generate() reads the last window anew for each token, exactly: there bins save nothing.
 
 tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, at most TAU_BATCHES of them,
 then frozen. A batch changes only what later ones see. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
 two weights by e: it starts at 0.05.
 
 There is no dropout of attention weights (no weight is ever in memory). QK norm changes lambda by its learned gain only: E(c x) = E(x).
-Rotated positions (as published, before lambda) make lambda depend on the absolute position.
+Rotated positions (as published, before lambda) make lambda depend on the absolute position. position = 'alibi' subtracts m_h (i - j)
+from the logits, with ALiBi's fixed slopes m_h = 2^{-8 h / n_kv} of key heads h = 1 ... n_kv (Press et al. 2021, arXiv 2108.12409).
 
 Shapes: as model_baseline.py; n_kv key heads, G = n_head / n_kv queries heads to each, vectors of m = manifold_dim.
 """
@@ -30,6 +34,7 @@ import scalar_attention
 from common.errors import UserError
 from configurator import Path
 from model_baseline import GPTConfig, append, mix_values, value_mix
+from scalar_attention import bins
 from scalar_attention.laplacian import energy
 
 TAU_BATCHES = 100
@@ -46,9 +51,11 @@ class TauConfig(GPTConfig):
     tau_start: float = 2.0  # tau, or where it starts; a random vector has E = 2 on a long chain
     temperature: Literal["learned", "fixed"] = "learned"  # of each key head
     temperature_start: float = 0.05  # temperature, or where it starts
-    position: Literal["learned", "rope"] = "learned"  # embeddings, or queries and keys rotated before lambda
+    position: Literal["learned", "rope", "alibi"] = "learned"  # embeddings; queries and keys rotated before lambda; or -m (i - j) added
+        # to the logits, with a slope m of each key head
     qk_norm: bool = False  # queries and keys divided by their rms, with a learned gain
     n_kv_head: int = 0  # key heads; divides n_head (0: n_head)
+    kv_bins: int = 0  # of generation: bins of lambda in place of the keys, not exact (0: every key, exact)
     attention_form: Literal["auto", "plain", "tiled", "divide"] = "auto"  # all exact; 'auto' by T (scalar_attention/)
 
     def __post_init__(self):
@@ -56,11 +63,15 @@ class TauConfig(GPTConfig):
         for key in ("tau_start", "temperature_start"):
             if not 0 < getattr(self, key) < math.inf:
                 raise UserError(f"{key} = {getattr(self, key)}: must be more than 0")
+        if self.kv_bins < 0:
+            raise UserError(f"kv_bins = {self.kv_bins}: must be at least 1, or 0 for an exact cache")
         if self.n_kv_head < 0 or self.n_head % self.key_heads:
             raise UserError(f"n_kv_head = {self.n_kv_head} does not divide n_head = {self.n_head}")
         if self.manifold_dim < 0 or self.vector < 2 or self.position == "rope" and self.vector % 2:
             raise UserError(f"a query has {self.vector} numbers (manifold_dim, or n_embd / n_head): at least 2, an even number with "
                             "position = 'rope'")
+        if self.kv_bins and self.position == "alibi":
+            raise UserError("kv_bins does not go with position = 'alibi': bins do not know how old their keys are")
         if (self.laplacian == "corpus") != (self.laplacian_file is not None):
             raise UserError("laplacian_file goes with laplacian = 'corpus'")
 
@@ -118,6 +129,9 @@ class ScalarAttention(nn.Module):
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start, persistent=False)  # it is the config's number, not a state
+        self.register_buffer("slope", None)
+        if config.position == "alibi":
+            self.register_buffer("slope", torch.exp2(-8 * torch.arange(1, self.n_kv + 1) / self.n_kv), persistent=False)
         if config.laplacian != "none":
             start = torch.full((self.n_kv,), config.tau_start)
             if config.tau == "learned":
@@ -167,14 +181,31 @@ class ScalarAttention(nn.Module):
         return a.flatten(1, 2), b.squeeze(2), v
 
     def forward(self, x, state=None, values=None):
-        a, b, v = self.scalars(x, state["b"].size(2) if state else 0)
+        start = 0 if not state else bins.length(state["bins"]) if "bins" in state else state["b"].size(2)
+        a, b, v = self.scalars(x, start)
         v = mix_values(v, values, self.value_mix)
+        if state is None or not self.config.kv_bins:
+            y = self.attend(a, b, v, state)
+        else:
+            y = self.attend_to_bins(a, b, v, state)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)))
+
+    def attend(self, a, b, v, state=None):
+        """(B, nh, T, hs), exactly. state: of earlier tokens."""
         if state is not None:
             b, v = append(state, "b", b, dim=2), append(state, "v", v, dim=2)
         form = self.config.attention_form
-        new = x.size(1) < b.size(2) and form == "divide"  # after cached ones: not what it does
-        y = scalar_attention.attend(a, b, v, None if form == "auto" or new else form)  # (B, nh, T, hs)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)))
+        after = a.size(2) < b.size(2) and form == "divide"  # after cached ones: not what it does
+        return scalar_attention.attend(a, b, v, None if form == "auto" or after else form, self.slope)
+
+    def attend_to_bins(self, a, b, v, state):
+        """The same with a state of constant size. The tokens of the first call, a prompt, see one another exactly."""
+        temperature = self.log_temperature.exp()
+        if "bins" in state:
+            y, state["bins"] = bins.read(state["bins"], a, b, v, temperature)
+            return y
+        state["bins"] = bins.add(bins.empty(b, v, self.config.kv_bins), b, v, temperature)
+        return self.attend(a, b, v)
 
 
 class Block(model_baseline.Block):
@@ -185,7 +216,7 @@ class Block(model_baseline.Block):
 
 
 class NoPositions(nn.Module):
-    """In the place of position embeddings where queries and keys are rotated."""
+    """In the place of position embeddings where attention knows positions by itself."""
 
     def __init__(self, width):
         super().__init__()
@@ -201,7 +232,7 @@ class GPT(model_baseline.GPT):
         return Block(config, index)
 
     def make_extras(self, config):
-        if config.position == "rope":
+        if config.position != "learned":
             self.transformer.wpe = NoPositions(config.n_embd)
 
     def _init_special(self):
@@ -218,6 +249,17 @@ class GPT(model_baseline.GPT):
             for block in self.transformer.h:
                 block.attn.take_tau()
         return super().start(idx, cache)
+
+    def attention_form(self):
+        """How training computes attention, in some words."""
+        form, T = self.config.attention_form, self.config.block_size
+        why = f"T = {T:,}; divide and conquer from {scalar_attention.DIVIDE_FROM:,} on" if form == "auto" else f"attention_form = '{form}'"
+        return f"{scalar_attention.IN_WORDS[scalar_attention.choose(T) if form == 'auto' else form]} ({why})"
+
+    def bins_error(self):
+        """With kv_bins: what an attention's output is off by at most, in units of its largest value vector, at the least temperature."""
+        least = min(block.attn.log_temperature.min().exp().item() for block in self.transformer.h)
+        return bins.error_bound(self.config.kv_bins, least)
 
     def flops_per_token(self):
         """6N + what attention multiplies with values: half of the pairs in the tiled form; in T log T a leaf (128) and for each of
@@ -238,6 +280,9 @@ class GPT(model_baseline.GPT):
             a, b, _ = block.attn.scalars(block.ln_1(x))
             keys = b * block.attn.log_temperature.exp().view(-1, 1)
             distance = (a.unsqueeze(-1) - b.repeat_interleave(block.attn.group, 1).unsqueeze(-2)).abs()
+            if block.attn.slope is not None:
+                places = torch.arange(x.size(1), device=x.device)
+                distance = distance + block.attn.slope.repeat_interleave(block.attn.group).view(-1, 1, 1) * (places.unsqueeze(-1) - places)
             weights = torch.softmax((-distance).masked_fill(later, -float("inf")), -1)  # (B, nh, T, T)
             entropy = torch.special.entr(weights).sum(-1).mean((0, 2))
             largest = weights.amax(-1).mean((0, 2))

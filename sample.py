@@ -13,6 +13,7 @@ from common import startup  # noqa: F401  first: Ctrl-C while the others are imp
 # isort: split
 
 import codecs
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -38,11 +39,12 @@ class SampleConfig:
     max_new_tokens: int = 500  # tokens to draw for each
     temperature: float = 0.8  # 0: always the likeliest token; 1: the model's own distribution
     top_k: int | None = 200  # draw from the k likeliest tokens only (None: from all)
+    kv_bins: int | None = None  # model_tau.py: so many bins in place of the keys of earlier tokens, 0 for all keys (None: as the run says)
     seed: int = 1337  # of the draws
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
     def __post_init__(self):
-        for key, least in dict(num_samples=1, max_new_tokens=0, temperature=0, top_k=1, seed=0).items():
+        for key, least in dict(num_samples=1, max_new_tokens=0, temperature=0, top_k=1, kv_bins=0, seed=0).items():
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(f"{key} = {value}: must be at least {least}")
@@ -78,6 +80,14 @@ def main(argv):
     config, _ = configurator.resolve(argv, SampleConfig, script_doc=__doc__)
     device = pick_device(config.device)
     model, run = checkpoint.load_model(config.out_dir, config.checkpoint, device)
+    if config.kv_bins is not None:
+        if not hasattr(model.config, "kv_bins"):
+            raise UserError(f"kv_bins is for runs of model = 'tau'; this one is of {run['model']!r}")
+        dataclasses.replace(model.config, kv_bins=config.kv_bins)  # refuses what does not go together
+        model.config.kv_bins = config.kv_bins
+    if getattr(model.config, "kv_bins", 0):
+        print(f"kv_bins = {model.config.kv_bins}: after the prompt, attention is off by at most {model.bins_error():.2g} of its "
+              "largest value vector", file=sys.stderr)
     if "tokenizer" not in run:
         raise UserError(f"{config.out_dir}/config.json does not say how its tokens are made")
     tokenizer = load_tokenizer(run["tokenizer"])

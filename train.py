@@ -203,6 +203,8 @@ def introduce(run, model_config, deal, meta, machine):
                                          "projections, transport, gyro-midpoints and the embedding's maps in PyTorch"))
     if hasattr(model_config, "row_scalars"):
         print(geometry.use_row_scalars(model_config.row_scalars))
+    if hasattr(run.model, "attention_form"):
+        print(f"attention: {run.model.attention_form()}")
     if run.resumed:
         print(f"resumed from step {run.start}" if run.state else "no checkpoint yet: starting from step 0")
 

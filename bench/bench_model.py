@@ -1,9 +1,11 @@
 """
-Training-step time and peak memory of the mixed-curvature model, and of models with several streams, relative to the baseline, same shapes.
+Training-step time and peak memory of the mixed-curvature model, of models with several streams, and of attention by distance, relative
+to the baseline, same shapes.
 
     python bench/bench_model.py                              both shapes, eager and compiled
     python bench/bench_model.py --shape=small --mode=eager --rounds=20
     python bench/bench_model.py --of=streams                 hyper-connections, mHC, AltUp and value residual
+    python bench/bench_model.py --of=distance --shape=6x384x8192 --mode=eager --rounds=3    attention by distance at T = 8,192
     python bench/bench_model.py --profile=True --shape=small --mode=eager
     python bench/bench_model.py --nanogpt=../nanoGPT         our default step against nanoGPT's (a clone of its repository)
 
@@ -19,6 +21,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -68,13 +71,21 @@ STREAMS = {  # --of=streams
     "mhc, dynamic permutations": ("mhc", dict(hc_maps="dynamic", hc_res="permutations")),
     "mhc, mixed curvature": ("mhc_mixed", {}),
 }
+DISTANCE = {  # --of=distance
+    "baseline": ("baseline", {}),
+    "tau": ("tau", {}),
+    "tau, tiled": ("tau", dict(attention_form="tiled")),
+}
 ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
+EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE}
 
 
 @dataclass
 class BenchConfig:
-    shape: Literal["both", *SHAPES] = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large
-    of: Literal["curvature", "streams"] = "curvature"  # which models: the curved ones, or those with several residual streams
+    shape: str = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large | toy: to try the script
+        # | LAYERSxWIDTHxT, such as 6x384x8192: one sequence, heads of 64
+    of: Literal["curvature", "streams", "distance"] = "curvature"  # which models: the curved ones, those with several residual streams,
+        # or attention by distance (model_tau.py)
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -88,8 +99,21 @@ class BenchConfig:
     def __post_init__(self):
         if self.rounds < 1 or self.threads < 1:
             raise UserError("rounds and threads must be at least 1")
-        if self.arm is not None and self.arm not in {**ARMS, **ON_KERNELS, **STREAMS}:
-            raise UserError(f"arm = {self.arm!r}: there are {' | '.join([*ARMS, *ON_KERNELS, *STREAMS])}")
+        if self.shape != "both":
+            sizes_of(self.shape)
+        if self.arm is not None and self.arm not in EVERY:
+            raise UserError(f"arm = {self.arm!r}: there are {' | '.join(EVERY)}")
+
+
+def sizes_of(shape):
+    """n_layer, n_head, n_embd, block_size, batch_size, vocab_size of a name in SHAPES or of LAYERSxWIDTHxT. Raises UserError."""
+    if shape in SHAPES:
+        return SHAPES[shape]
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", shape)
+    if not found or int(found[2]) % 64:
+        raise UserError(f"shape = {shape!r}: there are {' | '.join(['both', *SHAPES])} | LAYERSxWIDTHxT, WIDTH a multiple of 64")
+    n_layer, n_embd, block_size = map(int, found.groups())
+    return n_layer, n_embd // 64, n_embd, block_size, 1, 65
 
 
 def autocast_in(dtype, device):
@@ -101,8 +125,8 @@ def autocast_in(dtype, device):
 
 def make_model(arm, shape, device, n_layer=None):
     """An arm's model, and a batch. n_layer: in place of the shape's. The same seed for all."""
-    layers, n_head, n_embd, block_size, batch_size, vocab_size = SHAPES[shape]
-    name, options = {**ARMS, **ON_KERNELS, **STREAMS}[arm]
+    layers, n_head, n_embd, block_size, batch_size, vocab_size = sizes_of(shape)
+    name, options = EVERY[arm]
     torch.manual_seed(0)
     model = models.build(name, models.CONFIGS[name](vocab_size=vocab_size, block_size=block_size, n_layer=n_layer or layers,
                                                     n_head=n_head, n_embd=n_embd, **options)).to(device).train()
@@ -115,7 +139,7 @@ def make_step(arm, shape, compiled, device, dtype, checked=True, **compile_optio
     a compiled model, or one on the kernels, first compared with PyTorch's in float32? (That takes as much memory as both.)"""
     autocast = autocast_in(dtype, device)
     model, x, y = make_model(arm, shape, device)
-    name, options = {**ARMS, **ON_KERNELS, **STREAMS}[arm]
+    name, options = EVERY[arm]
     optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
     step_model = compile_parts(model, **compile_options) if compiled else model
     if checked and (compiled or "ops" in options):
@@ -214,7 +238,8 @@ def memory_in_own_process(arm, shape, compiled, config):
 
 def report(shape, compiled, config, device, dtype):
     steps, compile_seconds = {}, {}
-    arms = STREAMS if config.of == "streams" else [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]
+    arms = {"streams": STREAMS, "distance": DISTANCE,
+            "curvature": [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]}[config.of]
     for arm in arms:
         began = time.perf_counter()
         step, _ = make_step(arm, shape, compiled, device, dtype)
@@ -224,7 +249,7 @@ def report(shape, compiled, config, device, dtype):
         steps[arm] = step
     times = interleaved(steps, config.rounds, device)
     memory = {arm: memory_in_own_process(arm, shape, compiled, config) if config.memory else None for arm in steps}
-    n_layer, _, n_embd, block_size, batch_size, _ = SHAPES[shape]
+    n_layer, _, n_embd, block_size, batch_size, _ = sizes_of(shape)
     print(f"\n{n_layer} x {n_embd}, T = {block_size}, batch {batch_size}, {'compiled' if compiled else 'eager'}, "
           f"{config.threads} threads, {device}, {dtype}, {config.rounds} rounds")
     print(f"  {'':29}{'ms a step':>10}{'ratio':>8}{'MiB':>8}{'ratio':>8}{'first 2 steps, s':>18}")

@@ -44,6 +44,14 @@ def is_narrow(a, b):
     return bool(torch.maximum(a.abs().amax(), b.abs().amax()) <= NARROW)  # False for NaN
 
 
+def age_weights(slope, B, T):
+    """Logarithmic weights of keys, slope * position, float64: those of -slope * age but for a number of each query, which a softmax
+    does not see. slope: (n_kv,) or None. -> (B n_kv, T) or None."""
+    if slope is None:
+        return None
+    return (slope.double().unsqueeze(-1) * torch.arange(T, device=slope.device)).repeat(B, 1)
+
+
 def exp_(exponent, dtype, most=None):
     """e^exponent in dtype; the argument may be overwritten. Not less than e^-80 (float64: e^-700): what is smaller is not seen beside a
     weight of 1, and numbers below the normal ones take a CPU 10 to 100 times as long. most: what the exponent is at most."""

@@ -22,9 +22,14 @@ class Sorted:
         self.y = y.contiguous()
         self.up_to = torch.searchsorted(self.x, self.y, right=True)  # (N, m): how many sources are at or left of the target
 
-    def nearest(self):
-        """Distance to the nearest source, (N, m)."""
+    def nearest(self, w=None):
+        """Distance to the nearest source, less the source's w (N, n) if given, (N, m)."""
         n = self.x.size(-1)
+        if w is not None:
+            w = w.gather(-1, self.order)
+            left = self.y - (self.x + w).cummax(-1).values.gather(-1, (self.up_to - 1).clamp_(min=0))
+            right = -self.y - (w - self.x).flip(-1).cummax(-1).values.flip(-1).gather(-1, self.up_to.clamp(max=n - 1))
+            return torch.minimum(left.masked_fill_(self.up_to == 0, float("inf")), right.masked_fill_(self.up_to == n, float("inf")))
         left = self.y - self.x.gather(-1, (self.up_to - 1).clamp_(min=0))
         right = self.x.gather(-1, self.up_to.clamp(max=n - 1)) - self.y
         return torch.minimum(left.abs_(), right.abs_())

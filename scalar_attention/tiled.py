@@ -16,7 +16,7 @@ Shapes: B sequences, nh heads, n_kv key heads, G = nh / n_kv, T queries of the l
 """
 import torch
 
-from scalar_attention.shapes import arithmetic, check, is_narrow, without_autocast
+from scalar_attention.shapes import age_weights, arithmetic, check, is_narrow, without_autocast
 from scalar_attention.sources import pair_weights
 
 STRIP = 128  # queries of a head
@@ -43,31 +43,33 @@ def _mask_(pairs, t):
     return pairs
 
 
-def _nearest(y, x, t):
-    """Distance of every query of a strip to the nearest key that it sees, (N, G t, 1)."""
-    distance = (y - x).abs_().view(x.size(0), -1, t, x.size(-1))
+def _nearest(y, x, w, t):
+    """Distance of every query of a strip to the nearest key that it sees, less the key's w, (N, G t, 1)."""
+    distance = (y - x).abs_()
+    distance = (distance if w is None else distance.sub_(w)).view(x.size(0), -1, t, x.size(-1))
     later = torch.ones(t, x.size(-1), dtype=torch.bool, device=x.device).triu_(x.size(-1) - t + 1)
     return distance.masked_fill_(later, float("inf")).amin(-1).view(x.size(0), -1, 1)
 
 
 @torch.library.custom_op("scalar_attention::tiled", mutates_args=())
 @without_autocast
-def _tiled(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _tiled(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, slope: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """-> o and l."""
     _, group = check(a, b, v)
     (B, nh, T), T_all, D, dtype = a.shape, b.size(2), v.size(-1), arithmetic(a, v)
     out, log_sum = v.new_empty(B, nh, T, D), a.new_empty(B, nh, T, dtype=torch.float64)
     if out.numel() == 0:
         return out, log_sum
-    narrow = is_narrow(a, b)
+    narrow, w = slope is None and is_narrow(a, b), age_weights(slope, B, T_all)
     if not narrow:
         a, b = a.double(), b.double()
     a, b, v = a.reshape(-1, group, T), b.reshape(-1, T_all), v.reshape(-1, T_all, D).to(dtype)
     for lines, queries, keys in _strips(len(a), group, T, T_all, a.device):
         t = queries.stop - queries.start
         y, x = _tile(a[lines, :, queries], b[lines, keys])
-        z = None if narrow else _nearest(y, x, t)
-        weights = _mask_(pair_weights(x, y, None, z, dtype, narrow), t)  # (N, G t, s)
+        w_keys = None if w is None else w[lines, None, keys]
+        z = None if narrow else _nearest(y, x, w_keys, t)
+        weights = _mask_(pair_weights(x, y, w_keys, z, dtype, narrow), t)  # (N, G t, s)
         total = weights.sum(-1, keepdim=True)
         part = (len(b[lines]), group, t)
         out.view(-1, group, T, D)[lines, :, queries] = torch.bmm(weights, v[lines, keys]).div_(total).view(*part, D)
@@ -76,20 +78,20 @@ def _tiled(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> tuple[torch.Ten
 
 
 @_tiled.register_fake
-def _(a, b, v):
+def _(a, b, v, slope=None):
     return v.new_empty(*a.shape, v.size(-1)), a.new_empty(a.shape, dtype=torch.float64)
 
 
 @torch.library.custom_op("scalar_attention::tiled_backward", mutates_args=())
 @without_autocast
-def _tiled_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, out: torch.Tensor, log_sum: torch.Tensor
-                ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _tiled_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor, out: torch.Tensor, log_sum: torch.Tensor,
+                slope: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     _, group = check(a, b, v)
     T, T_all, D, dtype = a.size(2), b.size(2), v.size(-1), arithmetic(a, v)
     if out.numel() == 0:
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (a, b, v))
     da = torch.empty_like(a, memory_format=torch.contiguous_format)
-    narrow = is_narrow(a, b)
+    narrow, ages = slope is None and is_narrow(a, b), age_weights(slope, a.size(0), T_all)
     wide = a.dtype if narrow else torch.float64
     a, w = a.to(wide).reshape(-1, group, T), log_sum.neg().to(wide).view(-1, group, T)
     db, dv = b.new_zeros(b.shape, dtype=dtype), v.new_zeros(v.shape, dtype=dtype)
@@ -100,7 +102,8 @@ def _tiled_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tens
         y, x = _tile(a[lines, :, queries], b_lines[lines, keys])
         cotangent = g[lines, :, queries].to(dtype).flatten(1, 2)  # (N, G t, D)
         delta = torch.linalg.vecdot(cotangent, out[lines, :, queries].to(dtype).flatten(1, 2)).unsqueeze(-1)
-        p = _mask_(pair_weights(x, y, None, w[lines, :, queries].flatten(1).unsqueeze(2), dtype, narrow), t)
+        w_keys = None if ages is None else ages[lines, None, keys]
+        p = _mask_(pair_weights(x, y, w_keys, w[lines, :, queries].flatten(1).unsqueeze(2), dtype, narrow), t)
         dv.view(-1, T_all, D)[lines, keys] += torch.bmm(p.transpose(1, 2), cotangent)
         ds = torch.bmm(cotangent, v_lines[lines, keys].transpose(1, 2)).sub_(delta).mul_(p).mul_(torch.sub(y, x).sign_())
         db.view(-1, T_all)[lines, keys] += ds.sum(1)
@@ -109,27 +112,29 @@ def _tiled_grad(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, v: torch.Tens
 
 
 @_tiled_grad.register_fake
-def _(g, a, b, v, out, log_sum):
+def _(g, a, b, v, out, log_sum, slope=None):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (a, b, v))
 
 
 def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *output)
+    a, b, v, slope = inputs
+    ctx.save_for_backward(a, b, v, *output, slope)
 
 
 def _autograd(ctx, g, _log_sum):
-    return (None, None, None) if g is None else _tiled_grad(g, *ctx.saved_tensors)
+    return (None, None, None, None) if g is None else (*_tiled_grad(g, *ctx.saved_tensors), None)
 
 
 _tiled.register_autograd(_autograd, setup_context=_setup)
 
 
-def attend(a, b, v):
-    """o_i = sum_j softmax_j(-|a_i - b_j|) v_j over the keys j up to the query's own position.
+def attend(a, b, v, slope=None):
+    """o_i = sum_j softmax_j(-|a_i - b_j| - slope (i - j)) v_j over the keys j up to the query's own position.
 
     a: (B, nh, T), b: (B, n_kv, T_all), float32 or float64, of the last T and all T_all positions. v: (B, n_kv, T_all, D) of any
     floating point dtype. Query head h reads key head h // (nh / n_kv). -> (B, nh, T, D) in v's dtype; sums are float32 (float64 if an
-    input is), under autocast, too. Once differentiable. ValueError, TypeError: shapes or dtypes that do not go together.
+    input is), under autocast, too. slope: (n_kv,), fixed, or None for 0. Once differentiable. ValueError, TypeError: shapes or
+    dtypes that do not go together.
     """
-    return _tiled(a, b, v)[0]
+    return _tiled(a, b, v, slope)[0]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import bench_decode
 import bench_kernels
 import pytest
 import roofline
@@ -74,3 +75,35 @@ def test_bench_attention_checks_times_and_concludes(tmp_path):
     for wrong in ("--arms=[\"flash\"]", "--sizes=[0]", "--spread=-1"):
         refused = bench("bench_attention.py", wrong)
         assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+
+
+def test_bench_decode_measures_the_bytes_of_caches():
+    run = bench("bench_decode.py", "--quick=True", "--threads=1", "--bins=64")
+    assert run.returncode == 0, run.stderr
+    rows = [line.rsplit(maxsplit=5) for line in run.stdout.splitlines()[2:]]
+    arms = ("baseline", "tau, exact", "tau, bins")
+    assert [row[0].split(maxsplit=1) for row in rows] == [[T, arm] for T in ("128", "512") for arm in arms]
+    assert all(float(row[1]) > 0 for row in rows)
+    assert [row[-1] for row in rows] == ["1.0000", f"{65 / 128:.4f}", f"{64 * 65 / (128 * 128):.4f}",
+                                         "1.0000", f"{65 / 128:.4f}", f"{64 * 65 / (128 * 512):.4f}"]
+    refused = bench("bench_decode.py", "--bins=0")
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+
+
+def test_a_wrong_cache_stops_bench_decode(monkeypatch, capsys):
+    monkeypatch.setattr(bench_decode, "size_of", lambda cache: 1)
+    with pytest.raises(SystemExit) as end:
+        bench_decode.main(["--quick=True", "--threads=1"])
+    assert end.value.code == 2 and "should have" in capsys.readouterr().err
+
+
+def test_bench_model_takes_a_shape_with_a_context_of_its_own():
+    run = bench("bench_model.py", "--of=distance", "--shape=1x64x96", "--mode=eager", "--rounds=1", "--threads=1", "--dtype=float32",
+                "--memory=False", "--device=cpu")
+    assert run.returncode == 0, run.stderr
+    assert "1 x 64, T = 96, batch 1, eager" in run.stdout
+    assert [line[2:31].strip() for line in run.stdout.splitlines()[-3:]] == ["baseline", "tau", "tau, tiled"]
+    for wrong in ("1x65x96", "0x64x96", "1x64", "huge"):
+        refused = bench("bench_model.py", f"--shape={wrong}")
+        assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+        assert "LAYERSxWIDTHxT" in refused.stderr

@@ -12,6 +12,7 @@ from test_model_baseline import randomised
 
 import model_tau
 import models
+import scalar_attention
 from common.errors import UserError
 from data import laplacian as corpus
 from model_baseline import Cache
@@ -116,8 +117,10 @@ def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
     made = call("data/laplacian.py", f"--source={run}", f"--out={L}", "--heads=2", "--k=3")
     assert made.returncode == 0 and "2 x 8 features" in made.stdout, made.stderr
     assert np.load(L).shape == (2, 8, 8)
+    assert "\nattention: " not in first.stdout
     second = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", f"--laplacian_file={L}", "--tau=median", "--overwrite=True")
     assert second.returncode == 0 and "final: val loss" in second.stdout, second.stderr
+    assert second.stdout.count("\nattention: all pairs, strip by strip (T = 16; divide and conquer from 1,024 on)\n") == 1
     again = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", "--laplacian_file=none.npy", "--overwrite=True")
     for bad in (again, call("data/laplacian.py", f"--source={tmp_path}", f"--out={L}x"), call("data/laplacian.py", f"--out={L}x"),
                 call("data/laplacian.py", f"--source={run}", f"--out={L}x", "--heads=3")):
@@ -129,10 +132,24 @@ def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
 @pytest.mark.parametrize("options, message", [
     (dict(tau_start=0.0), "tau_start"), (dict(temperature_start=-1.0), "temperature_start"), (dict(n_kv_head=3), "n_kv_head"),
     (dict(laplacian="corpus"), "laplacian_file"), (dict(laplacian_file="L.npy"), "laplacian_file"), (dict(manifold_dim=1), "at least 2"),
-    (dict(manifold_dim=5, position="rope"), "even")])
+    (dict(manifold_dim=5, position="rope"), "even"), (dict(kv_bins=3, position="alibi"), "kv_bins")])
 def test_configurations_that_cannot_work_are_one_line(options, message):
     with pytest.raises(UserError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("options, said", [
+    (dict(block_size=1023), "all pairs, strip by strip (T = 1,023; divide and conquer from 1,024 on)"),
+    (dict(block_size=1024), "divide and conquer, T log T (T = 1,024; divide and conquer from 1,024 on)"),
+    (dict(attention_form="divide"), "divide and conquer, T log T (attention_form = 'divide')"),
+    (dict(attention_form="plain", block_size=2048), "all pairs as one T x T matrix (attention_form = 'plain')")])
+def test_a_model_says_which_form_it_takes_and_takes_it(options, said, monkeypatch):
+    net, taken = build(**options), []
+    assert net.attention_form() == said
+    for form, words in scalar_attention.IN_WORDS.items():
+        monkeypatch.setitem(scalar_attention.FORMS, form, lambda a, b, v, slope, words=words: taken.append(words) or v)
+    net(torch.zeros(1, net.config.block_size, dtype=torch.int64))
+    assert set(taken) == {said.rpartition(" (")[0]}
 
 
 @pytest.mark.parametrize("options", [dict(), dict(laplacian="learned", laplacian_per_head=True, n_kv_head=1), dict(laplacian="none")])
@@ -178,6 +195,28 @@ def test_the_attention_is_its_definition(tokens):
                 weights = torch.softmax(torch.stack([-(query - lam(k[sequence, j])).abs() / temperature for j in range(i + 1)]), 0)
                 out[sequence, i, 8 * head:8 * head + 8] = weights @ v[sequence, :i + 1]
     torch.testing.assert_close(attention(x), attention.c_proj(out))
+
+
+@pytest.mark.parametrize("n_kv_head", [0, 1])
+def test_alibi_subtracts_slope_times_age(n_kv_head, tokens):
+    """The slopes of ALiBi's paper, for two key heads and for one; without position embeddings."""
+    net = randomised(build(position="alibi", n_kv_head=n_kv_head)).double()
+    attention, x = net.transformer.h[0].attn, torch.randn(2, 9, 16, dtype=torch.float64)
+    slopes = [1 / 16, 1 / 256] if n_kv_head == 0 else [1 / 256]
+    assert attention.slope.tolist() == slopes and "transformer.wpe.weight" not in net.state_dict() and attention.state_dict().keys() == \
+        build().transformer.h[0].attn.state_dict().keys()
+    a, b, v = attention.scalars(x)
+    out = torch.zeros(2, 9, 16, dtype=torch.float64)
+    for head in range(2):
+        key = head * len(slopes) // 2
+        for i in range(9):
+            logits = torch.stack([-(a[:, head, i] - b[:, key, j]).abs() - slopes[key] * (i - j) for j in range(i + 1)], -1)
+            out[:, i, 8 * head:8 * head + 8] = (logits.softmax(-1).unsqueeze(-1) * v[:, key, :i + 1]).sum(1)
+    torch.testing.assert_close(attention(x), attention.c_proj(out))
+    before = net.geometry_stats(tokens[0])["block0"]
+    attention.slope.fill_(1e4)  # telemetry knows of it
+    after = net.geometry_stats(tokens[0])["block0"]
+    assert before["entropy_head1"] > 0.1 and after["entropy_head1"] < 1e-6 and after["largest_head1"] > 1 - 1e-6
 
 
 @pytest.mark.parametrize("statistic", ["median", "mean"])

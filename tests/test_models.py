@@ -38,6 +38,7 @@ TAU = [("tau", o) for o in (
     dict(laplacian="learned", n_kv_head=1, manifold_dim=6, position="rope", qk_norm=True),
     dict(laplacian="none"), dict(laplacian="none", laplacian_per_head=True, n_kv_head=1, attention_form="plain"),
     dict(attention_form="divide", n_kv_head=1))]
+ALIBI = [("tau", dict(position="alibi")), ("tau", dict(position="alibi", attention_form="divide", n_kv_head=1))]  # not in EVERY: no wpe
 STREAMS = [("mhc", o) for o in (
     dict(hc="none"), dict(hc="altup", hc_expand="copy"), dict(hc="altup", token_shift="difference", hc_expand="first"), dict(hc="hc"),
     dict(hc="hc", hc_maps="dynamic", hc_collapse="mean"), {}, dict(hc_maps="dynamic"), dict(hc_res="permutations", hc_maps="dynamic"),
@@ -54,7 +55,7 @@ VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
 STREAMS += CURVED_STREAMS
 EVERY = BASELINES + CONTROLS + TAU + GRID + STREAMS + VALUES
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
-BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "tau": TAU, "bias": BIASED, "streams": STREAMS, "values": VALUES,
+BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS, "values": VALUES,
                 **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
 in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
 

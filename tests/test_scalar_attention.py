@@ -1,5 +1,6 @@
 """scalar_attention/: every form against a double loop, at all ranges; gradients, causality, graphs, memory."""
 import functools
+import itertools
 import math
 
 import pytest
@@ -337,3 +338,37 @@ def test_there_is_no_matrix_of_all_pairs():
     assert largest("divide", T) <= max(sources.SLAB, T * running.DENSE)
     # beyond leaves, whose share is bounded, the largest tensor grows as T does
     assert largest("divide", 8 * T) <= 2.1 * largest("divide", 4 * T)
+
+
+@pytest.mark.parametrize("T", [2, 129, 500, 1000])
+@pytest.mark.parametrize("kind", ["narrow", "ties", "grouped", "1e3"])
+def test_ages_in_every_form_with_gradients(T, kind):
+    """Slopes from 1e-3 to 2 a head: against the definition in float64, where e^{slope T} overflows float32 and float64."""
+    a, b, v = inputs(T, kind, D=3)
+    slope = torch.tensor([2.0, 1e-3])[:b.size(1)]
+    g = torch.randn(*a.shape, 3, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for form, dtype in [("plain", torch.float64), *itertools.product(("tiled", "divide"), (torch.float64, torch.float32))]:
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (a, b, v)]
+        out = S.attend(*leaves, form, slope)
+        found[form, dtype] = out, *torch.autograd.grad(out, leaves, g.to(dtype))
+    for (_, dtype), results in found.items():
+        for got, exact in zip(results, found["plain", torch.float64]):
+            size = exact.norm() if T > 2 else g.norm()  # both keys on one side of a query: gradients of 0
+            assert (got - exact).norm() <= (1e-10 if dtype == torch.float64 else 1e-5) * size
+    # the definition once by hand, and a slope of 0 is none
+    if kind == "narrow" and T == 129:
+        weights = torch.tensor([math.exp(-abs(a[0, 0, 128].item() - b[0, 0, j].item()) - 2.0 * (128 - j)) for j in range(T)]).double()
+        torch.testing.assert_close(found["divide", torch.float64][0][0, 0, 128].detach(), weights @ v[0, 0].double() / weights.sum())
+        assert (S.attend(a, b, v, "divide", torch.zeros(1)) - S.attend(a, b, v, "divide")).abs().max() < 1e-5
+
+
+def test_ages_of_new_tokens_after_cached_ones_and_opcheck():
+    a, b, v = inputs(150, "grouped", D=3)
+    slope = torch.tensor([0.5, 0.01])
+    full = S.attend(a, b, v, "plain", slope)
+    for form in ("plain", "tiled"):
+        torch.testing.assert_close(S.attend(a[:, :, -7:], b, v, form, slope), full[:, :, -7:], rtol=1e-5, atol=1e-6)
+    a, b, v = (t.requires_grad_() for t in (a.clone(), b.clone(), v.clone()))
+    torch.library.opcheck(divide._divide, (a, b, v, True, slope))
+    torch.library.opcheck(tiled._tiled, (a, b, v, slope))
