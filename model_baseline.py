@@ -255,7 +255,8 @@ class GPT(nn.Module):
         share are drawn first and in the same order, so the same seed gives the same ones to every model."""
         shared = {id(p) for module in (self.transformer.wte, self.transformer.wpe) for p in module.parameters()}
         for block in self.transformer.h:
-            shared |= {id(p) for _, _, layer in block.sublayers() for p in layer.parameters()}
+            # (a variant's attention may have matrices of its own: those are drawn later)
+            shared |= {id(p) for _, _, layer in block.sublayers() for name, p in layer.named_parameters() if name.startswith("c_")}
         drawn = set()
         for wanted in (True, False):
             for name, p in self.named_parameters():
