@@ -177,15 +177,15 @@ def _default(field):
 
 def help_text(script_doc, schema, variants):
     out = [script_doc.strip(), ""]
-    shown = set()
+    shown = {}  # key -> comment; a key that means something else in another model is shown there, too
     for title, cls in [("keys", schema)] + [(f"keys of model = {name!r}", cls) for name, cls in variants.items()]:
         comments = _comments(cls)
-        rows = [(k, f) for k, f in keys_of(cls).items() if k not in shown]
+        rows = [(k, f) for k, f in keys_of(cls).items() if shown.get(k, ...) != comments.get(k)]
         if not rows:
             continue
         out.append(f"{title}:")
         for key, field in rows:
-            shown.add(key)
+            shown[key] = comments.get(key)
             default = _default(field)
             out.append(f"  --{key}={paths.short(default) if _takes(field.type, Path) and default else default!r}")
             help_line = comments.get(key) or _describe(field.type)
