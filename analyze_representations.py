@@ -41,7 +41,7 @@ from common import locks, paths
 from common.errors import UserError, exit_cleanly
 from configurator import Path
 from training import checkpoint
-from training.dataloader import Loader, load_meta
+from training.dataloader import TOKENIZER_KEYS, Loader, load_meta
 from training.machine import pick_device
 from training.run_directory import environment
 
@@ -104,7 +104,7 @@ def open_text(folder, config, device):
         raise UserError(f"{folder}: n_embd = {model_config.n_embd}: isotropy needs at least 2 dimensions")
     data = os.path.join(config.data_dir or run["data_dir"], run["dataset"])
     meta = load_meta(data)
-    same = all(run.get("tokenizer", {}).get(k) == meta.get(k) for k in ("tokenizer", "vocab_size", "characters"))
+    same = all(run.get("tokenizer", {}).get(k) == meta.get(k) for k in TOKENIZER_KEYS)
     if not same:
         raise UserError(f"{folder} was trained on other tokens than those of {data}; prepare that data again, or name "
                         "its folder with --data_dir")

