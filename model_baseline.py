@@ -11,6 +11,9 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
     v <- a v_1 + b v                    value_residual, of every model: attention averages its own values mixed with the
                                         first block's v_1 (ResFormer, Zhou et al. 2024, arXiv 2410.17897)
 
+Of every model, too, for a modern baseline: position = 'rope' (Su et al. 2021, arXiv 2104.09864), and qk_norm before it (Henry
+et al. 2020, arXiv 2010.04245; by rms, as in Qwen3).
+
 Shapes: B sequences, T tokens, C = n_embd, nh heads of size hs = C / nh, V = vocab_size.
 """
 import functools
@@ -39,6 +42,13 @@ class GPTConfig:
     bias: bool = False  # biases in Linear and LayerNorm (GPT-2 has them; without is a bit better and faster)
     value_residual: Literal["none", "fixed", "learned"] = "none"  # a v_1 + b v in place of the values v of every block but the
         # first, whose are v_1. fixed: a = b = 1/2; learned: two numbers a block, from 1/2
+    position: Literal["learned", "rope"] = "learned"  # embeddings; or queries and keys rotated by their positions
+    qk_norm: bool = False  # queries and keys of a head divided by their rms, with a learned gain
+
+    @property
+    def vector(self):
+        """Numbers in a query and a key."""
+        return self.n_embd // self.n_head
 
     def __post_init__(self):
         for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -48,6 +58,9 @@ class GPTConfig:
             raise UserError(f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout = {self.dropout}: must be in [0, 1)")
+        if self.position == "rope" and self.vector % 2:
+            raise UserError(f"position = 'rope' turns pairs of numbers, and a query has {self.vector} (n_embd / n_head, or manifold_dim): "
+                            "take an even number")
 
 
 @dataclass
@@ -89,6 +102,43 @@ def mix_values(v, values, mix):
     return v
 
 
+def rotate(x, start=0):
+    """RoPE: pairs (i, i + m/2) of coordinates turned by position / 10,000^{2i/m}. (..., T, m), the first at position `start`."""
+    half = x.size(-1) // 2
+    dtype = torch.promote_types(x.dtype, torch.float32)  # 16 bits are too few for a position
+    speed = 10000.0 ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
+    angle = (start + torch.arange(x.size(-2), device=x.device, dtype=dtype)).unsqueeze(-1) * speed  # (T, m/2)
+    left, right = x.split(half, -1)
+    return torch.cat((left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()), -1).to(x.dtype)
+
+
+class NoPositions(nn.Module):
+    """In the place of position embeddings where attention knows positions by itself."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0, width), persistent=False)
+
+    def forward(self, pos):
+        return 0.0
+
+
+class QueriesAndKeys(nn.Module):
+    """What is done to them before they meet: QK norm, rotation, as the config has it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm, self.rotation = config.qk_norm, config.position == "rope"
+        if self.norm:
+            self.q_gain, self.k_gain = nn.Parameter(torch.ones(config.vector)), nn.Parameter(torch.ones(config.vector))
+
+    def forward(self, q, k, start=0):
+        """(..., T, m) each. start: the position of the first."""
+        if self.norm:
+            q, k = (F.rms_norm(x, x.shape[-1:], gain.to(x.dtype)) for x, gain in ((q, self.q_gain), (k, self.k_gain)))
+        return (rotate(q, start), rotate(k, start)) if self.rotation else (q, k)
+
+
 class CausalSelfAttention(nn.Module):
 
     def __init__(self, config, index=0):
@@ -98,6 +148,7 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.dropout = config.n_head, config.dropout
         self.value_mix = value_mix(config, index)
+        self.queries_and_keys = QueriesAndKeys(config)
 
     def forward(self, x, state=None, values=None):
         """values, with value_residual: a list with the first block's, (B, nh, T, hs); the first block appends them."""
@@ -105,6 +156,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (h.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for h in self.c_attn(x).split(C, dim=2))
         v = mix_values(v, values, self.value_mix)
+        q, k = self.queries_and_keys(q, k, state["k"].size(2) if state else 0)
         if state is not None:
             k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
         y = self.attend(q, k, v)
@@ -230,7 +282,7 @@ class GPT(nn.Module):
         rng = torch.get_rng_state()  # modules draw weights when they are made, some models more than others
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
-            wpe=nn.Embedding(config.block_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else NoPositions(config.n_embd),
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList([self.make_block(config, i) for i in range(config.n_layer)]),
             ln_f=LayerNorm(config.n_embd, config.bias),

@@ -21,7 +21,8 @@ MODELS = {  # name -> (config dataclass, module class)
     "tau": (model_tau.TauConfig, model_tau.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
-ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0}  # keys that earlier versions lack -> what those did
+ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "position": "learned",
+               "qk_norm": False}  # keys that earlier versions lack -> what those did
 
 
 def added_since(name):

@@ -47,6 +47,28 @@ def test_logits_loss_and_gradients_are_those_of_the_published_gpt2(bias, tokens)
     torch.testing.assert_close(ours.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_rotated_and_normed_attention_is_that_of_qwen3(tokens):
+    """With a cache, too: positions go on where it ends."""
+    from transformers import Qwen3Config
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
+    ours = randomised(GPT(BaselineConfig(**TINY, position="rope", qk_norm=True))).transformer.h[1].attn
+    C, nh = TINY["n_embd"], TINY["n_head"]
+    config = Qwen3Config(hidden_size=C, num_attention_heads=nh, num_key_value_heads=nh, head_dim=C // nh, attention_bias=False,
+                         rms_norm_eps=torch.finfo(torch.float32).eps, attn_implementation="eager")
+    theirs = Qwen3Attention(config, layer_idx=0)
+    q, k, v = ours.c_attn.weight.detach().chunk(3)
+    theirs.load_state_dict({"q_proj.weight": q, "k_proj.weight": k, "v_proj.weight": v, "o_proj.weight": ours.c_proj.weight.detach(),
+                            "q_norm.weight": ours.queries_and_keys.q_gain.detach(), "k_norm.weight": ours.queries_and_keys.k_gain.detach()})
+    x = torch.randn(3, 12, C, generator=torch.Generator().manual_seed(0))
+    places = Qwen3RotaryEmbedding(config)(x, torch.arange(12)[None])
+    later = torch.full((12, 12), -torch.inf).triu(1)[None, None]
+    expected = theirs(x, places, later)[0]
+    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)
+    state = {}
+    parts = [ours(part, state) for part in x.split((5, 4, 1, 1, 1), 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_initial_weights_have_the_published_spread():
     torch.manual_seed(0)
     model = GPT(BaselineConfig(vocab_size=500, block_size=64, n_layer=4, n_head=2, n_embd=128, bias=True))

@@ -53,10 +53,11 @@ CURVED_STREAMS = [("mhc_mixed", o) for o in (
 VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
           for n, o in (BASELINES[1], CONTROLS[-1], ("mixed", {}), ("tau", {}))]
 STREAMS += CURVED_STREAMS
-EVERY = BASELINES + CONTROLS + TAU + GRID + STREAMS + VALUES
+MODERN = [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
+EVERY = BASELINES + CONTROLS + TAU + GRID + STREAMS + VALUES + MODERN
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
 BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS, "values": VALUES,
-                **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
+                "modern": MODERN, **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
 in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
 
 
