@@ -27,13 +27,12 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 
 import model_baseline
 import scalar_attention
 from common.errors import UserError
 from configurator import Path
-from model_baseline import GPTConfig, append, mix_values, value_mix
+from model_baseline import GPTConfig, QueriesAndKeys, append, mix_values, value_mix
 from scalar_attention import bins
 from scalar_attention.laplacian import energy
 
@@ -51,9 +50,8 @@ class TauConfig(GPTConfig):
     tau_start: float = 2.0  # tau, or where it starts; a random vector has E = 2 on a long chain
     temperature: Literal["learned", "fixed"] = "learned"  # of each key head
     temperature_start: float = 0.05  # temperature, or where it starts
-    position: Literal["learned", "rope", "alibi"] = "learned"  # embeddings; queries and keys rotated before lambda; or -m (i - j) added
-        # to the logits, with a slope m of each key head
-    qk_norm: bool = False  # queries and keys divided by their rms, with a learned gain
+    position: Literal["learned", "rope", "alibi"] = "learned"  # embeddings; queries and keys rotated by their positions (before lambda);
+        # or -m (i - j) added to the logits, with a slope m of each key head
     n_kv_head: int = 0  # key heads; divides n_head (0: n_head)
     kv_bins: int = 0  # of generation: bins of lambda in place of the keys, not exact (0: every key, exact)
     attention_form: Literal["auto", "plain", "tiled", "divide"] = "auto"  # all exact; 'auto' by T (scalar_attention/)
@@ -67,9 +65,8 @@ class TauConfig(GPTConfig):
             raise UserError(f"kv_bins = {self.kv_bins}: must be at least 1, or 0 for an exact cache")
         if self.n_kv_head < 0 or self.n_head % self.key_heads:
             raise UserError(f"n_kv_head = {self.n_kv_head} does not divide n_head = {self.n_head}")
-        if self.manifold_dim < 0 or self.vector < 2 or self.position == "rope" and self.vector % 2:
-            raise UserError(f"a query has {self.vector} numbers (manifold_dim, or n_embd / n_head): at least 2, an even number with "
-                            "position = 'rope'")
+        if self.manifold_dim < 0 or self.vector < 2:
+            raise UserError(f"a query has {self.vector} numbers (manifold_dim, or n_embd / n_head), and needs at least 2")
         if self.kv_bins and self.position == "alibi":
             raise UserError("kv_bins does not go with position = 'alibi': bins do not know how old their keys are")
         if (self.laplacian == "corpus") != (self.laplacian_file is not None):
@@ -93,15 +90,6 @@ class TauConfig(GPTConfig):
         return off
 
 
-def rotate(x, start):
-    """RoPE: pairs (i, i + m/2) of coordinates turned by position / 10,000^{2i/m}. (..., T, m), the first at position `start`."""
-    half = x.size(-1) // 2
-    speed = 10000.0 ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)
-    angle = (start + torch.arange(x.size(-2), device=x.device, dtype=x.dtype)).unsqueeze(-1) * speed  # (T, m/2)
-    left, right = x.split(half, -1)
-    return torch.cat((left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()), -1)
-
-
 class ScalarAttention(nn.Module):
 
     def __init__(self, config, index=0):
@@ -122,8 +110,7 @@ class ScalarAttention(nn.Module):
             self.matrix = nn.Parameter(torch.empty(own, 1, self.m, self.m))
         elif config.laplacian == "none":
             self.scalar_weight = nn.Parameter(torch.empty(own, 1, self.m, 1))
-        if config.qk_norm:
-            self.q_gain, self.k_gain = nn.Parameter(torch.ones(self.m)), nn.Parameter(torch.ones(self.m))
+        self.queries_and_keys = QueriesAndKeys(config)
         start = torch.full((self.n_kv,), math.log(config.temperature_start))
         if config.temperature == "learned":
             self.log_temperature = nn.Parameter(start)
@@ -172,10 +159,7 @@ class ScalarAttention(nn.Module):
         v = v.view(B, T, self.n_kv, -1).transpose(1, 2)
         with torch.autocast(x.device.type, enabled=False):  # 16 bits are too few for a distance
             q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
-            if self.config.qk_norm:
-                q, k = (F.rms_norm(t, (self.m,), gain.to(t.dtype)) for t, gain in ((q, self.q_gain), (k, self.k_gain)))
-            if self.config.position == "rope":
-                q, k = rotate(q, start), rotate(k, start)
+            q, k = self.queries_and_keys(q, k, start)
             temperature = self.log_temperature.exp().view(-1, 1, 1)
             a, b = (t / temperature for t in self.lambdas(q, k))
         return a.flatten(1, 2), b.squeeze(2), v
@@ -215,25 +199,10 @@ class Block(model_baseline.Block):
         self.attn = ScalarAttention(config, index)
 
 
-class NoPositions(nn.Module):
-    """In the place of position embeddings where attention knows positions by itself."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.register_buffer("weight", torch.empty(0, width), persistent=False)
-
-    def forward(self, pos):
-        return 0.0
-
-
 class GPT(model_baseline.GPT):
 
     def make_block(self, config, index):
         return Block(config, index)
-
-    def make_extras(self, config):
-        if config.position != "learned":
-            self.transformer.wpe = NoPositions(config.n_embd)
 
     def _init_special(self):
         for block in self.transformer.h:

@@ -11,7 +11,12 @@ those of its k nearest that are within eps; a link that either end wants is kept
     knn         1 / (1 + (distance / sigma)^p)
     gaussian    e^{-distance^2 / (2 sigma^2)}
 
-and L = degrees - weights. --heads cuts the columns in so many groups, for an L of each head: (heads, m, m); else (m, m). A graph in
+and L = degrees - weights. Two controls say whether it is the graph that helps: --control=shuffled puts the numbers of each column in
+a random order first, so that features have nothing to do with one another; --control=rotated turns L, at random, about the vector of
+ones: the eigenvalues stay, and no link does. (With learned W_q, W_k a turn can be undone by them: what attention can compute depends
+on L's eigenvalues alone. A difference between `corpus` and `rotated` would be the optimizer's.)
+
+--heads cuts the columns in so many groups, for an L of each head: (heads, m, m); else (m, m). A graph in
 several pieces is refused: what is constant on each piece would have no roughness.
 """
 import os
@@ -44,6 +49,8 @@ class LaplacianConfig:
     eps: float = 1.0  # links are at most so long
     sigma: float = 0.5  # the scale of distances
     p: float = 2.0  # how fast weights of 'knn' fall
+    control: Literal["none", "shuffled", "rotated"] = "none"  # features that have nothing to do with one another; the spectrum, no graph
+    seed: int = 1337  # of a control
 
     def __post_init__(self):
         for key in ("source", "out"):
@@ -108,6 +115,21 @@ def laplacian(X, graph="knn", k=6, eps=1.0, sigma=0.5, p=2.0):
     return checked((L + L.T) / 2, "the graph")
 
 
+def shuffled(X, seed):
+    """X with the numbers of each column in a random order of their own."""
+    return np.random.default_rng(seed).permuted(X, axis=0)
+
+
+def rotated(L, seed):
+    """Q L Q^T, Q a random orthogonal matrix that keeps the vector of ones: the eigenvalues of L, rows that sum to 0, no graph."""
+    m = len(L)
+    basis = np.linalg.qr(np.column_stack((np.ones(m), np.eye(m)[:, 1:])))[0][:, 1:]  # of what is orthogonal to ones, (m, m - 1)
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((m - 1, m - 1)))
+    Q = basis @ (q * np.sign(np.diag(r))) @ basis.T + 1 / m
+    turned = Q @ L @ Q.T
+    return checked((turned + turned.T) / 2, "the turned L")
+
+
 def checked(L, what):
     """L (m, m), or one line that says why it is no Laplacian of a connected graph."""
     if L.ndim != 2 or L.shape[0] != L.shape[1]:
@@ -143,13 +165,18 @@ def main(argv):
     X = features_of(config.source)
     if X.ndim != 2 or X.shape[1] % config.heads:
         raise UserError(f"the array is {X.shape}: its columns cannot be cut in {config.heads} groups")
+    if config.control == "shuffled":
+        X = shuffled(X, config.seed)
     options = dict(graph=config.graph, k=config.k, eps=config.eps, sigma=config.sigma, p=config.p)
     found = np.stack([laplacian(part, **options) for part in np.split(X, config.heads, axis=1)])
+    links = int((found < 0).sum()) // 2
+    if config.control == "rotated":
+        found = np.stack([rotated(L, config.seed + i) for i, L in enumerate(found)])
     with open(config.out, "wb") as file:
         np.save(file, found if config.heads > 1 else found[0])
     largest = max(np.linalg.eigvalsh(L).max() for L in found)
-    links = int((found < 0).sum()) // 2
-    print(f"{config.out}: {config.heads} x {found.shape[1]} features, {links:,} links, largest eigenvalue {largest:.3f}")
+    has = f"{links:,} links" if config.control != "rotated" else f"no graph (one of {links:,} links, turned)"
+    print(f"{config.out}: {config.heads} x {found.shape[1]} features, {has}, largest eigenvalue {largest:.3f}")
     return 0
 
 

@@ -15,7 +15,7 @@ import models
 import scalar_attention
 from common.errors import UserError
 from data import laplacian as corpus
-from model_baseline import Cache
+from model_baseline import Cache, rotate
 from scalar_attention import laplacian
 from training.compiled import compile_parts
 
@@ -91,6 +91,39 @@ def test_the_graph_of_a_corpus():
     assert ((sparse < 0).sum(1) >= 2).all() and (sparse < 0).sum() < 20 * 19 / 2
 
 
+def test_controls_of_the_graph():
+    """Shuffled: the same columns, in other orders. Rotated: the same eigenvalues and a constant vector of no roughness, other entries."""
+    X = vectors(30, 6).numpy() + 0.5
+    mixed = corpus.shuffled(X, 3)
+    assert np.array_equal(np.sort(mixed, 0), np.sort(X, 0)) and not np.array_equal(mixed, X)
+    assert np.array_equal(mixed, corpus.shuffled(X, 3)) and not np.array_equal(mixed, corpus.shuffled(X, 4))
+    assert np.linalg.matrix_rank(np.argsort(np.argsort(mixed, 0), 0) - np.argsort(np.argsort(X, 0), 0)) > 1  # no common order
+    L = corpus.laplacian(X, k=2)
+    turned = corpus.rotated(L, 3)
+    np.testing.assert_allclose(np.linalg.eigvalsh(turned), np.linalg.eigvalsh(L), atol=1e-12)
+    assert np.abs(turned.sum(1)).max() < 1e-12 and np.abs(turned - L).max() > 0.1 and np.abs(turned - corpus.rotated(L, 4)).max() > 0.1
+
+
+def test_the_projections_can_undo_a_turn_of_the_graph(tmp_path, tokens):
+    """L and Q L Q^T are one model: what attention can compute depends on L's eigenvalues alone."""
+    L = corpus.laplacian(vectors(30, 8).numpy() + 0.5, k=3)
+    turned = corpus.rotated(L, 0)
+    Q = torch.from_numpy(np.linalg.eigh(turned)[1] @ np.linalg.eigh(L)[1].T)
+    for name, matrix in (("L", L), ("turned", turned)):
+        np.save(tmp_path / f"{name}.npy", matrix)
+    a, b = (randomised(build(laplacian="corpus", laplacian_file=str(tmp_path / f"{name}.npy"))).double() for name in ("L", "turned"))
+    before = b(*tokens)[0]
+    with torch.no_grad():
+        for block in b.transformer.h:
+            w = block.attn.c_attn.weight[:2 * TINY["n_embd"]].view(-1, 8, TINY["n_embd"])  # heads of queries and keys
+            w.copy_(Q @ w)
+            block.attn.matrix.copy_(torch.from_numpy(turned))
+        for block in a.transformer.h:
+            block.attn.matrix.copy_(torch.from_numpy(L))  # buffers are float32
+    torch.testing.assert_close(b(*tokens)[0], a(*tokens)[0], rtol=1e-10, atol=1e-10)
+    assert (before - a(*tokens)[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda X: X * np.nan, "NaN"), (lambda X: X * [[1, 1, 1, 0]], "feature 3 is 0"), (lambda X: X[0], "items, features"),
     (lambda X: np.block([[X[:, :2], 0 * X[:, :2]], [0 * X[:, :2], X[:, :2]]]), "2 pieces")])
@@ -117,6 +150,10 @@ def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
     made = call("data/laplacian.py", f"--source={run}", f"--out={L}", "--heads=2", "--k=3")
     assert made.returncode == 0 and "2 x 8 features" in made.stdout, made.stderr
     assert np.load(L).shape == (2, 8, 8)
+    for control, said in (("shuffled", "links"), ("rotated", "no graph")):
+        made = call("data/laplacian.py", f"--source={run}", f"--out={tmp_path}/{control}.npy", "--heads=2", "--k=3", f"--control={control}")
+        assert made.returncode == 0 and said in made.stdout, made.stderr
+        assert np.abs(np.load(tmp_path / f"{control}.npy") - np.load(L)).max() > 0.01
     assert "\nattention: " not in first.stdout
     second = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", f"--laplacian_file={L}", "--tau=median", "--overwrite=True")
     assert second.returncode == 0 and "final: val loss" in second.stdout, second.stderr
@@ -272,7 +309,7 @@ def test_rotation_is_multiplication_by_complex_numbers():
     x = vectors(5, 8).view(1, 5, 8)
     turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones(5, 4, dtype=torch.float64), torch.outer(
         torch.arange(3, 8, dtype=torch.float64), 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)))
-    torch.testing.assert_close(model_tau.rotate(x, 3), torch.cat((turned.real, turned.imag), -1))
+    torch.testing.assert_close(rotate(x, 3), torch.cat((turned.real, turned.imag), -1))
 
 
 def test_rotated_models_have_no_position_embeddings(tokens):
