@@ -1,0 +1,15 @@
+"""sweeps/attention.py on the 1,024 tokens of data/shakespeare_bpe/prepare.py (2.4 characters a token).
+
+Its graphs come from a baseline on these tokens:
+
+    python train.py config/demo_baseline.py --out_dir=out/embeddings_bpe --dataset=shakespeare_bpe --n_layer=6 --n_embd=64 --max_iters=300
+    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --out=out/graph_bpe.npy
+    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --out=out/graph_bpe_shuffled.npy --control=shuffled
+    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --out=out/graph_bpe_rotated.npy --control=rotated
+"""
+from sweeps import attention as _chars
+
+defaults = dict(_chars.defaults, dataset='shakespeare_bpe', eval_iters=48)  # 49,152 of the 49,420 tokens of the validation text
+budget, grid, seeds = _chars.budget, _chars.grid, _chars.seeds
+arms = {name: {key: value.replace('_char', '_bpe') if key == 'laplacian_file' else value for key, value in arm.items()}
+        for name, arm in _chars.arms.items()}
