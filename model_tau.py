@@ -55,6 +55,7 @@ class TauConfig(GPTConfig):
     n_kv_head: int = 0  # key heads; divides n_head (0: n_head)
     kv_bins: int = 0  # of generation: bins of lambda in place of the keys, not exact (0: every key, exact)
     attention_form: Literal["auto", "plain", "tiled", "divide"] = "auto"  # all exact; 'auto' by T (scalar_attention/)
+    ops: Literal["torch", "triton"] = "torch"  # attention in PyTorch or, but for a cache's, in Triton kernels (kernels/; a GPU)
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,6 +88,8 @@ class TauConfig(GPTConfig):
             off |= dict.fromkeys(("tau", "tau_start"), "laplacian = 'none'")
         if self.laplacian in ("chain", "corpus"):
             off["laplacian_per_head"] = f"laplacian = '{self.laplacian}'"
+        if self.ops == "triton":
+            off["attention_form"] = "ops = 'triton'"
         return off
 
 
@@ -194,15 +197,19 @@ class ScalarAttention(nn.Module):
 
 class Block(model_baseline.Block):
 
+    attention = ScalarAttention  # model_triton.py: with kernels
+
     def __init__(self, config, index=0):
         super().__init__(config, index)
-        self.attn = ScalarAttention(config, index)
+        self.attn = self.attention(config, index)
 
 
 class GPT(model_baseline.GPT):
 
+    block = Block
+
     def make_block(self, config, index):
-        return Block(config, index)
+        return self.block(config, index)
 
     def _init_special(self):
         for block in self.transformer.h:

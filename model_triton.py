@@ -1,5 +1,6 @@
 """
-The models on the Triton kernels: `ops = 'triton'` of the mixed model and of the one with residual streams.
+The models on the Triton kernels: `ops = 'triton'` of the mixed model, of the one with residual streams, of the one with attention
+by distance.
 
 The mixed model: the same with the same parameters as model.py, which it subclasses; two steps of a sub-layer run in kernels/:
 
@@ -17,13 +18,18 @@ The model with streams subclasses model_mhc.py in the same way:
     RMSNorm's factor, for dynamic 'mhc'    one kernel
 
 In PyTorch: the maps from their logits, dynamic maps' products with x, how streams are made and brought together.
+
+model_tau.py, too: attention over all pairs is one kernel, and two for its gradients. In PyTorch: lambda of queries and keys, and
+attention to what a cache holds.
 """
 import torch
 
 import kernels
 import model
 import model_mhc
+import model_tau
 from common.errors import UserError
+from kernels import scalar_attention as distance
 
 
 def read_dtype(x):
@@ -80,4 +86,27 @@ class StreamsGPT(model_mhc.GPT):
         self.hyper.rms_factor = kernels.rms_factor
 
 
-GPTS = {"mixed": GPT, "mhc": StreamsGPT}
+class ScalarAttention(model_tau.ScalarAttention):
+
+    def attend(self, a, b, v, state=None):
+        return super().attend(a, b, v, state) if state is not None else distance.scalar_attention(a, b, v, self.slope)
+
+
+class TauBlock(model_tau.Block):
+    attention = ScalarAttention
+
+
+class TauGPT(model_tau.GPT):
+    block = TauBlock
+
+    def __init__(self, config):
+        if config.n_embd // config.n_head > distance.MAX_D:
+            raise UserError(f"the kernels take values of at most {distance.MAX_D} numbers a head, and n_embd / n_head is "
+                            f"{config.n_embd // config.n_head}; use --ops=torch")
+        super().__init__(config)
+
+    def attention_form(self):
+        return "all pairs, in Triton kernels (ops = 'triton')"
+
+
+GPTS = {"mixed": GPT, "mhc": StreamsGPT, "tau": TauGPT}

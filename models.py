@@ -27,7 +27,7 @@ ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "p
 
 def added_since(name):
     """ADDED_SINCE of the model of that name."""
-    return {**ADDED_SINCE, "ops": "torch"} if name == "mhc" else ADDED_SINCE
+    return {**ADDED_SINCE, "ops": "torch"} if name in ("mhc", "tau") else ADDED_SINCE
 
 
 def build(name, config, device_type=None):

@@ -93,20 +93,21 @@ def cases(dtypes, widths):
                    dict(ONE_C=True, X_LARGEST=largest, Y_LARGEST=largest, ROWS=rows, BLOCK_D=block_d), options, 3, 2, 0, 0,
                    rows * block_d // (32 * options["num_warps"]))
         for D in (D for D in widths if D <= scalar_attention.MAX_D):
-            numbers = dict(T="i32", T_ALL="i32", D="i32", GROUP="i32")
+            numbers = dict(T="i32", T_ALL="i32", D="i32", GROUP="i32", N_KV="i32")
             scalars = lambda *names: {f"{name}_ptr": "*fp32" for name in names}
             values = lambda *names: {f"{name}_ptr": row for name in names}
             for way, name, function, signature, saturates in (
                     ("o", "forward", scalar_attention._distance_forward,
-                     dict(narrow_ptr="*i32", **values("v", "out"), **scalars("a", "b", "z", "log")), True),
+                     dict(narrow_ptr="*i32", **values("v", "out"), **scalars("a", "b", "slope", "z", "log")), True),
                     ("da", "queries", scalar_attention._distance_backward_queries,
-                     {**values("g", "v", "out"), **scalars("a", "b", "z", "log", "da", "delta")}, False),
+                     {**values("g", "v", "out"), **scalars("a", "b", "slope", "z", "log", "da", "delta")}, False),
                     ("db, dv", "keys", scalar_attention._distance_backward_keys,
-                     {**values("g", "v", "dv"), **scalars("a", "b", "z", "log", "delta", "db")}, True)):
-                options = scalar_attention.blocks(name, D, getattr(torch, dtype))
-                shape = {k: options.pop(k) for k in ("BLOCK", "OTHER", "BLOCK_D")}
-                yield (f"distance attention {way}", D, dtype, function, {**signature, **numbers},
-                       {**shape, **(dict(LARGEST=largest) if saturates else {})}, options, 0, 0, 0, 0, 0)  # passes are not counted
+                     {**values("g", "v", "dv"), **scalars("a", "b", "slope", "z", "log", "delta", "db")}, True)):
+                for sloped in (False, True):  # passes are not counted
+                    options = scalar_attention.blocks(name, D, getattr(torch, dtype), sloped)
+                    shape = {k: options.pop(k) for k in ("BLOCK", "OTHER", "BLOCK_D")}
+                    yield (f"distance attention {way}{', by age' if sloped else ''}", D, dtype, function, {**signature, **numbers},
+                           {**shape, "SLOPED": sloped, **(dict(LARGEST=largest) if saturates else {})}, options, 0, 0, 0, 0, 0)
         for heads, size in (t for t in TOKENS if t[0] * t[1] in widths or t[0] == 1 and t[1] in widths):
             x = torch.empty(1, 8, heads, size)
             _, _, _, _, block_h, block_d, options = layernorm._walk(x)

@@ -6,8 +6,12 @@ import sys
 
 import pytest
 import torch
+from conftest import TINY
+from test_model_baseline import randomised
 
+import models
 import scalar_attention as S
+from common.errors import UserError
 from kernels import scalar_attention as K
 from scalar_attention import shapes
 
@@ -20,11 +24,14 @@ def inputs(T, T_all, group=1, D=16, scale=20.0, dtype=torch.float32):
     return (a - 0.5) * scale, (b - 0.5) * scale, torch.randn(2, 2, T_all, D, generator=rng).to(dtype)
 
 
-def compare(a, b, v, bound, g=None):
+SLOPE = torch.tensor([0.5, 0.02])  # of the two key heads
+
+
+def compare(a, b, v, bound, g=None, slope=None):
     """Output and gradients against the plain form in float64."""
     ours = [t.clone().requires_grad_() for t in (a, b, v)]
     exact = [t.double().requires_grad_() for t in (a, b, v)]
-    out, expected = K.scalar_attention(*ours), S.attend(*exact, "plain")
+    out, expected = K.scalar_attention(*ours, slope), S.attend(*exact, "plain", None if slope is None else slope.double())
     g = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)) if g is None else g
     out.backward(g.to(out.dtype))
     expected.backward(g.to(out.dtype).double())
@@ -36,8 +43,8 @@ def compare(a, b, v, bound, g=None):
 @pytest.mark.parametrize("T, T_all, group, D", [(1, 1, 1, 5), (63, 63, 1, 16), (65, 65, 2, 24), (100, 100, 1, 100), (1, 70, 2, 16),
                                                 (40, 105, 1, 8)])
 def test_against_the_plain_form(T, T_all, group, D):
-    for scale in (20.0, 2 * shapes.NARROW, 1e3):  # the last with a nearest key for each query
-        compare(*inputs(T, T_all, group, D, scale), 3e-6 if scale < 1e3 else 1e-4)
+    for scale, slope in ((20.0, None), (2 * shapes.NARROW, None), (1e3, None), (20.0, SLOPE)):  # the last two: the nearest key is kept
+        compare(*inputs(T, T_all, group, D, scale), 3e-6 if scale < 1e3 else 1e-4, slope=slope)
 
 
 def test_ties_and_equal_scalars():
@@ -61,7 +68,9 @@ def test_16_bit_values_err_at_most_twice_as_much_as_pytorch(dtype, scale):
     pytorch = weights.to(dtype) @ v.repeat_interleave(2, 1)
     ours = K.scalar_attention(a, b, v)
     assert (ours - exact).norm() <= 2 * (pytorch - exact).norm()
-    compare(a, b, v, 0.01 if dtype == torch.bfloat16 else 0.002)
+    bound = 0.01 if dtype == torch.bfloat16 else 0.002
+    compare(a, b, v, bound)
+    compare(a[:, :, :40], b[:, :, :40], v[:, :, :40], 2 * bound, slope=SLOPE)  # fewer keys share a weight: what is rounded cancels less
 
 
 def test_strides_and_cotangents_that_are_not_contiguous():
@@ -97,6 +106,9 @@ def test_what_the_kernels_do_not_take_is_refused():
         K.scalar_attention(a, b, v.double())
     with pytest.raises(ValueError, match="at most 128"):
         K.scalar_attention(*inputs(5, 5, D=129))
+    for slope in (SLOPE.double(), SLOPE[:1], torch.ones(4)[::2]):
+        with pytest.raises(ValueError, match="slope is 2 float32 numbers"):
+            K.scalar_attention(a, b, v, slope)
     with pytest.raises(ValueError, match="a is"):
         K.scalar_attention(a[:, :1], b, v)
     empty = K.scalar_attention(a[:0], b[:0], v[:0].requires_grad_())
@@ -107,8 +119,10 @@ def test_what_the_kernels_do_not_take_is_refused():
 def test_operators_pass_opcheck():
     a, b, v = (t.requires_grad_() for t in inputs(7, 9, 2, 5))
     torch.library.opcheck(K._attention, (a, b, v))
+    torch.library.opcheck(K._attention, (a, b, v, SLOPE))
     a, b, v = (t.detach() for t in (a, b, v))
     torch.library.opcheck(K._attention_grad, (torch.randn(2, 4, 5, 7).transpose(2, 3), a, b, v, *K._attention(a, b, v)))
+    torch.library.opcheck(K._attention_grad, (torch.randn(2, 4, 7, 5), a, b, v, *K._attention(a, b, v, SLOPE), SLOPE))
 
 
 def test_compiles_to_one_graph():
@@ -131,6 +145,30 @@ def test_machine_code_has_no_spills(sizes, tmp_path):
                               f"--json={path}"], capture_output=True, text=True, env=environment)
         assert run.returncode == 0, run.stderr
         found = json.loads(path.read_text())
-        assert {row["kernel"] for row in found} == {"distance attention o", "distance attention da", "distance attention db, dv"}
+        assert {row["kernel"] for row in found} == {f"distance attention {way}{age}" for way in ("o", "da", "db, dv")
+                                                    for age in ("", ", by age")}
         for row in found:
             assert row["stack"] == 0 and row["local"] == 0 and row["atomics"] == 0 and row["loses_nan"] == 0, row
+
+
+@pytest.mark.parametrize("options", [dict(), dict(position="alibi", n_kv_head=1), dict(laplacian="learned", value_residual="learned")])
+def test_the_model_with_kernels_is_the_model_without(options, tokens):
+    """Loss and gradients; generation with a cache; one graph when compiled."""
+    built = []
+    for ops in ("torch", "triton"):
+        torch.manual_seed(0)
+        net = randomised(models.build("tau", models.CONFIGS["tau"](**TINY, **options, ops=ops), "cpu"), scale=0.1)
+        net(*tokens)[1].backward()
+        built.append(net)
+    for (name, p), (_, q) in zip(built[0].named_parameters(), built[1].named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
+    torch.testing.assert_close(built[0](*tokens)[1], built[1](*tokens)[1], rtol=1e-6, atol=1e-6)
+    first, second = (torch.cat(list(net.generate(tokens[0][:1, :3], 6, temperature=0)), 1) for net in built)
+    assert torch.equal(first, second) and "Triton" in built[1].attention_form()
+    loss = torch.compile(built[1], fullgraph=True, backend="aot_eager")(*tokens)[1]
+    torch.testing.assert_close(loss, built[1](*tokens)[1], rtol=1e-6, atol=1e-6)
+
+
+def test_heads_too_wide_for_the_kernels_are_one_line():
+    with pytest.raises(UserError, match="at most 128 numbers a head.*--ops=torch"):
+        models.build("tau", models.CONFIGS["tau"](**{**TINY, "n_embd": 258}, ops="triton"), "cpu")
