@@ -211,21 +211,27 @@ def resolve(argv, schema, variants=None, selector="model", script_doc="", refuse
     if any(a in ("--help", "-h") for a in argv):
         print(help_text(script_doc, schema, variants))
         sys.exit(0)
-    fields = dict(keys_of(schema))
+    fields = {key: [field] for key, field in keys_of(schema).items()}  # a key may take other values in another model
     for cls in variants.values():
         for key, field in keys_of(cls).items():
-            fields.setdefault(key, field)
+            known = fields.setdefault(key, [])
+            if key not in keys_of(schema) and field.type not in [f.type for f in known]:
+                known.append(field)
 
-    values, origin = {}, {}
+    given, origin = {}, {}
+
+    def value_of(key, field):
+        value, where, text = given[key]
+        return checked(key, _from_text(value, field.type) if text else value, field, where)
 
     def put(key, value, where, text=False):
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1, 0.5)
             raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else
                                                                  "; --help lists every key"))
-        if text:
-            value = _from_text(value, fields[key].type)
-        values[key], origin[key] = checked(key, value, fields[key], where), where
+        given[key], origin[key] = (value, where, text), where
+        if len(fields[key]) == 1:  # otherwise when the model is known
+            value_of(key, fields[key][0])
 
     for arg in argv:
         if arg.startswith("--"):
@@ -241,21 +247,21 @@ def resolve(argv, schema, variants=None, selector="model", script_doc="", refuse
 
     def refuse_without_effect(config):
         for key, why in without_effect(config).items() if refuse_idle else ():
-            if origin.get(key) == "command line" and values[key] is not None:
+            if origin.get(key) == "command line" and given[key][0] not in (None, "None"):
                 raise UserError(f"command line: {key} has no effect with {why}")
 
-    own = {k: v for k, v in values.items() if k in keys_of(schema)}
+    own = {k: value_of(k, field) for k, field in keys_of(schema).items() if k in given}
     main = schema(**own)
     refuse_without_effect(main)
     if not variants:
         return main, None
     chosen = getattr(main, selector)
     allowed = keys_of(variants[chosen])
-    for key in values:
+    for key in given:
         if key not in own and key not in allowed:
             owners = " or ".join(f"{selector} = {n!r}" for n, cls in variants.items() if key in keys_of(cls))
             raise UserError(f"{origin[key]}: {key} belongs to {owners} and has no effect on {selector} = {chosen!r}")
-    variant = variants[chosen](**{k: v for k, v in values.items() if k in allowed and k not in own})
+    variant = variants[chosen](**{k: value_of(k, field) for k, field in allowed.items() if k in given and k not in own})
     refuse_without_effect(variant)
     return main, variant
 

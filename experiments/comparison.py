@@ -220,17 +220,26 @@ def verdict(difference, mixed, control):
     return f"The interval does not contain 0: {better} is better than {worse}."
 
 
+def sides_of(summary):
+    """(kind, roles, what an arm of it is called) of the two sides of the headline: mixed arms and controls; in a sweep that has neither,
+    and so is not about curvature, other arms and the baseline."""
+    if not summary.of_role("mixed", *CONTROLS) and summary.of_role("baseline") and summary.of_role("other"):
+        return ("other", ("other",), "other arm"), ("baseline", ("baseline",), "baseline")
+    return ("mixed", ("mixed",), "mixed arm"), ("control", CONTROLS, "flat or other control")
+
+
 def write_headline(summary):
-    """Sets summary.headline: the best control against the best mixed arm, in words."""
+    """Sets summary.headline: the best of one side against the best of the other (sides_of), in words."""
     best, passed_over, selection, chosen = {}, [], summary.selection_seed, False
-    of = summary.measure.digits, summary.measure.unit
-    for kind, roles in (("mixed", ("mixed",)), ("control", CONTROLS)):
+    of, sides = (summary.measure.digits, summary.measure.unit), sides_of(summary)
+    about_curvature = sides[0][0] == "mixed"
+    one, other = ("Best mixed arm", "best control") if about_curvature else ("Best arm", "the baseline")
+    for kind, roles, called in sides:
         best[kind], others = best_of(summary, *roles)
         if best[kind] is None:
-            unset = [role for role, roles in (("mixed", ("mixed",)), ("control", CONTROLS)) if not summary.of_role(*roles)]
-            why = " ".join(set_role(summary, role) for role in unset) or (
-                f"No {'mixed arm' if kind == 'mixed' else 'flat or other control'} could be tuned.")
-            summary.headline = f"Best mixed arm against best control: not possible. {why}"
+            unset = [kind for kind, roles, _ in sides if not summary.of_role(*roles)]
+            why = " ".join(set_role(summary, role) for role in unset) or f"No {called} could be tuned."
+            summary.headline = f"{one} against {other}: not possible. {why}"
             return
         chosen |= len(summary.of_role(*roles)) > 1 or len(best[kind].losses()) > 1
         for arm in others:
@@ -251,9 +260,8 @@ def write_headline(summary):
                 lr = min(blocked, key=blocked.get)
                 passed_over.append(f"{arm.name} at lr {lr:g} was lower than {best[kind].name} at lr {least.lr:g} with seed "
                                    f"{selection} and is left out, for another seed {summary.measure.failed} there.")
-    mixed, control = best["mixed"], best["control"]
-    title = (f"Best mixed arm ({mixed.name}, lr {mixed.choice.lr:g}) against best control ({control.name}, lr "
-             f"{control.choice.lr:g})")
+    mixed, control = (best[kind] for kind, *_ in sides)
+    title = f"{one} ({mixed.name}, lr {mixed.choice.lr:g}) against {other} ({control.name}, lr {control.choice.lr:g})"
     difference = paired_difference(*measuring_pair(mixed.choice, control.choice))
     if not difference.seeds:
         summary.headline = f"{title}: they share no seed that measures; no comparison."
@@ -264,7 +272,8 @@ def write_headline(summary):
            "Arms and learning rates were chosen on the seeds that measure them, which is optimistic, more so for "
            "the side with more of both.")
     what = "" if summary.metric != "target" else f", steps to a validation loss of {summary.target:g}"
-    summary.headline = (f"{title}{what}: mixed minus control = {difference_text(difference, *of)}. "
+    summary.headline = (f"{title}{what}: {'mixed minus control' if about_curvature else f'{mixed.name} minus {control.name}'} = "
+                        f"{difference_text(difference, *of)}. "
                         f"{' '.join([verdict(difference, mixed.name, control.name), how, *passed_over])}")
     if summary.metric == "target":
         at = paired_difference(*({seed: a.runs[a.choice.lr, seed].target_seconds for seed in difference.seeds

@@ -8,8 +8,8 @@ The graphs come from the token embeddings of a baseline, made once before the sw
     python data/laplacian.py --source=out/embeddings_char --heads=4 --out=out/graph_char_shuffled.npy --control=shuffled
     python data/laplacian.py --source=out/embeddings_char --heads=4 --out=out/graph_char_rotated.npy --control=rotated
 
-8 arms at 2 learning rates with one seed = 16 runs choose each arm's rate; then five seeds at it, 40 runs. A run takes 1 to 2
-minutes of one thread. What they say: results/README.md.
+10 arms at 3 learning rates with one seed = 30 runs choose each arm's rate; then five seeds at it for eight of them, 40 runs. A run
+takes about a minute of one thread. What they say: results/README.md.
 """
 
 defaults = dict(
@@ -21,7 +21,7 @@ defaults = dict(
     eval_interval=200, eval_iters=60,  # 61,440 tokens
 )
 budget = dict(steps=600)  # 0.6M tokens
-grid = dict(learning_rate=[6e-3, 1.2e-2])
+grid = dict(learning_rate=[6e-3, 1.2e-2, 2.4e-2])
 seeds = [1337]
 
 _base = dict(config='config/demo_baseline.py')
@@ -31,9 +31,16 @@ arms = {
     'baseline': dict(_base, role='baseline'),
     'modern': dict(_base, role='other', position='rope', qk_norm=True),  # the baseline of today
     'chain': _tau,  # no corpus: neighbours are the next coordinates
+    'chain-rope': dict(_tau, position='rope'),  # rotated before lambda, as published
+    'chain-alibi': dict(_tau, position='alibi'),  # distance in time counts, too
     'corpus': dict(_graph, laplacian_file='out/graph_char.npy'),
     'corpus-shuffled': dict(_graph, laplacian_file='out/graph_char_shuffled.npy'),  # of features that have nothing to do with one another
     'corpus-rotated': dict(_graph, laplacian_file='out/graph_char_rotated.npy'),  # its eigenvalues, no graph
     'learned': dict(_tau, laplacian='learned', laplacian_per_head=True),
     'no-graph': dict(_tau, laplacian='none', laplacian_per_head=True),  # lambda = sigmoid(w . x): neither graph nor energy
 }
+
+_more = [1338, 1339, 1340, 1341, 1342]
+runs = [dict(arms=[arm], grid=dict(learning_rate=[rate]), seeds=_more) for arm, rate in {
+    'baseline': 1.2e-2, 'modern': 1.2e-2, 'chain': 1.2e-2, 'corpus': 1.2e-2, 'corpus-shuffled': 1.2e-2, 'corpus-rotated': 1.2e-2,
+    'no-graph': 1.2e-2, 'learned': 6e-3}.items()]

@@ -109,6 +109,14 @@ def test_text_stays_text_where_the_key_takes_text():
     assert (options.start, options.k) == ("a=b", 3)
 
 
+def test_a_key_that_takes_other_values_in_another_model():
+    assert resolve("--model=tau", "--position=alibi")[1].position == "alibi"
+    assert resolve("--position=alibi", "--model=tau")[1].position == "alibi"
+    for argv in (["--model=mixed", "--position=alibi"], ["--model=tau", "--position=absolute"]):
+        with pytest.raises(UserError, match="command line: position = '(alibi|absolute)': position takes 'learned' | 'rope'"):
+            resolve(*argv)
+
+
 def test_help_lists_every_key_with_default_and_comment(capsys):
     with pytest.raises(SystemExit) as stop:
         resolve("--help")

@@ -1,6 +1,6 @@
 """Sweeps that the tests write with known numbers: what is computed of them, what becomes of diverged, crashed and missing runs,
-the terminal and the files. The statistics: test_experiments/statistics.py; the plots: test_experiments/plots.py; the curvature of a real
-run: test_ablate_curvature.py."""
+the terminal and the files. The statistics: test_sweep_statistics.py; the plots: test_sweep_plots.py; the curvature of a real run:
+test_ablate_curvature.py."""
 import csv
 import html.parser
 import itertools
@@ -157,6 +157,14 @@ def test_the_headline_says_what_the_numbers_say(tmp_path):
     assert "one seed: no interval, no test" in one and "decides nothing" in one
     alone = Written(tmp_path / "e", {"baseline": "baseline", "mixed": "mixed"}, known)
     assert "not possible" in alone.summary()[0].headline
+
+    other = Written(tmp_path / "f", {"baseline": "baseline", "gate": "other", "mixed": "other"}, known).summary()[0].headline
+    difference = np.mean([known("mixed", 3e-3, s) - known("baseline", 3e-3, s) for s in (2, 3, 4)])
+    assert other.startswith("Best arm (mixed, lr 0.003) against the baseline (baseline, lr 0.003): mixed minus baseline = "
+                            f"{difference:+.4f}")
+    assert "mixed is better than baseline" in other
+    only = Written(tmp_path / "g", {"baseline": "baseline", "flat": "flat", "gate": "other"}, known).summary()[0].headline
+    assert only.startswith("Best mixed arm against best control: not possible. No arm has the role 'mixed'")
 
 
 def test_arms_that_are_equal_in_every_seed(tmp_path):

@@ -25,14 +25,15 @@ def test_every_shipped_sweep_resolves(file):
     runs = runs_of(ROOT / "sweeps" / file)
     described = description(load(str(ROOT / "sweeps" / file)), file, runs)
     roles = {arm["role"] for arm in described["arms"]}
-    streams = file in ("residual_streams.py", "deep_streams.py")  # no curvature there
-    assert ({"baseline", "other"} if streams else {"baseline", "flat", "mixed"}) <= roles and len(runs) >= 5
+    flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py")  # no curvature there
+    assert ({"baseline", "other"} if flat else {"baseline", "flat", "mixed"}) <= roles and len(runs) >= 5
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
                "speedrun.py": 6 * 4 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 8 * 3,
-               "residual_streams.py": 24 + 6 * 5, "deep_streams.py": 4 * 3}  # as their comments count
+               "residual_streams.py": 24 + 7 * 5, "deep_streams.py": 4 * 3,
+               "attention.py": 10 * 3 + 8 * 5, "attention_bpe.py": 8 * 2, "attention_size.py": 12}  # as their comments count
     assert len(runs) == counted[file]
     if file != "fineweb_lr.py":
-        assert {run.max_iters for run in runs} <= ({200, 600} if streams else {1500, 3000})
+        assert {run.max_iters for run in runs} <= ({200, 300, 600} if flat else {1500, 3000})
     else:
         assert {run.max_iters for run in runs} == {int(2.5e9) // (40 * 12 * 1024)}
 
