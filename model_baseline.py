@@ -156,7 +156,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (h.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for h in self.c_attn(x).split(C, dim=2))
         v = mix_values(v, values, self.value_mix)
-        q, k = self.queries_and_keys(q, k, state["k"].size(2) if state else 0)
+        q, k = self.queries_and_keys(q, k, state["k"].size(2) if state and "k" in state else 0)
         if state is not None:
             k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
         y = self.attend(q, k, v)

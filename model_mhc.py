@@ -130,6 +130,7 @@ class Block(model_baseline.Block):
     def __init__(self, config, index, connections):
         super().__init__(config, index)
         self.difference = config.token_shift == "difference"
+        self.at_once = config.hc_maps == "static" and config.ops == "torch"
         self.connections = (connections,)  # in a tuple: its parameters are the model's, not this block's
 
     def layer_input(self, x, norm, state, name, *own):
@@ -138,7 +139,9 @@ class Block(model_baseline.Block):
         return self.read(x, p, norm, state, name), mix, w
 
     def read(self, x, p, norm, state, name):
-        h = mixing.read(x, p)
+        return self.normed(mixing.read(x, p), norm, state, name)
+
+    def normed(self, h, norm, state, name):
         if self.difference:
             h = h - previous_token(h, state, "previous_" + name)
         return norm(h)
@@ -147,6 +150,28 @@ class Block(model_baseline.Block):
 
     def update(self, x, sublayers, state=None, *own):
         """own: of both sub-layers, one after the other."""
+        return (self.update_at_once if self.at_once else self.update_one_by_one)(x, sublayers, state, *own)
+
+    def update_at_once(self, x, sublayers, state, *own):
+        """Static maps: the streams between the two sub-layers, R_1 x + w_1 y_1, are never made. What is read of them, and what becomes
+        of them, are combinations of x and y_1 with products of the small maps."""
+        (first, norm_1, attn), (second, norm_2, mlp) = sublayers
+        half = len(own) // 2
+        (p_1, mix_1, w_1), (p_2, mix_2, w_2) = (self.connections[0].maps(x, *each) for each in (own[:half], own[half:]))
+        with torch.autocast(x.device.type, enabled=False):
+            of_x, of_y = p_2 if mix_1 is None else p_2 @ mix_1, p_2 @ w_1
+            mix = mix_1 if mix_2 is None else mix_2 if mix_1 is None else mix_2 @ mix_1
+            w_1 = w_1 if mix_2 is None else mix_2 @ w_1
+
+        def between(x, y):
+            return self.normed(mixing.read(x, of_x) + of_y * y.to(x.dtype), norm_2, state, second)
+
+        y_1 = attn(cheap(self.read, x, p_1, norm_1, state, first), state)
+        y_2 = mlp(cheap(between, x, y_1), state)
+        return mixing.write(x, y_1, mix, w_1) + mixing.spread(y_2.to(x.dtype), w_2)
+
+    def update_one_by_one(self, x, sublayers, state, *own):
+        """Dynamic maps, which are read off the streams between the sub-layers; and kernels."""
         (first, norm_1, attn), (second, norm_2, mlp) = sublayers
         half = len(own) // 2
 

@@ -9,8 +9,10 @@ p (n), R (n, n), w (n) are one for all tokens ('static'), or of every token: p (
 The streams come first: there an eager static mix is one small matrix times a wide one, three times as fast with its gradients as behind T
 (bench/bench_streams.py). Compiled, the sums are written out, and fused; where the streams are hardly matters then.
 
-Necessary passes over rows of C, forward: read n; write n + 1 and n written. Backward of write: n (gradients) + n + 1, n + 1 written;
-of read: 1 + n, n written. What is kept for it: x, y. Nothing of size n more than that: a Block makes the written streams again.
+Necessary passes over rows of C, forward, of one sub-layer by itself: read n; write n + 1 and n written. Backward of write: n (gradients)
++ n + 1, n + 1 written; of read: 1 + n, n written. With static maps a block's two sub-layers are taken at once (model_mhc.py): forward
+n, n + 1 and n + 2 rows are read and n written, 3 n + 3 + n in place of 4 n + 2 + 2 n. What is kept for the backward pass: x, and y of both
+sub-layers. What layers read is made again from them, and with dynamic maps the streams in between, too.
 """
 import torch
 

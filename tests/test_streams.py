@@ -302,6 +302,24 @@ def kept_for_backward(net, tokens):
     return sum(size for size, _ in kept.values()), loss
 
 
+@pytest.mark.parametrize("options", [{}, dict(hc="hc"), dict(hc_freeze="res"), dict(token_shift="difference", value_residual="learned"),
+                                     dict(hc_num_streams=1, hc_collapse="mean")])
+def test_a_block_at_once_is_its_two_sub_layers_one_by_one(options, tokens):
+    """Logits, loss and gradients in float64, and with a cache: the streams between the sub-layers need not be made."""
+    found = []
+    for at_once in (True, False):
+        net = randomised(build(**options), scale=0.1).double()
+        for block in net.transformer.h:
+            assert block.at_once
+            block.at_once = at_once
+        logits, loss = net(*tokens)
+        loss.backward()
+        generated = torch.cat(list(net.generate(tokens[0][:1, :3], 6, temperature=0)), 1)
+        found.append([logits, loss, generated, *(p.grad for p in net.parameters())])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_no_written_streams_are_kept_for_the_backward_pass():
     """Of a block: its streams and what two sub-layers add, n + 2 rows; of the baseline's 17 two need not be kept."""
     torch.manual_seed(0)
