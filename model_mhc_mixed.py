@@ -23,7 +23,7 @@ import torch
 import geometry
 import model
 from common.errors import UserError
-from model_mhc import StreamsConfig, StreamsGPT
+from model_mhc import StreamsConfig, StreamsGPT, cheap
 from streams import mixing
 
 
@@ -79,14 +79,22 @@ class Block(model.Block):
             limit = self.limit(c, x.dtype)
         only_previous = self.config.reference == "previous" and self.config.residual == "origin" and state is None
         half = len(own) // 2
-        for (name, norm, layer), own_one in zip(sublayers, (own[:half], own[half:])):
-            p, mix, w = self.connections[0].maps(x, *own_one)
+
+        def read(x, name, norm, *own):
+            """What a layer reads, the reference point, R, w."""
+            p, mix, w = self.connections[0].maps(x, *own)
             h = geometry.project(self.heads(self.gather(x, p.unsqueeze(-2), c)[0]), c, limit).flatten(2)
             r = None if only_previous else self.reference(h, c, state, name)
-            v = layer(self.read(h, r, c, norm), state)
+            return self.read(h, r, c, norm), r, mix, w
+
+        def write(x, v, r, mix, w):
             v = self.heads(mixing.spread(v.to(x.dtype), w.to(x.dtype)))  # w_i v
             points = self.heads(x if mix is None else self.gather(x, mix, c))
-            x = self.residual(points, r if r is None else r.expand_as(points), v, c, limit).reshape(x.shape)
+            return self.residual(points, r if r is None else r.expand_as(points), v, c, limit).reshape(x.shape)
+
+        for (name, norm, layer), own_one in zip(sublayers, (own[:half], own[half:])):
+            u, r, mix, w = cheap(read, x, name, norm, *own_one)
+            x = cheap(write, x, layer(u, state), r, mix, w)
         return x
 
 

@@ -1,7 +1,7 @@
 """Are several residual streams more stable in depth? 24 blocks of width 64: the largest learning rate that trains, gradient norms.
 Tiny Shakespeare by characters, at a size for a CPU.
 
-4 arms x 3 learning rates with one seed = 12 runs of 1 to 2 minutes of one thread. What they say: results/README.md.
+4 arms x 5 learning rates with one seed = 20 runs of 1 to 2 minutes of one thread. What they say: results/README.md.
 """
 
 defaults = dict(
@@ -14,7 +14,7 @@ defaults = dict(
     eval_interval=100, eval_iters=60,
 )
 budget = dict(steps=200)
-grid = dict(learning_rate=[1e-2, 3e-2, 1e-1])
+grid = dict(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])
 seeds = [1337]
 
 _streams = dict(config='config/demo_baseline.py', model='mhc', role='other')

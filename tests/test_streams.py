@@ -329,6 +329,8 @@ def test_no_written_streams_are_kept_for_the_backward_pass():
     ours, loss = kept_for_backward(models.build("mhc", models.CONFIGS["mhc"](**shape)), tokens)
     loss.backward()
     assert 1.1 < ours / plain < 1.3
+    curved, _ = kept_for_backward(models.build("mhc_mixed", models.CONFIGS["mhc_mixed"](**shape)), tokens)
+    assert curved / plain < 2.1  # row scalars count more where rows are short
 
 
 def test_telemetry(tokens):
