@@ -19,6 +19,8 @@ A sweep file is Python with flat assignments, like a config file:
                                              the schedule and bounds the run); none: max_iters of the config
     defaults = dict(key=value, ...)          for all arms
     slurm = dict(partition=, account=, qos=, constraint=, time_min=, gpus=, cpus=, mem_gb=)     of one run
+    question = dict(hypothesis='...', arm=name, against=name, margin=0.004, stop='fixed' | 'anytime')    what the sweep is to decide, stated
+                        before its runs; with 'anytime' it stops when it is decided (experiments/question.py)
     after = ['python analyze_representations.py {runs} --out={out}/analysis']    commands for when every run has ended; {runs} are the
                                                                  folders of the finished ones
 
@@ -59,7 +61,7 @@ from common.errors import UserError, exit_cleanly
 from common.interrupts import Stop
 from common.whole_files import write_json
 from configurator import Parser
-from experiments import sweep_file
+from experiments import question, sweep_file
 from experiments.after import run_after
 from experiments.folder import check_corpus, check_folder
 from experiments.job import TRAIN, command_of, crash_reason
@@ -117,22 +119,29 @@ def main(argv, command=TRAIN):
     check_corpus(runs)
     os.makedirs(os.path.join(folder, "runs"), exist_ok=True)
     rows.sort_out(runs, options.retry_crashed)
-    write_json(os.path.join(folder, "sweep.json"), description(sweep, options.sweep, runs))
-
     ended = rows.read()
-    missing = [run for run in runs if run.hash not in ended]
+    plan = description(sweep, options.sweep, runs)
+    pair = {sweep["question"].arm, sweep["question"].against} if sweep["question"] else set()
+    plan["question"] = question.stated(sweep["question"], question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
+    write_json(os.path.join(folder, "sweep.json"), plan)
+
+    not_needed = question.not_needed_in(folder, sweep["question"])
+    missing = [run for run in runs if run.hash not in ended and not not_needed(run)]
     print(f"{sweep_name(options.sweep)}: {len(runs)} runs, {len(missing)} to do; everything is in {short(folder)}",
           flush=True)
     table = Table(runs, [row["status"] for row in ended.values()])
     stop = Stop()
     if missing and options.launcher == "local":
-        run_local(missing, rows, options, command, table, stop)
+        run_local(missing, rows, options, command, table, stop, not_needed)
     elif missing:
-        run_submitit(missing, rows, options, command, table, stop, sweep["slurm"])
+        run_submitit(missing, rows, options, command, table, stop, sweep["slurm"], not_needed)
 
     ended = rows.read()
     crashed = [run for run in runs if run.hash in ended and ended[run.hash]["status"] == "crashed"]
-    left = [run for run in runs if run.hash not in ended]
+    spared = [run for run in runs if run.hash not in ended and not_needed(run)]
+    if spared:
+        print(f"the question of the sweep is decided: {len(spared)} runs are not needed")
+    left = [run for run in runs if run.hash not in ended and run not in spared]
     for run in crashed:
         print(f"crashed: {short(run.folder)}: {crash_reason(run)}", file=sys.stderr)
     if crashed:

@@ -17,7 +17,7 @@ def run_after(commands, folder, runs, rows):
     done = []
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as f:
         done = json.load(f)
-    finished = [short(run.folder) for run in runs if rows[run.hash]["status"] == "finished"]
+    finished = [short(run.folder) for run in runs if run.hash in rows and rows[run.hash]["status"] == "finished"]
     for command in commands:
         words = []
         for word in shlex.split(command):

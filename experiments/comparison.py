@@ -9,10 +9,21 @@ import sys
 from analysis import ablation
 from common.errors import UserError
 from common.intervals import mean_interval
+from experiments import answer, question
 from experiments.plots import REFERENCES
 from experiments.report import p_text
 from experiments.results import BUDGETS, CONTROLS, best_of, read_curve, read_json, read_sweep
-from experiments.statistics import candidates, choose_lr, holm, measuring_pair, paired_difference, place_in_grid, value_at, wins
+from experiments.statistics import (
+    candidates,
+    choose_lr,
+    holm,
+    measuring_pair,
+    paired_difference,
+    place_in_grid,
+    selection_seed_of,
+    value_at,
+    wins,
+)
 
 # what to do where no arm has a role that a comparison needs; {} is the sweep's file
 SET_ROLE = {
@@ -287,25 +298,51 @@ def write_headline(summary):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# the question of the sweep
+
+def answer_question(summary):
+    """Sets summary.answer, and marks arms whose missing runs are not needed."""
+    asked = question.from_told(summary.question)
+    if asked is None:
+        return
+    arms = {arm.name: arm for arm in summary.arms}
+    summary.answer = answer.answer(asked, arms, summary.selection_seed)
+    for name in (asked.arm, asked.against):
+        if name in arms and asked.stop == "anytime" and summary.answer is not None:
+            arms[name].spared = summary.answer.decided
+    told, after = summary.question, summary.question["ended_before"]
+    summary.note(f"The question was stated {'before any run of its two arms had ended' if not after else ''}"
+                 f"{f'when {after} runs of its two arms had ended, so its answer is not a confirmation' if after else ''}; "
+                 f"SHA-256 {told['sha256'][:12]}."
+                 + (f" It was changed {len(told['earlier'])} times since the first." if told["earlier"] else ""))
+
+
+def words_of_question(summary):
+    asked = question.from_told(summary.question)
+    planned = [{seed for _, seed in arm.planned} - {summary.selection_seed} for arm in summary.arms
+               if arm.name in (asked.arm, asked.against)]
+    return answer.in_words(asked, summary.answer, summary.measure.unit, len(set.intersection(*planned)) if planned else 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8):
     """The Summary of a sweep's folder. selection_seed: an int, 'auto' or None; the rest as the options of the command
     line. Raises UserError."""
     summary = read_sweep(folder, metric)
     if selection_seed == "auto":
-        ran = [seed for arm in summary.arms for _, seed in arm.runs]
-        planned = [seed for arm in summary.arms for _, seed in arm.planned]
-        selection_seed = min(summary.seeds, key=lambda seed: (-ran.count(seed), -planned.count(seed), seed))
-        if all(len(arm.grid()) < 2 for arm in summary.arms):
-            selection_seed = None  # there is no rate to choose
+        selection_seed = selection_seed_of(summary.arms, summary.seeds)
     elif selection_seed is not None and selection_seed not in summary.seeds:
         raise UserError(f"--selection_seed={selection_seed}: the seeds of this sweep are "
                         f"{', '.join(map(str, summary.seeds))}")
     summary.selection_seed = selection_seed
+    answer_question(summary)
     tune(summary)
     compare(summary)
     equal_budgets(summary)
     time_to_target(summary, target)
     look_at_curvature(summary, batches)
     write_headline(summary)
+    if summary.question:
+        summary.answered = words_of_question(summary)
     return summary

@@ -32,7 +32,8 @@ def threads_of_a_run(options, slurm):
     return slurm.get("cpus", 1) if options.launcher == "slurm" else max(1, options.threads // options.jobs)
 
 
-def run_local(runs, rows, options, command, table, stop):
+def run_local(runs, rows, options, command, table, stop, not_needed):
+    """not_needed: of a Run, whether the sweep's question is decided without it (question.py); asked before it starts."""
     gpus = gpus_of_this_machine()
     threads = threads_of_a_run(options, {})
     waiting, jobs, told = collections.deque(runs), {}, set()  # jobs: slot -> Job
@@ -41,6 +42,8 @@ def run_local(runs, rows, options, command, table, stop):
             for slot in range(options.jobs) if not stop.signal else ():
                 for _ in range(len(waiting) if slot not in jobs else 0):
                     run = waiting.popleft()
+                    if not_needed(run):
+                        continue
                     job = Job(run, rows, command, threads, gpus[slot % len(gpus)] if gpus else None)
                     if job.start():
                         jobs[slot] = job
@@ -101,8 +104,9 @@ class Worker:
         return submitit.helpers.DelayedSubmission(Worker(self.folder, self.command, self.threads), run)
 
 
-def run_submitit(runs, rows, options, command, table, stop, slurm):
-    """Through submitit: one job array on Slurm, or (to try it) its local executor with at most --jobs processes."""
+def run_submitit(runs, rows, options, command, table, stop, slurm, not_needed):
+    """Through submitit: one job array on Slurm, or (to try it) its local executor with at most --jobs processes. Slurm gets all runs at
+    once; jobs that have not begun when the question is decided are cancelled."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported; USR2 would kill train.py
     try:
         import submitit
@@ -161,7 +165,9 @@ def run_submitit(runs, rows, options, command, table, stop, slurm):
     try:
         while (waiting or jobs) and not stop.signal:
             while local and waiting and len(jobs) < options.jobs:
-                submit(waiting.popleft())
+                run = waiting.popleft()
+                if not not_needed(run):
+                    submit(run)
             # a job that returned has written its row, wherever the file system has it by now
             failed = {h for h, (_, job) in jobs.items() if job.done() and job.exception() is not None}
             ended = rows.read()
@@ -172,6 +178,9 @@ def run_submitit(runs, rows, options, command, table, stop, slurm):
                 if run.hash in ended:
                     del jobs[run.hash]
                     table.ended(run, ended[run.hash]["status"], ended[run.hash])
+                elif not in_use(run) and not_needed(run):
+                    job.cancel(check=False)
+                    del jobs[run.hash]
             table.show([run for run, _ in jobs.values() if in_use(run)])
             time.sleep(POLL_SECONDS if local else 2)
     except Exception:  # as in run_local

@@ -191,7 +191,7 @@ def document(summary, figures):
     planned, ended = (sum(n) for n in zip(*((len(a.planned), len(a.planned & a.runs.keys())) for a in summary.arms)))
     if ended < planned:
         parts.append(("text", f"The sweep is not complete: {planned - ended} of {planned} runs are missing."))
-    parts += [("text", summary.headline), ("table", results_table(summary))]
+    parts += [("text", text) for text in (summary.answered, summary.headline) if text] + [("table", results_table(summary))]
 
     def figure(name):
         parts.extend(("figure", f) for f in figures if f.name == name)
@@ -298,7 +298,8 @@ def as_dict(summary):
                           "reached_share": arm.reached_share()},
             "curvature": {seed: dataclasses.asdict(a) for seed, a in arm.ablations.items()},
         })
-    plain = {f.name: getattr(summary, f.name) for f in dataclasses.fields(summary) if f.name != "arms"}
+    plain = {f.name: getattr(summary, f.name) for f in dataclasses.fields(summary) if f.name not in ("arms", "answer")}
+    plain["answer"] = summary.answer and dataclasses.asdict(summary.answer)
     best = summary.reference("best_control")
     return {**plain, "best_control": best.name if best else None, "arms": arms}
 
@@ -321,7 +322,9 @@ def as_csv(summary):
     rows = []
     for arm in summary.arms:
         value = summary.measure.column
-        row = {"arm": arm.name, "role": arm.role, "best_lr": arm.choice.lr if arm.choice else None,
+        asked = summary.question if summary.question and arm.name in (summary.question["arm"], summary.question["against"]) else None
+        row = {"arm": arm.name, "role": arm.role, "question_sha256": asked and asked["sha256"],
+               "best_lr": arm.choice.lr if arm.choice else None,
                "lr_place_in_grid": arm.edge, "selection_seed": arm.choice.selection_seed if arm.choice else None,
                "seeds": arm.estimate.n,
                f"{value}_on_selection_seed": bool(star(arm.choice.losses, summary)) if arm.choice else None,
@@ -440,7 +443,8 @@ def on_terminal(summary, out):
 
     def wrapped(text, **more):
         return textwrap.fill(text, width, break_on_hyphens=False, **more)
-    parts = [f"Sweep {shortened(summary.name, width - 6)}", wrapped(summary.headline), "\n".join(main_table(summary, width)),
+    parts = [f"Sweep {shortened(summary.name, width - 6)}", wrapped(summary.answered), wrapped(summary.headline),
+             "\n".join(main_table(summary, width)),
              "\n".join(wrapped(text, initial_indent="- ", subsequent_indent="  ") for text in in_short(summary)),
              wrapped(f"{os.path.join(out, 'report.html')}: all tables, plots, notes and how to read them; beside it summary.md, "
                      "summary.csv, summary.json and the plots.", break_long_words=False)]

@@ -74,6 +74,7 @@ class Arm:
     at_budget: dict = field(default_factory=dict)  # {key of BUDGETS: {seed: loss}}
     to_target: dict = field(default_factory=dict)  # {key of BUDGETS: [value, or None if not reached]}
     ablations: dict = field(default_factory=dict)  # {seed: ablate_curvature.Ablation}
+    spared: bool = False  # of its planned runs, those that have not ended are not needed: the sweep's question is decided
 
     def losses(self):
         """{lr: {seed: loss}}, as statistics has them."""
@@ -87,7 +88,7 @@ class Arm:
         return sorted({lr for lr, _ in self.planned | self.runs.keys()})
 
     def missing(self):
-        return sorted(self.planned - self.runs.keys())
+        return [] if self.spared else sorted(self.planned - self.runs.keys())
 
     def count(self, status):
         return sum(run.status == status for run in self.runs.values())
@@ -120,6 +121,9 @@ class Summary:
     headline: str = ""
     file: str = ""  # the sweep's
     advice: list = field(default_factory=list)  # sentences: which roles to set
+    question: dict | None = None  # of sweep.json (question.py)
+    answer: object = None  # answer.Answer, or None
+    answered: str = ""  # in words
 
     @property
     def measure(self):
@@ -261,7 +265,8 @@ def read_sweep(folder, metric):
     if unknown:
         notes.append(f"Left out: runs of arms that sweep.json does not have ({', '.join(sorted(unknown))}).")
     seeds = sorted({seed for arm in arms.values() for _, seed in arm.planned | arm.runs.keys()})
-    return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes, target=target, file=plan["file"])
+    return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes, target=target, file=plan["file"],
+                   question=plan.get("question"))
 
 
 def read_curve(folder):

@@ -14,6 +14,7 @@ What is honest about them:
 References
     Student 1908, The probable error of a mean
     Fisher 1935, The Design of Experiments, section 21 (sign-flip test)
+    Schuirmann 1987, A comparison of the two one-sided tests procedure (J. Pharmacokinet. Biopharm. 15, 657-680)
     Holm 1979, A simple sequentially rejective multiple test procedure (Scand. J. Statist. 6, 65-70)
 """
 import math
@@ -81,6 +82,16 @@ def choose_lr(losses, selection_seed):
     return Choice(lr, None, ranked[lr], dict(possible[lr]), dict(possible[lr]))
 
 
+def selection_seed_of(arms, seeds):
+    """The seed that chooses learning rates: the lowest of those that ran at the most rates; None where no arm has two of them.
+    arms: of results.py."""
+    if all(len(arm.grid()) < 2 for arm in arms):
+        return None
+    ran = [seed for arm in arms for _, seed in arm.runs]
+    planned = [seed for arm in arms for _, seed in arm.planned]
+    return min(seeds, key=lambda seed: (-ran.count(seed), -planned.count(seed), seed))
+
+
 def measuring_pair(a, b):
     """The losses of two arms (Choice) to be compared seed by seed: those that measure, if both have a seed held out; if
     not, all at the chosen rates, for an arm with the selection seed alone has nothing else."""
@@ -110,6 +121,42 @@ def t_test(differences):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's remark that the values are nearly equal
         return float(stats.ttest_rel(d, np.zeros_like(d)).pvalue)
+
+
+def equivalence_test(differences, margin):
+    """p-value of two one-sided paired t-tests (TOST): that the mean difference is outside of +-margin is the null. None as for t_test()."""
+    d = np.asarray(differences, dtype=float)
+    if len(d) < 2 or np.ptp(d) == 0:
+        return None
+    return float(max(stats.ttest_1samp(d, -margin, alternative="greater").pvalue, stats.ttest_1samp(d, margin, alternative="less").pvalue))
+
+
+def power_of_difference(n, effect, alpha=0.05):
+    """Probability that the two-sided paired t-test of n pairs is below alpha. effect: mean over spread of a pair."""
+    edge, shift = stats.t.ppf(1 - alpha / 2, n - 1), effect * math.sqrt(n)
+    return float(stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift))
+
+
+def power_of_equivalence(n, margin, alpha=0.05):
+    """Probability that TOST of n pairs is below alpha where there is no difference. margin: in spreads of a pair. Over the chance of the
+    measured spread s: P(|mean| < margin - t s / sqrt(n))."""
+    edge, ranks = stats.t.ppf(1 - alpha, n - 1), (np.arange(2000) + 0.5) / 2000
+    s = np.sqrt(stats.chi2.ppf(ranks, n - 1) / (n - 1))
+    room = math.sqrt(n) * margin - edge * s
+    return float(np.where(room > 0, 2 * stats.norm.cdf(room) - 1, 0.0).mean())
+
+
+def pairs_needed(power_at, wanted=0.8, most=100_000):
+    """The least n of pairs with power_at(n) >= wanted, or None if `most` are too few. power_at grows with n."""
+    low, high = 1, 2
+    while power_at(high) < wanted:
+        low, high = high, 2 * high
+        if low >= most:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_at(middle) >= wanted else (middle, high)
+    return high
 
 
 def sign_flip_test(differences):

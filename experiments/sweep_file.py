@@ -7,6 +7,7 @@ import shlex
 
 import configurator
 from common.errors import UserError
+from experiments import question
 from experiments.runs import NOT_IN_HASH, OWN_KEYS, TrainConfig
 
 ROLES = ("baseline", "flat", "control", "mixed", "other")
@@ -52,7 +53,7 @@ def check_seeds(seeds, where):
 def load(path):
     """The assignments of a sweep file, checked; arms as a list of {name, config, role, overrides, grid, seeds}."""
     kinds = {"arms": dict, "grid": dict, "seeds": list, "runs": list, "budget": dict, "defaults": dict, "slurm": dict,
-             "after": list}
+             "after": list, "question": dict}
     given = configurator.run_file(path, "sweep file")
     check_names(given, kinds, path)
     try:
@@ -69,7 +70,7 @@ def load(path):
     else:
         check_type(sweep["arms"], dict, "arms", path)
         named = list(sweep["arms"].items())
-    for name in ("grid", "seeds", "runs", "budget", "defaults", "slurm", "after"):
+    for name in ("grid", "seeds", "runs", "budget", "defaults", "slurm", "after", "question"):
         check_type(sweep[name], kinds[name], name, path)
     if not named:
         raise UserError(f"{path}: no arms; arms = {{'name': dict(config='config/x.py', key=value)}}")
@@ -121,4 +122,5 @@ def load(path):
         except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             raise UserError(f"{path}: after: {command!r} is not a command line; {{runs}} and {{out}} are filled in"
                             ) from None
+    sweep["question"] = question.checked(sweep["question"], [arm["name"] for arm in sweep["arms"]], path)
     return sweep

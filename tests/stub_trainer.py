@@ -1,5 +1,6 @@
 """In train.py's place for tests of sweeps: it keeps its contract and takes no time. The seed says what becomes of a run."""
 import json
+import math
 import os
 import signal
 import sys
@@ -13,8 +14,10 @@ starts = len(open(os.path.join(out, "starts")).readlines())
 
 
 def summary(status):
+    decay = float(options.get("weight_decay", 0))
+    loss = 2.5 if seed < 1000 else 2.5 + decay + 0.001 * math.sin(seed * (1 + 100 * decay))  # an effect, and a spread of pairs
     with open(os.path.join(out, "summary.json"), "w") as f:
-        json.dump({"status": status, "step": 7, "tokens": 70, "train_seconds": 1.5, "val_loss": 2.5,
+        json.dump({"status": status, "step": 7, "tokens": 70, "train_seconds": 1.5, "val_loss": loss,
                    "best_val_loss": 2.25, "best_step": 5, "parameters": 11, "flops_per_token": 66}, f)
 
 

@@ -1,0 +1,104 @@
+"""
+The answer to a sweep's question (question.py), and what would change it.
+"""
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import UserError
+from common.intervals import mean_interval
+from experiments import sequential
+from experiments.results import read_sweep
+from experiments.statistics import (
+    Difference,
+    choose_lr,
+    equivalence_test,
+    measuring_pair,
+    paired_difference,
+    pairs_needed,
+    power_of_difference,
+    power_of_equivalence,
+    selection_seed_of,
+    t_test,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    verdict: str  # of sequential.verdict
+    difference: Difference
+    low: float | None  # of the interval that decides
+    high: float | None
+    p_equivalent: float | None  # TOST, with stop = 'fixed'
+
+    @property
+    def decided(self):
+        return self.verdict in sequential.DECIDED
+
+
+def answer(question, arms, selection_seed):
+    """Of {name: Arm}; None where the two have no pair of seeds that measures."""
+    choices = [choose_lr(arms[name].losses(), selection_seed) if name in arms else None for name in (question.arm, question.against)]
+    if None in choices:
+        return None
+    difference = paired_difference(*measuring_pair(*choices))
+    d = difference.differences
+    if not d:
+        return None
+    if question.stop == "anytime":
+        low, high = (float(side[-1]) for side in sequential.confidence_sequence(d, question.alpha))
+        return Answer(sequential.verdict(low, high, question.margin), difference, low, high, None)
+    interval = mean_interval(d)
+    verdict, p = sequential.verdict(interval.low, interval.high, question.margin), equivalence_test(d, question.margin)
+    if verdict == "open" and p is not None and p < question.alpha:
+        verdict = "equivalent"
+    return Answer(verdict, difference, interval.low, interval.high, p)
+
+
+SAID = {"lower": "yes: {arm} is lower than {against} by more than {margin:g}",
+        "higher": "no: {arm} is higher than {against} by more than {margin:g}",
+        "equivalent": "no: {arm} and {against} differ by less than {margin:g}",
+        "lower, not known by how much": "{arm} is lower than {against}; whether by more than {margin:g} is open",
+        "higher, not known by how much": "no: {arm} is higher than {against}; whether by more than {margin:g} is open",
+        "open": "open: {arm} and {against} are not told apart, and not shown to differ by less than {margin:g}"}
+
+
+def in_words(question, found, unit, planned):
+    """Sentences: the answer, how it was obtained, what would change it. found: an Answer or None; planned: pairs of seeds."""
+    text = f"Question: {question.hypothesis.rstrip('.')}. "
+    if found is None:
+        return f"{text}Answer: none yet; no pair of seeds has ended."
+    d = found.difference.differences
+    n, mean = len(d), float(np.mean(d))
+    said = SAID[found.verdict].format(**dataclasses.asdict(question))
+    interval = ("no interval yet" if found.low is None or math.isinf(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]")
+    if question.stop == "anytime":
+        how = f"anytime-valid {1 - question.alpha:.0%} interval {interval}, after {n} of at most {planned} pairs of seeds"
+    else:
+        p = found.difference.p
+        how = (f"95% interval {interval}, {n} of {planned} pairs of seeds, t-test p = {'-' if p is None else f'{p:.2g}'}, equivalence "
+               f"p = {'-' if found.p_equivalent is None else f'{found.p_equivalent:.2g}'}")
+    text += f"Answer, {said} {unit}. {question.arm} minus {question.against} = {mean:+.4f} ({how})."
+    return f"{text} {what_would_change_it(question, d)}" if not found.decided else text
+
+
+def what_would_change_it(question, differences):
+    """How many pairs would decide, with the spread so far."""
+    if len(differences) < 2 or t_test(differences) is None or not question.margin:
+        return "More seeds are needed to say how many would decide."
+    effect = question.margin / float(np.std(differences, ddof=1))
+    different = pairs_needed(lambda n: power_of_difference(n, effect, question.alpha))
+    alike = pairs_needed(lambda n: power_of_equivalence(n, effect, question.alpha))
+    return (f"With this spread ({np.std(differences, ddof=1):.4f} a pair) {different:,} pairs show a difference of {question.margin:g} "
+            f"with a probability of 80%, and {alike:,} show that there is none.")
+
+
+def of_folder(folder, question):
+    """The Answer from what has ended in a sweep's folder, or None."""
+    try:
+        summary = read_sweep(folder, None)
+    except UserError:  # nothing has ended
+        return None
+    return answer(question, {arm.name: arm for arm in summary.arms}, selection_seed_of(summary.arms, summary.seeds))

@@ -1,0 +1,123 @@
+"""
+The question of a sweep, stated in its file before its runs: what is compared with what, from which difference on it matters, when to stop.
+
+    question = dict(hypothesis='curvature per head is worth more than its best control',
+                    arm='c0.1-head', against='gate+norm', margin=0.004, stop='anytime')
+
+    margin    nats: a smaller difference does not matter. The answer is 'lower', 'higher' (by more than that) or 'equivalent' (within it)
+    stop      'fixed': all planned pairs of seeds are run and looked at once: t-interval, and TOST at alpha for equivalence (an interval
+              at 1 - 2 alpha within the margin). 'anytime': a confidence sequence (sequential.py), looked at after every pair; runs of
+              the two arms that are not needed for the answer are not started
+    alpha     0.05
+
+sweep.json keeps it with its SHA-256 and how many runs of the two arms had ended when it was first stated; an earlier one, too. The
+answer: answer.py.
+"""
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Question:
+    hypothesis: str
+    arm: str
+    against: str
+    margin: float
+    stop: str = "fixed"
+    alpha: float = 0.05
+
+    def sha256(self):
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checked(given, arms, path):
+    """The Question of a sweep file's dict, or None for an empty one. Raises UserError."""
+    if not given:
+        return None
+    where = f"{path}, question"
+    kinds = {f.name: f.type for f in dataclasses.fields(Question)}
+    for key, value in given.items():
+        if key not in kinds:
+            raise UserError(f"{where}: unknown name {key!r}; there are {', '.join(kinds)}")
+        if kinds[key] is str and not isinstance(value, str) or kinds[key] is float and (
+                not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)):
+            raise UserError(f"{where}: {key} = {value!r}: must be {'text' if kinds[key] is str else 'a number'}")
+    lacking = [f.name for f in dataclasses.fields(Question) if f.default is dataclasses.MISSING and f.name not in given]
+    if lacking:
+        raise UserError(f"{where}: {lacking[0]} is missing")
+    question = Question(**{k: float(v) if kinds[k] is float else v for k, v in given.items()})
+    for name in (question.arm, question.against):
+        if name not in arms:
+            raise UserError(f"{where}: there is no arm {name!r}; there are {', '.join(arms)}")
+    if question.arm == question.against:
+        raise UserError(f"{where}: arm and against are both {question.arm!r}")
+    if question.stop not in ("fixed", "anytime"):
+        raise UserError(f"{where}: stop = {question.stop!r}: must be 'fixed' or 'anytime'")
+    if question.margin < 0 or not 0 < question.alpha < 0.5:
+        raise UserError(f"{where}: margin must be at least 0, alpha between 0 and 0.5")
+    return question
+
+
+def stated(question, before, ended):
+    """What sweep.json says of a Question. before: what it said until now, or None; ended: runs of the two arms that have."""
+    if question is None:
+        return None
+    digest = question.sha256()
+    if before and before.get("sha256") == digest:
+        return before
+    earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
+    return {**dataclasses.asdict(question), "sha256": digest, "stated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "ended_before": ended, "earlier": earlier}
+
+
+def from_plan(plan):
+    """The Question of a sweep.json, or None."""
+    told = plan.get("question")
+    return Question(**{f.name: told[f.name] for f in dataclasses.fields(Question)}) if isinstance(told, dict) else None
+
+
+def told_in(folder):
+    """What the sweep.json of a folder says of its question, or None."""
+    try:
+        with open(os.path.join(folder, "sweep.json"), encoding="utf-8") as f:
+            plan = json.load(f)
+    except (FileNotFoundError, ValueError):  # a new sweep; a damaged one is written anew
+        return None
+    return plan.get("question") if isinstance(plan, dict) else None
+
+
+def from_told(told):
+    """The Question that sweep.json tells of, or None."""
+    if not isinstance(told, dict):
+        return None
+    return Question(**{f.name: told[f.name] for f in dataclasses.fields(Question)})
+
+
+def not_needed_in(folder, question):
+    """A function that says of a Run whether the answer to the question makes it needless, looked at anew when runs have ended.
+    Raises UserError where SciPy, which the answer needs, is not installed."""
+    if question is None or question.stop != "anytime":
+        return lambda run: False
+    try:
+        from experiments import answer  # here: sweeps without such a question need no SciPy
+    except ImportError as error:
+        raise UserError(f"question: stop = 'anytime' needs what requirements-eval.txt lists ({error})") from None
+    seen = {}
+
+    def not_needed(run):
+        if run.arm not in (question.arm, question.against):
+            return False
+        path = os.path.join(folder, "runs.csv")
+        state = os.stat(path).st_mtime_ns if os.path.exists(path) else None
+        if state not in seen:
+            seen.clear()
+            seen[state] = answer.of_folder(folder, question)
+        return seen[state] is not None and seen[state].decided
+    return not_needed

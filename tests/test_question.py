@@ -1,0 +1,184 @@
+"""The question that a sweep states before its runs: the confidence sequence, the power of tests, when a sweep stops, the answer."""
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from common.errors import UserError
+from experiments import answer, question, sequential
+from experiments import statistics as ss
+from experiments.comparison import summarize
+
+ASKED = dict(hypothesis="a is better", arm="a", against="b", margin=0.004)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the confidence sequence
+
+def test_e_values_are_bayes_factors_of_the_t_statistic():
+    """Against an integral over effect sizes of SciPy's noncentral t."""
+    d = np.random.default_rng(0).normal(0.3, 1, 9)
+    for n in (2, 3, 9):
+        t = stats.ttest_1samp(d[:n], 0.1).statistic
+
+        def density(effect, g):
+            return stats.nct.pdf(t, n - 1, effect * np.sqrt(n)) * stats.norm.pdf(effect, scale=g ** -0.5)
+        for g in (1.0, 0.3):
+            expected = integrate.quad(density, -15, 15, args=(g,), limit=200)[0] / stats.t.pdf(t, n - 1)
+            assert sequential.e_values(d, 0.1, g)[n - 1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_intervals_hold_the_means_that_are_not_excluded():
+    d = np.random.default_rng(1).normal(0.5, 1, (20, 60))
+    low, high = sequential.confidence_sequence(d, 0.05)
+    for mean in (0.0, 0.3, 1.3):
+        excluded = sequential.e_values(d, mean) >= 20
+        assert np.array_equal(excluded, (mean <= low) | (mean >= high)) and excluded.any() and not excluded.all()
+    assert np.isinf(low[:, 0]).all() and np.isfinite(low[:, -1]).all()
+    assert ((high - low)[:, -1] < 1.5).all() and (np.nanmean(high - low, 0)[-1] < np.mean((high - low)[:, 20]))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-9])
+def test_at_most_one_null_sweep_in_a_hundred_is_ever_called_at_one_percent(spread):
+    """10,000 sweeps without a difference, each looked at after every one of 100 pairs. Looking with the t-test calls many more."""
+    d = spread * np.random.default_rng(2).standard_normal((10_000, 100))
+    low, high = sequential.confidence_sequence(d, 0.01)
+    assert 0.001 < ((low > 0) | (high < 0)).any(1).mean() <= 0.01
+    n, means, s = sequential._running(d)
+    t = np.abs(means[:, 1:]) * np.sqrt(n[1:]) / s[:, 1:]
+    assert (t > stats.t.ppf(0.995, n[1:] - 1)).any(1).mean() > 0.05
+
+
+def test_an_effect_is_found_in_about_as_many_pairs_as_a_fixed_design_takes():
+    d = np.random.default_rng(3).normal(0.6, 1, (2000, 300))
+    low, _ = sequential.confidence_sequence(d, 0.05)
+    found = low > 0
+    assert found.any(1).all()
+    fixed = ss.pairs_needed(lambda n: ss.power_of_difference(n, 0.6), 0.8)
+    assert np.median(found.argmax(1) + 1) < 1.3 * fixed
+
+
+def test_equal_differences_have_no_spread_to_go_by():
+    low, high = sequential.confidence_sequence([0.1, 0.1, 0.1], 0.05)
+    assert np.isinf(low).all() and np.isinf(high).all()
+    assert sequential.e_values([0.1, 0.1], 0.1).tolist() == [1, 1] and sequential.e_values([0.1, 0.1], 0.0).tolist() == [1, np.inf]
+
+
+@pytest.mark.parametrize("low, high, said", [
+    (-0.02, -0.01, "lower"), (0.01, 0.02, "higher"), (-0.003, 0.002, "equivalent"), (-0.02, -0.001, "lower, not known by how much"),
+    (0.001, 0.02, "higher, not known by how much"), (-0.02, 0.001, "open"), (None, None, "open"), (-np.inf, np.inf, "open")])
+def test_what_an_interval_says(low, high, said):
+    assert sequential.verdict(low, high, 0.004) == said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# power
+
+def test_power_is_what_simulated_sweeps_have():
+    rng, n = np.random.default_rng(4), 12
+    d = rng.standard_normal((20_000, n))
+    found = stats.ttest_1samp(d + 0.7, 0, axis=1).pvalue < 0.05
+    assert ss.power_of_difference(n, 0.7) == pytest.approx(found.mean(), abs=0.01)
+    alike = [stats.ttest_1samp(d, side * 0.8, axis=1, alternative=which).pvalue < 0.05 for side, which in ((-1, "greater"), (1, "less"))]
+    assert ss.power_of_equivalence(n, 0.8) == pytest.approx((alike[0] & alike[1]).mean(), abs=0.01)
+
+
+def test_the_least_number_of_pairs():
+    n = ss.pairs_needed(lambda n: ss.power_of_difference(n, 0.5))
+    assert ss.power_of_difference(n, 0.5) >= 0.8 > ss.power_of_difference(n - 1, 0.5)
+    assert ss.pairs_needed(lambda n: 0.1, most=1000) is None and ss.pairs_needed(lambda n: 1.0) == 2
+
+
+def test_equivalence_is_a_90_percent_interval_within_the_margin():
+    rng = np.random.default_rng(5)
+    for shift in (0.0, 0.2, 0.35, 0.6):
+        d = rng.normal(shift, 0.5, 15)
+        half = stats.t.ppf(0.95, 14) * d.std(ddof=1) / np.sqrt(15)
+        within = abs(d.mean()) + half < 0.5
+        assert (ss.equivalence_test(d, 0.5) < 0.05) == within
+    assert ss.equivalence_test([0.1], 0.5) is None and ss.equivalence_test([0.1, 0.1], 0.5) is None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# in a sweep
+
+@pytest.mark.parametrize("change, message", [
+    (dict(arm="c"), "there is no arm 'c'; there are a, b"), (dict(against="a"), "both 'a'"),
+    (dict(margin="x"), "margin = 'x': must be a number"),
+    (dict(margin=-1), "margin must be at least 0"), (dict(alpha=0.5), "alpha between 0 and 0.5"), (dict(stop="soon"), "stop = 'soon'"),
+    (dict(arms=3), "unknown name 'arms'"), (dict(hypothesis=2), "must be text"), (dict(margin=None), "must be a number")])
+def test_what_is_no_question_is_one_line(change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        question.checked({**ASKED, **change}, ["a", "b"], "x.py")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="margin is missing"):
+        question.checked({k: v for k, v in ASKED.items() if k != "margin"}, ["a", "b"], "x.py")
+
+
+def test_a_question_that_changes_is_remembered():
+    first = question.checked(ASKED, ["a", "b"], "x.py")
+    told = question.stated(first, None, 0)
+    assert told["ended_before"] == 0 and question.stated(first, told, 7) == told and question.from_told(told) == first
+    second = question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), told, 7)
+    assert second["ended_before"] == 7 and [e["margin"] for e in second["earlier"]] == [0.004] and second["sha256"] != told["sha256"]
+    assert question.stated(None, told, 7) is None
+
+
+SEEDS = list(range(1000, 1020))
+ARMS = "arms = {'a': dict(config='config/demo_baseline.py'), 'b': dict(config='config/demo_baseline.py', weight_decay=0.02)}"
+
+
+def asked(stop, margin=0.004, arm="a", against="b"):
+    return f"question = dict(hypothesis='a is better', arm={arm!r}, against={against!r}, margin={margin}, stop={stop!r})"
+
+
+def rows_of(folder):
+    with open(folder / "runs.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_a_sweep_stops_when_its_question_is_decided(stub, sweep_file, folder, capsys):
+    path = sweep_file(asked("anytime"), SEEDS, ARMS.replace("baseline.py')", "baseline.py', weight_decay=0.0)"))
+    with pytest.raises(SystemExit) as ended:
+        stub([str(path), "--out", str(folder)])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "the question of the sweep is decided" in said
+    rows = rows_of(folder)
+    assert 4 <= len(rows) < 20  # an effect of 0.02 with a spread of 0.001
+    found = summarize(str(folder))
+    assert found.answer.decided and found.answer.verdict == "lower"
+    assert "Answer, yes: a is lower than b by more than 0.004" in found.answered
+    assert not any(arm.missing() for arm in found.arms) and any("before any run" in note for note in found.notes)
+    told = json.loads((folder / "sweep.json").read_text())["question"]
+    assert told["ended_before"] == 0 and told["sha256"] == question.from_told(told).sha256()
+    with pytest.raises(SystemExit) as again:  # the same command: nothing is left to do
+        stub([str(path), "--out", str(folder)])
+    assert again.value.code == 0 and len(rows_of(folder)) == len(rows) and "0 to do" in capsys.readouterr().out
+
+
+def test_a_fixed_question_runs_all_and_says_what_would_change_an_open_answer(stub, sweep_file, folder, capsys):
+    path = sweep_file(asked("fixed", margin=0.0205), SEEDS[:6], ARMS.replace("baseline.py')", "baseline.py', weight_decay=0.0)"))
+    with pytest.raises(SystemExit):
+        stub([str(path), "--out", str(folder)])
+    assert len(rows_of(folder)) == 12
+    found = summarize(str(folder))
+    assert found.answer.verdict in ("open", "lower, not known by how much", "equivalent") and "6 of 6 pairs" in found.answered
+    path.write_text(path.read_text().replace("margin=0.0205", "margin=0.019"))
+    with pytest.raises(SystemExit):
+        stub([str(path), "--out", str(folder)])
+    again = summarize(str(folder))
+    assert any("when 12 runs of its two arms had ended, so its answer is not a confirmation" in note for note in again.notes)
+    assert "changed 1 times" in " ".join(again.notes)
+
+
+def test_what_would_change_an_open_answer():
+    asked_of = question.Question(**ASKED)
+    d = (-0.0136, 0.0025, -0.0056, -0.0036, -0.0080)
+    text = answer.what_would_change_it(asked_of, d)
+    spread = np.std(d, ddof=1)
+    n = ss.pairs_needed(lambda n: ss.power_of_difference(n, 0.004 / spread))
+    assert f"({spread:.4f} a pair) {n} pairs show a difference of 0.004" in text
+    assert answer.what_would_change_it(asked_of, (0.1,)) == "More seeds are needed to say how many would decide."
+    assert answer.in_words(asked_of, None, "nats a token", 5).endswith("none yet; no pair of seeds has ended.")
