@@ -3,6 +3,7 @@ Text to token ids and back, as meta.json describes it.
 
     'char'   one token a character; meta['characters'][i] is token i
     'bpe'    a byte-level BPE learned from the data set's own train part; meta['tokens'] has token i as the i-th word, in base64
+    'words'  words of a made text (data/tree); meta['words'] has word i as the i-th, all with a space between
     'gpt2'   GPT-2's byte-level BPE through tiktoken: 50,257 tokens, <|endoftext|> = 50256
 
 load_tokenizer(meta) gives an object with vocab_size, encode(str), decode(ids) and decode_bytes(ids). A GPT-2 token may
@@ -166,6 +167,33 @@ class CharTokenizer:
         return self.decode(ids).encode("utf-8")
 
 
+class WordTokenizer:
+    def __init__(self, words):
+        self.words = words
+        self.vocab_size = len(words)
+        self._ids = {word: i for i, word in enumerate(words)}
+
+    def encode(self, text):
+        """Token ids, one a word. Raises UserError for a word that the vocabulary does not have."""
+        try:
+            return [self._ids[word] for word in text.split()]
+        except KeyError as error:
+            raise UserError(f"the word {error.args[0]!r} is not among the {self.vocab_size:,} words of this data set") from None
+
+    def has(self, character):
+        return character in self._ids
+
+    def decode(self, ids):
+        """Text. Raises UserError for an id outside the vocabulary."""
+        _check_ids(ids, self.vocab_size)
+        return " ".join(self.words[i] for i in ids)
+
+    def decode_bytes(self, ids):
+        """The UTF-8 bytes of a text that goes on: a space before each word."""
+        _check_ids(ids, self.vocab_size)
+        return "".join(f" {self.words[i]}" for i in ids).encode("utf-8")
+
+
 class BpeTokenizer:
     """Of a tiktoken.Encoding: GPT-2's rule where words end, any merges."""
 
@@ -233,8 +261,13 @@ def load_tokenizer(meta):
         return Gpt2Tokenizer()
     if kind == "bpe":
         return _same_size(BpeTokenizer(bpe_encoding(meta.get("tokens"))), meta, "tokens")
+    if kind == "words":
+        words = str(meta.get("words")).split(" ")
+        if len(set(words)) < len(words) or "" in words:
+            raise UserError("meta.json: words must be different ones with a space between; prepare the data again")
+        return _same_size(WordTokenizer(words), meta, "words")
     if kind != "char":
-        raise UserError(f"meta.json: tokenizer = {kind!r}: known are 'char', 'bpe' and 'gpt2'")
+        raise UserError(f"meta.json: tokenizer = {kind!r}: known are 'char', 'words', 'bpe' and 'gpt2'")
     characters = meta.get("characters")
     if not isinstance(characters, str) or not characters or len(set(characters)) != len(characters):
         raise UserError("meta.json: characters must be a text of distinct characters; prepare the data again")

@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.paths import missing_above, short, what_is
 from data.shard_format import HEADER_WORDS, MAGIC, VERSION
 
-TOKENIZER_KEYS = ("tokenizer", "vocab_size", "characters", "tokens")  # what meta.json says of its tokenizer, and a run keeps
+TOKENIZER_KEYS = ("tokenizer", "vocab_size", "characters", "words", "tokens")  # what meta.json says of its tokenizer, and a run keeps
 
 
 def load_meta(folder):

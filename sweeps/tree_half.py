@@ -1,0 +1,5 @@
+"""Half of the links at random; sweeps/tree.py in everything else."""
+from sweeps import tree as _tree
+
+defaults = dict(_tree.defaults, dataset='tree_50')
+budget, grid, seeds, arms = _tree.budget, _tree.grid, _tree.seeds, _tree.arms
