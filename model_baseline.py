@@ -44,6 +44,7 @@ class GPTConfig:
         # first, whose are v_1. fixed: a = b = 1/2; learned: two numbers a block, from 1/2
     position: Literal["learned", "rope"] = "learned"  # embeddings; or queries and keys rotated by their positions
     qk_norm: bool = False  # queries and keys of a head divided by their rms, with a learned gain
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # of the MLP; gelu_tanh: GPT-2's approximation of it
 
     @property
     def vector(self):
@@ -180,9 +181,10 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, x, state=None):  # state: as attention's signature; nothing to remember
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

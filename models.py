@@ -22,7 +22,7 @@ MODELS = {  # name -> (config dataclass, module class)
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "position": "learned",
-               "qk_norm": False}  # keys that earlier versions lack -> what those did
+               "qk_norm": False, "activation": "gelu"}  # keys that earlier versions lack -> what those did
 
 
 def added_since(name):

@@ -37,8 +37,9 @@ import geometry
 import models
 from common.errors import exit_cleanly, speak_as
 from common.interrupts import Stop
+from training import start
 from training.clock import Console
-from training.config import TrainConfig
+from training.config import OWN_STARTS, TrainConfig
 from training.dataloader import TOKENIZER_KEYS, Loader, load_meta
 from training.evaluation import evaluate
 from training.guard import Guard
@@ -91,13 +92,14 @@ def train(config, model_config, parallel, argv):
             "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
     fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]
     run = Run(config, full, fixed, parallel, model, scaler, deal)
+    from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
     facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"]}
     step_model, eval_model = parallel.wrap(model, compiled)
     optimizers = make_optimizers(model, config, device_type)
     run.attach(optimizers)
     run.begin(" ".join(["python train.py", *argv]), facts)
     if parallel.main:
-        introduce(run, model_config, deal, meta,
+        introduce(run, model_config, deal, meta, from_trained,
                   f"{device_type}{parallel.describe()}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
     speak_as(parallel.rank, parallel.world)
     run.finish_last_save()
@@ -190,7 +192,7 @@ def train(config, model_config, parallel, argv):
     return 0
 
 
-def introduce(run, model_config, deal, meta, machine):
+def introduce(run, model_config, deal, meta, from_trained, machine):
     """What is going to be done, in some lines."""
     config = run.config
     print(f"corpus: {meta['corpus']} ({meta['train_tokens']:,} train and {meta['val_tokens']:,} validation tokens, "
@@ -199,12 +201,14 @@ def introduce(run, model_config, deal, meta, machine):
           f"{deal.all} x {config.batch_size} x {model_config.block_size}")
     print(f"device: {machine}")
     if getattr(model_config, "ops", None) == "triton":
-        print("ops: Triton kernels; " + ("maps of the streams in PyTorch" if run.config.model == "mhc" else
-                                         "projections, transport, gyro-midpoints and the embedding's maps in PyTorch"))
+        print("ops: Triton kernels; " + {"mhc": "maps of the streams in PyTorch", "tau": "lambda in PyTorch"}.get(
+            run.config.model, "projections, transport, gyro-midpoints and the embedding's maps in PyTorch"))
     if hasattr(model_config, "row_scalars"):
         print(geometry.use_row_scalars(model_config.row_scalars))
     if hasattr(run.model, "attention_form"):
         print(f"attention: {run.model.attention_form()}")
+    for line in from_trained:
+        print(line)
     if run.resumed:
         print(f"resumed from step {run.start}" if run.state else "no checkpoint yet: starting from step 0")
 

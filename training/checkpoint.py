@@ -233,9 +233,8 @@ def load_config(out_dir):
     return config
 
 
-def load_weights(path, model):
-    """Fill a model from a checkpoint folder. A checkpoint of another model is refused by the first weight that differs."""
-    file = os.path.join(path, WEIGHTS)
+def read_weights(file):
+    """name -> tensor of a safetensors file. Raises UserError where it is damaged."""
     try:
         with safe_open(file, framework="pt") as f:
             weights, about = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118  (f is no dict)
@@ -243,7 +242,13 @@ def load_weights(path, model):
         raise UserError(f"{file} is damaged: {_reason(error)}") from None
     if about.get("crc32", (found := checksum(weights))) != found:  # checkpoints from before there was one have none
         raise UserError(f"{file} is damaged: its checksum is {found}, not {about['crc32']}")
-    own = weights_of(model)
+    return weights
+
+
+def load_weights(path, model):
+    """Fill a model from a checkpoint folder. A checkpoint of another model is refused by the first weight that differs."""
+    file = os.path.join(path, WEIGHTS)
+    weights, own = read_weights(file), weights_of(model)
     for name in own:
         if name not in weights:
             raise UserError(f"{file} is from another model: it has no {name}")

@@ -7,6 +7,7 @@ import models
 from common.errors import UserError
 from configurator import Path
 
+OWN_STARTS = ("scratch", "resume", "auto")  # of init_from; others are trained weights
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -16,8 +17,8 @@ class TrainConfig:
         # model_mhc.py | model_mhc_mixed.py | model_tau.py
     out_dir: Path = "out"  # the run's own directory
     overwrite: bool = False  # replace the run that out_dir holds
-    init_from: Literal["scratch", "resume", "auto"] = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so
-        # if out_dir holds a run, and starts one if not
+    init_from: Path = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so if out_dir holds a run, and starts one if
+        # not; or start from trained weights: the folder of a run or of a Hugging Face GPT-2, or gpt2 | gpt2-medium | gpt2-large | gpt2-xl
     seed: int = 1337  # of the weights, of dropout and of the order of the data
     # data
     dataset: str = "shakespeare_char"  # folder in data_dir, prepared by its prepare.py
@@ -74,7 +75,7 @@ class TrainConfig:
         for key, limit in (("muon_ns_steps", 100), ("threads", 2 ** 16)):
             if getattr(self, key) >= limit:
                 raise UserError(f"{key} = {getattr(self, key)}: must be less than {limit}")
-        if self.overwrite and self.init_from != "scratch":
+        if self.overwrite and self.init_from in ("resume", "auto"):
             raise UserError(f"overwrite = True replaces the run that init_from = {self.init_from!r} goes on with; take one of them")
         if not self.out_dir:
             raise UserError("out_dir is empty: name the run's folder")

@@ -46,7 +46,7 @@ def environment(command, device, threads, world):
 def hold_run(config, parallel):
     """out_dir is this run's alone until its process ends. Of several processes the first one holds it. A look at a run that is
     there (eval_only) writes nothing and needs no lock."""
-    looking = config.eval_only and config.init_from != "scratch" and holds_run(config.out_dir)
+    looking = config.eval_only and config.init_from in ("resume", "auto") and holds_run(config.out_dir)
     with contextlib.ExitStack() as held:
         def take():
             if config.init_from == "resume":

@@ -1,0 +1,130 @@
+"""init_from = a run, or GPT-2 in Hugging Face's layout: what is taken, what is said, and that functions stay what they were."""
+import json
+import re
+
+import pytest
+import torch
+from conftest import TINY
+from running import ended, one_line
+from safetensors.torch import load_file, save_file
+from test_model_baseline import randomised
+
+import models
+from common.errors import UserError
+from training import start
+
+GPT2 = {"tokenizer": "gpt2"}
+
+
+def build(name, **options):
+    torch.manual_seed(3)
+    return models.build(name, models.CONFIGS[name](**{**TINY, **options}))
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A function that saves a random GPT-2 as transformers does -> (it, folder)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def make(shards=None, **options):
+        torch.manual_seed(0)
+        net = GPT2LMHeadModel(GPT2Config(vocab_size=37, n_positions=12, n_embd=16, n_layer=2, n_head=2, **options)).eval()
+        randomised(net, scale=0.1)
+        net.save_pretrained(tmp_path / "gpt2", **({"max_shard_size": shards} if shards else {}))
+        return net, str(tmp_path / "gpt2")
+    return make
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("shards", [None, "10KB"])
+def test_logits_are_those_of_the_published_model(activation, shards, published, tokens):
+    theirs, folder = published(shards, activation_function=activation)
+    ours = build("baseline", bias=True, activation=start.ACTIVATIONS[activation]).eval()
+    lines = start.take(start.find(folder), ours, GPT2)
+    torch.testing.assert_close(ours(*tokens)[0], theirs(tokens[0]).logits, rtol=1e-5, atol=1e-5)
+    assert len(lines) == 1 and f"of {len(ours.state_dict()) - 1} tensors from" in lines[0]  # the head is the embedding
+
+
+def test_a_longer_context_and_a_padded_vocabulary_take_the_rows_that_are_there(published, tokens):
+    theirs, folder = published(activation_function="gelu")
+    ours = build("baseline", bias=True, block_size=9, vocab_size=64).eval()
+    lines = start.take(start.find(folder), ours, GPT2)
+    idx = tokens[0][:, :9]
+    torch.testing.assert_close(ours(idx, idx)[0][..., :37], theirs(idx).logits, rtol=1e-5, atol=1e-5)
+    assert "in part: transformer.wte.weight (37 rows of 64), transformer.wpe.weight (9 rows of 9)" in lines[1]
+
+
+def test_what_does_not_fit_is_one_line(published, tmp_path):
+    _, folder = published()
+    with pytest.raises(UserError, match="another model than the one asked for; add --n_head=2 --bias=True --activation=gelu_tanh$"):
+        start.take(start.find(folder), build("baseline", n_head=4), GPT2)
+    with pytest.raises(UserError, match="trained on other tokens"):
+        start.take(start.find(folder), build("baseline", bias=True, activation="gelu_tanh"), {"tokenizer": "char", "corpus": "x"})
+    config = json.loads((tmp_path / "gpt2" / "config.json").read_text())
+    for change, message in ((dict(model_type="llama"), "only 'gpt2' can be read"), (dict(activation_function="relu"), "no 'relu'"),
+                            (dict(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06")):
+        (tmp_path / "gpt2" / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UserError, match=message):
+            start.find(folder)
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "gpt2" / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="damaged"):
+        start.find(folder)
+    (tmp_path / "gpt2" / "model.safetensors").unlink()
+    (tmp_path / "gpt2" / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="only safetensors is read"):
+        start.find(folder)
+    with pytest.raises(UserError, match="no such folder, and none of scratch, resume, auto, gpt2"):
+        start.find("gpt3")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="neither a run's nor"):
+        start.find(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("kind, other, options", [
+    ("none", "mixed", dict(curvature_mode="fixed", curvature=0.0, reference="origin")),
+    ("none", "mixed", dict(curvature_mode="parametric", curvature=0.0, reference="origin", per_head_curvature=False)),
+    ("difference", "mixed", dict(curvature_mode="fixed", curvature=0.0)),
+    ("none", "mhc", dict(hc_start="uniform", hc_expand="copy", hc_collapse="mean")),
+    ("difference", "controls", dict(control="gate"))])
+def test_a_baseline_becomes_another_model_with_the_same_function(kind, other, options, tokens):
+    before = randomised(build("baseline", token_shift=kind)).double()
+    source = start.Source("x", {k: v.float() for k, v in before.state_dict().items()}, {"n_head": 2}, {})
+    after = build(other, **options).double()
+    lines = start.take(source, after, {})
+    torch.testing.assert_close(after(*tokens)[0], before.float().double()(*tokens)[0], rtol=1e-6, atol=1e-6)
+    new = [k for k in after.state_dict() if k not in before.state_dict()]
+    assert ("not there, new here: " in "".join(lines)) == bool(new) and all(name in "".join(lines) for name in new[:3])
+
+
+def test_a_run_starts_from_another_run(small_run, tmp_path):
+    """The first evaluation has the loss that the other run ended with; what goes wrong is one line; the new run resumes by itself."""
+    first, second = tmp_path / "run", tmp_path / "second"
+    status, _, error = ended("train", [*small_run, "--max_iters=6"])
+    assert status == 0, error
+    again = [a for a in small_run if not a.startswith("--out_dir")] + [f"--out_dir={second}", "--max_iters=6"]
+    mixed = [*again, "--model=mixed", "--curvature_mode=fixed", "--curvature=0.0", "--reference=origin"]
+    status, said, error = ended("train", [*mixed, f"--init_from={first}"])
+    assert status == 0 and re.search(rf"weights: (\d+) of \1 tensors from {first} \(baseline, checkpoint 'best'\)\n", said), error
+    losses = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
+    last, start_of_second = ([r["val_loss"] for r in lines if "val_loss" in r] for lines in losses)
+    assert start_of_second[0] == pytest.approx(min(last), abs=1e-6)
+    status, said, error = ended("train", [*mixed, "--init_from=resume", "--max_iters=8"])
+    assert status == 0 and "resumed from step 6" in said and "weights:" not in said, error
+    for more, message in ((["--n_head=4"], "add --n_head=2"), (["--n_embd=32"], "nothing of it has a name and a shape of this model")):
+        other = [*again, f"--init_from={first}", f"--out_dir={tmp_path / 'third'}", *more]
+        status, _, error = ended("train", other)
+        assert status == 2 and not (tmp_path / "third" / "config.json").exists()
+        one_line(error, message)
+
+
+def test_weights_that_are_not_used_are_listed(published, tokens, tmp_path):
+    _, folder = published(activation_function="gelu")
+    path = tmp_path / "gpt2" / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "transformer.h.7.ln_1.weight": torch.ones(16)}, path)
+    lines = start.take(start.find(folder), build("tau", bias=True, n_kv_head=1), GPT2)
+    text = "\n".join(lines)
+    assert "there and not used: transformer.h.7.ln_1.weight" in text
+    assert "another shape there, new here: transformer.h.0.attn.c_attn.weight ((48, 16), not (" in text and "log_temperature" in text
