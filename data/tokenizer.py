@@ -201,6 +201,12 @@ class BpeTokenizer:
         self._encoding = encoding
         self.vocab_size = encoding.n_vocab
 
+    def ranks(self):
+        """{bytes: id}, without special tokens."""
+        special = self._encoding.special_tokens_set
+        return {token: i for i, token in enumerate(self._encoding.decode_tokens_bytes(range(self.vocab_size)))
+                if token.decode("utf-8", errors="replace") not in special}
+
     def encode(self, text):
         """Token ids. '<|endoftext|>' in the text is text like any other; end_of_text is for callers to add."""
         return self._encoding.encode_ordinary(text)
@@ -232,11 +238,15 @@ def learn_bpe(text, vocab_size):
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = words
     learner.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=words.alphabet(), show_progress=False))
-    shown = [b for b in range(BYTES) if chr(b).isprintable() and chr(b) != " "]  # a byte as a character: itself, or one from 256 on
-    hidden = sorted(set(range(BYTES)).difference(shown))
-    byte_of = {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
-    vocabulary = learner.get_vocab()
+    byte_of, vocabulary = _byte_of(), learner.get_vocab()
     return [bytes(byte_of[c] for c in token) for token in sorted(vocabulary, key=vocabulary.get)]
+
+
+def _byte_of():
+    """GPT-2's way to show bytes as characters, the other way round: itself, or one from 256 on."""
+    shown = [b for b in range(BYTES) if chr(b).isprintable() and chr(b) != " "]
+    hidden = sorted(set(range(BYTES)).difference(shown))
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 def as_text(tokens):
@@ -272,6 +282,38 @@ def load_tokenizer(meta):
     if not isinstance(characters, str) or not characters or len(set(characters)) != len(characters):
         raise UserError("meta.json: characters must be a text of distinct characters; prepare the data again")
     return _same_size(CharTokenizer(characters), meta, "characters")
+
+
+def as_hugging_face(meta):
+    """The same tokenizer as a tokenizers.Tokenizer, for transformers."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    kind, own = meta.get("tokenizer"), load_tokenizer(meta)
+    if kind in ("char", "words"):
+        vocabulary = own.characters if kind == "char" else own.words
+        made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=vocabulary[0]))
+        made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated") if kind == "char" else pre_tokenizers.WhitespaceSplit()
+        if kind == "char":
+            made.decoder = decoders.Fuse()
+        return made
+    ranks = own.ranks()
+    shown = {b: c for c, b in _byte_of().items()}
+    text = lambda token: "".join(shown[b] for b in token)
+    merges = [tuple(map(text, _merged_from(ranks, token))) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
+    made = Tokenizer(models.BPE({text(token): rank for token, rank in ranks.items()}, merges))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if kind == "gpt2":
+        made.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    return made
+
+
+def _merged_from(ranks, token):
+    """The two tokens of which this one is made: what merges of lower ranks leave of its bytes."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
+        first = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[first:first + 2] = [parts[first] + parts[first + 1]]
+    return parts
 
 
 def _same_size(tokenizer, meta, what):

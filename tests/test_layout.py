@@ -16,7 +16,7 @@ PYTHON = [p for p in FILES if p.suffix == ".py"]
 
 # from the top to the bottom: a file imports from its own layer and those below
 LAYERS = [
-    {"train", "sample", "sweep", "summarize_sweep", "plot_runs", "ablate_curvature", "analyze_representations", "bench"},
+    {"train", "sample", "sweep", "summarize_sweep", "plot_runs", "ablate_curvature", "analyze_representations", "export", "bench"},
     {"experiments"},
     {"analysis"},
     {"training"},
