@@ -93,7 +93,8 @@ def train(config, model_config, parallel, argv):
     fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]
     run = Run(config, full, fixed, parallel, model, scaler, deal)
     from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
-    facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"]}
+    facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"],
+             "val_bytes_per_token": meta["val_bytes"] / meta["val_tokens"] if "val_bytes" in meta else None}
     step_model, eval_model = parallel.wrap(model, compiled)
     optimizers = make_optimizers(model, config, device_type)
     run.attach(optimizers)
@@ -233,6 +234,8 @@ def results(run, step):
     config, losses, seconds, tokens = run.config, run.losses, run.clock.seconds, step * run.tokens_per_step
     best = f" (best {run.best:.4f}, step {run.best_step})" if run.best_step is not None else ""
     yield f"final: val loss {losses['val']:.4f}{best}, {tokens:,} tokens, {seconds:,.1f} s of training; run in {config.out_dir}"
+    if per_token := run.facts["val_bytes_per_token"]:
+        yield f"which is {losses['val'] / math.log(2) / per_token:.4f} bits a byte of the validation text ({per_token:.3f} bytes a token)"
     if config.target_val_loss is not None:
         yield f"target_val_loss {config.target_val_loss} " + (f"reached after {tokens:,} tokens and {seconds:,.1f} s" if run.reached
                                                              else "not reached")

@@ -158,7 +158,7 @@ def write(kind, folder, options):
     train, val = encode(text[:split]), encode(text[split:])
     if len(train) + len(val) < LEAST_TOKENS:
         raise UserError(f"{corpus}: only {len(train) + len(val):,} tokens; at least {LEAST_TOKENS:,} are needed")
-    meta = write_dataset(folder, train, val, meta)
+    meta = write_dataset(folder, train, val, {**meta, "val_bytes": len(text[split:].encode("utf-8"))})
 
     print(f"corpus      {corpus}, {len(raw):,} bytes, from {source}")
     kinds = {"char": "character" if meta["vocab_size"] == 1 else "characters", "gpt2": "tokens (GPT-2's)",

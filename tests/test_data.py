@@ -408,7 +408,8 @@ def test_prepare(kind, text_file, tmp_path, capsys):
     meta = json.loads(first["meta.json"])
     tokens = {s: np.frombuffer(first[f"{s}.bin"], dtype="<u2") for s in ("train", "val")}
     expected = {"corpus": "own text.txt", "source": "own text.txt", "sha256": sha256(TEXT.encode()),
-                "bytes": len(TEXT.encode()), "tokenizer": kind, "dtype": "uint16", "header_bytes": 0,
+                "bytes": len(TEXT.encode()), "val_bytes": len(TEXT[int(len(TEXT) * 0.9):].encode()), "tokenizer": kind,
+                "dtype": "uint16", "header_bytes": 0,
                 "vocab_size": {"char": len(set(TEXT)), "bpe": 260, "gpt2": 50257}[kind]}
     for s in tokens:
         expected |= {f"{s}_tokens": len(tokens[s]), f"{s}_sha256": sha256(first[f"{s}.bin"])}

@@ -5,13 +5,14 @@ real processes (running.py).
 """
 import importlib.util
 import json
+import math
 import os
 import shutil
 import time
 
 import pytest
 import torch
-from running import MIXED, records, run
+from running import MIXED, one_line, records, run
 
 import model
 import model_baseline
@@ -42,6 +43,19 @@ def test_a_run_learns_and_leaves_its_directory(arm, small_run, tmp_path, capsys)
     assert config["learning_rate"] == 1e-2 and config["n_embd"] == 16
     model, _ = checkpoint.load_model(str(folder), "last")
     assert not model.training
+
+
+def test_losses_are_said_in_bits_a_byte_where_the_bytes_are_known(small_run, data_dir, tmp_path, capsys):
+    """So that runs on other tokens of one text compare."""
+    assert "bits a byte" not in run(train.main, small_run, capsys)[1]
+    path = data_dir / "words" / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({**meta, "val_bytes": 5 * meta["val_tokens"]}))
+    status, out, _ = run(train.main, [*small_run, "--overwrite=True"], capsys)
+    loss = json.loads((tmp_path / "run" / "summary.json").read_text())["val_loss"]
+    assert status == 0 and f"which is {loss / math.log(2) / 5:.4f} bits a byte of the validation text (5.000 bytes a token)" in out
+    path.write_text(json.dumps({**meta, "val_bytes": "many"}))
+    one_line(run(train.main, [*small_run, "--overwrite=True"], capsys)[2], "meta.json is damaged")
 
 
 def test_tensorboard_has_the_same_numbers(small_run, tmp_path, capsys):

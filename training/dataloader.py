@@ -46,7 +46,7 @@ def load_meta(folder):
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
-        numbers = [meta[key] for key in ("vocab_size", "train_tokens", "val_tokens")]
+        numbers = [meta[key] for key in ("vocab_size", "train_tokens", "val_tokens", "val_bytes") if key in meta or key != "val_bytes"]
         texts = [meta["corpus"]]
         for split in ("train", "val") if "shards" in meta else ():
             numbers += [shard["tokens"] for shard in meta["shards"][split]]
