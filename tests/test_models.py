@@ -1,4 +1,9 @@
-"""What must hold for every model in every configuration: causality, controls, gradients, caches, compilation."""
+"""
+What must hold for every model in every configuration: causality, controls, gradients, caches, compilation.
+
+The mixed model has 480 combinations of its options. `make test` takes 60 of them, which have every combination of any three values;
+`make test-all` takes all (the marker `exhaustive`).
+"""
 import itertools
 
 import pytest
@@ -27,10 +32,23 @@ def spread(cases, n):
     return [cases[i] for i in order[:n]]
 
 
+def covering(cases, strength=3):
+    """Those of the cases that between them have every combination of `strength` options' values that is in any case. Greedy: each one
+    taken has the most that are still missing, the first of equals."""
+    has = [set(itertools.combinations(options.items(), strength)) for _, options in cases]
+    missing, taken = set().union(*has), []
+    while missing:
+        best = max(range(len(cases)), key=lambda i: len(has[i] & missing))
+        missing -= has[best]
+        taken.append(cases[best])
+    return taken
+
+
 BASELINES = [("baseline", dict(token_shift=t)) for t in ("none", "difference", "smear")]
 GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curvature=h, dynamic_curvature=d,
                        use_embedding_curvature=e))
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
+COVERING = covering(GRID)
 CONTROLS = [("controls", dict(control=c)) for c in ("difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm")]
 TAU = [("tau", o) for o in (
     {}, dict(tau="fixed", temperature="fixed"), dict(tau="median", qk_norm=True), dict(tau="mean", position="rope"),
@@ -57,13 +75,24 @@ MODERN = [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES
 EVERY = BASELINES + CONTROLS + TAU + GRID + STREAMS + VALUES + MODERN
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
 BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS, "values": VALUES,
-                "modern": MODERN, **{r: [(n, o) for n, o in GRID if o["reference"] == r] for r in REFERENCES}}
-in_parts = pytest.mark.parametrize("part", BY_REFERENCE)  # so that two processes share the work
+                "modern": MODERN, **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
+                                     for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
+# in parts, so that two processes share the work
+in_parts = pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=pytest.mark.exhaustive) if "every" in part else part for part in BY_REFERENCE])
 
 
 def build(name, options, seed=1, **shape):
     torch.manual_seed(seed)
     return models.build(name, models.CONFIGS[name](**{**TINY, **shape}, **options))
+
+
+def test_the_covering_configurations_have_every_three_values():
+    keys = list(GRID[0][1])
+    values = {key: {options[key] for _, options in GRID} for key in keys}
+    for three in itertools.combinations(keys, 3):
+        assert {tuple(o[key] for key in three) for _, o in COVERING} == set(itertools.product(*(values[key] for key in three))), three
+    assert len(COVERING) == 5 * 3 * 4 and all(case in GRID for case in COVERING)
 
 
 @in_parts
@@ -293,10 +322,11 @@ def test_geometry_is_measured_without_dropout(tokens):
     assert net.geometry_stats(tokens[0]) == net.geometry_stats(tokens[0]) and net.training
 
 
+@pytest.mark.parametrize("cases", [COVERING, pytest.param(GRID, marks=pytest.mark.exhaustive)], ids=["some", "all"])
 @torch.no_grad()
-def test_points_stay_in_the_ball_in_every_configuration(tokens):
+def test_points_stay_in_the_ball_in_every_configuration(cases, tokens):
     idx, _ = tokens
-    for name, options in GRID:
+    for name, options in cases:
         net = randomised(build(name, {**options, "curvature": 2.0}), seed=3)  # rows of norm about 1: far outside at first
         x = net.start(idx)
         for block in net.transformer.h:
