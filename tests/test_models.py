@@ -19,6 +19,7 @@ import models
 from common.errors import UserError
 from geometry import maps
 from model_baseline import Cache
+from training import compiled
 from training.compiled import PARTS, compile_parts
 
 REFERENCES = ("previous", "origin", "mean", "window", "ema")
@@ -175,7 +176,7 @@ def test_tensors_are_made_on_the_device_of_the_weights(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda device, **how: autocast("cpu", **how))  # meta has none
     idx = torch.zeros(2, 6, dtype=torch.int64, device="meta")
     for name, options in BASELINES + CONTROLS + spread(GRID, 8) + STREAMS[::2] + VALUES[-1:]:
-        net = build(name, options, n_layer=1 if name in ("baseline", "controls") else 2).to("meta")
+        net = build(name, options, n_layer=2 if "value_residual" in options else 1).to("meta")  # an operation takes a millisecond there
         net(idx, idx)[1].backward()
         assert all(p.grad.shape == p.shape and p.grad.is_meta for p in net.parameters()), options
         cache = Cache(net.config.n_layer)
@@ -389,9 +390,11 @@ def test_generation_keeps_to_the_tokenizers_vocabulary():
     assert set(drawn.flatten().tolist()) == {0, 1, 2}
 
 
-def test_compiled_models_in_one_process_have_a_limit_each(tokens):
-    """Dynamo recompiles a function 8 times at most; bench_model.py compiles more models than that, twice each."""
+def test_compiled_models_in_one_process_have_a_limit_each(tokens, monkeypatch):
+    """Dynamo recompiles a function 8 times at most; bench_model.py compiles more models than that, twice each. (One part of each is
+    compiled here.)"""
     torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "PARTS", ("head",))
     for width in (8, 16, 24, 32, 40):
         fast = compile_parts(build("baseline", {}, n_embd=width, n_head=2, n_layer=1), backend="eager")
         with torch.no_grad():
@@ -399,7 +402,7 @@ def test_compiled_models_in_one_process_have_a_limit_each(tokens):
         fast(*tokens)
 
 
-@pytest.mark.parametrize("options", [{}, dict(reference="mean"), dict(reference="ema", dynamic_curvature=True)])
+@pytest.mark.parametrize("options", [{}, dict(reference="ema", dynamic_curvature=True)])
 def test_compiled_code_takes_gradients_outside_of_autocast_as_eager_mode_does(options, tokens):
     """By default it would not: products of midpoints in 16 bits, and a gradient of c that is wrong by a factor."""
     torch._dynamo.reset()
@@ -426,13 +429,14 @@ def check_one_graph(name, options, tokens, checkpointing=False, dtype=torch.floa
     second weights) their last digit is amplified by 1 / (1 - c|x|^2): 1e5 in float32, where gradients are therefore
     compared coarsely; closely off the edge, and at the edge in float64."""
     torch._dynamo.reset()
-    net, other = (build(name, options, n_layer=2).to(dtype) for _ in range(2))
+    # (a float64 c of no dimension is traced once a block, like a Python number)
+    net, other = (build(name, options, n_layer=2 if dtype == torch.float32 else 1).to(dtype) for _ in range(2))
     start = [p.detach().clone() for p in net.parameters()]
     net.activation_checkpointing = checkpointing
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     fast = compile_parts(net, backend=counter)
     assert fast.transformer is net.transformer and not {*PARTS} & {*vars(net)} and {*PARTS} - {*net.eager_parts} <= {*vars(fast)}
-    for scale in (0.05, 0.2):
+    for scale in (0.05, 0.2) if dtype == torch.float32 else (0.2,):
         for each in (net, other):
             each.zero_grad()
             with torch.no_grad():
@@ -445,7 +449,7 @@ def check_one_graph(name, options, tokens, checkpointing=False, dtype=torch.floa
         expected.backward()
         at_edge_in_float32 = dtype == torch.float32 and scale > 0.05
         same_gradients(net, other, rtol=1e-3, atol=1e-6, of_largest=0.05 * at_edge_in_float32)
-    if dtype == torch.float32:  # (a float64 c of no dimension is traced once a block, like a Python number)
+    if dtype == torch.float32:
         # one graph for all blocks, so that compiling does not take longer for more; AltUp has one for each stream that a block acts on
         assert counter.frame_count <= len(PARTS) + (options.get("hc") == "altup")
 
@@ -465,8 +469,8 @@ def test_models_with_streams_compile_to_one_graph(case, tokens):
 
 @pytest.mark.parametrize("options", [
     dict(reference="mean", per_head_curvature=True, curvature_mode="fixed"), dict(residual="transport", dynamic_curvature=True),
-    dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied"),
-    dict(per_head_curvature=False), dict(per_head_curvature=True, checkpointing=True)])
+    dict(residual="reference", use_embedding_curvature=True, per_head_curvature=True, curvature_mode="tied", checkpointing=True),
+    dict(per_head_curvature=False)])
 def test_mixed_models_compile_to_one_graph(options, tokens):
     options = {**DEFAULT, **options}
     check_one_graph("mixed", {k: v for k, v in options.items() if k != "checkpointing"}, tokens, options.get("checkpointing", False))
@@ -505,7 +509,7 @@ def test_200_steps_stay_finite_and_learn(dtype, tokens):
         dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2] + CONTROLS[-1:] + STREAMS[4:6] + CURVED_STREAMS[3:4]
     for name, options in cases:
         net = build(name, options, n_layer=1)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, fused=True)
         first = None
         for _ in range(200):
             optimizer.zero_grad()
@@ -513,7 +517,7 @@ def test_200_steps_stay_finite_and_learn(dtype, tokens):
                 loss = net(*tokens)[1]
             loss.backward()
             assert torch.isfinite(loss), options
-            assert all(torch.isfinite(p.grad).all() for p in net.parameters()), options
+            assert torch.isfinite(torch.stack(torch._foreach_norm([p.grad for p in net.parameters()], torch.inf))).all(), options
             optimizer.step()
             first = loss.item() if first is None else first
         assert loss.item() < 0.7 * first, options
@@ -569,8 +573,9 @@ def test_compiled_maps_have_gradients():
         for dtype in (torch.float32, torch.float64):
             found = []
             for f in (getattr(geometry, name), torch.compile(getattr(geometry, name), fullgraph=True, dynamic=False, backend="eager")):
-                leaves = [t.to(dtype).requires_grad_() for t in (x, v)]
+                leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, v)]
                 f(*leaves, torch.tensor(0.7, dtype=dtype)).backward(g.to(dtype))
                 found.append([leaf.grad for leaf in leaves])
-            for compiled, eager in zip(*found):
-                torch.testing.assert_close(compiled, eager)
+            for ours, eager in zip(*found):
+                assert eager.any()
+                torch.testing.assert_close(ours, eager)
