@@ -13,6 +13,7 @@ from compiled_kernels import check_machine_code, machine_code
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import run
 from test_model_baseline import randomised
 from torch.nn import functional as F
 from triton.runtime import interpreter
@@ -20,6 +21,7 @@ from triton.runtime import interpreter
 import geometry as G
 import kernels as K
 import models
+import train
 from common.errors import UserError
 from kernels import launch, layernorm, logarithm, scalar_functions, sums
 
@@ -504,9 +506,9 @@ def test_the_model_on_kernels_compiles_to_one_graph(options, dtype, few):
 
 def test_triton_without_a_gpu_or_the_interpreter_is_one_line(small_run):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton"],
-                         capture_output=True, text=True, env=environment)
-    assert run.returncode == 2 and "needs a CUDA GPU" in run.stderr and len(run.stderr.strip().splitlines()) == 1
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton"],
+                          capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "needs a CUDA GPU" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_the_interpreter_takes_over_tritons_language_once_a_launch_and_gives_it_back(monkeypatch):
@@ -539,12 +541,11 @@ def test_which_devices_are_accepted(monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["mixed", "mhc"])
-def test_training_with_the_kernels_from_the_command_line(model, small_run):
-    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, f"--model={model}", "--ops=triton",
-                          "--max_iters=2", "--eval_interval=2", "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"],
-                         capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    assert run.returncode == 0, run.stderr
-    assert "ops: Triton kernels" in run.stdout and "final: val loss" in run.stdout
+def test_training_with_the_kernels_from_the_command_line(model, small_run, capsys):
+    status, out, err = run(train.main, [*small_run, f"--model={model}", "--ops=triton", "--max_iters=2", "--eval_interval=2",
+                                        "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"], capsys)
+    assert status == 0, err
+    assert "ops: Triton kernels" in out and "final: val loss" in out
 
 
 # residual streams: test_kernels_streams.py; attention by distance: test_scalar_attention_kernels.py
