@@ -9,6 +9,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,7 +30,10 @@ def start_server():
             os.environ["PYTHONPATH"] = before
 
 
-def _body(module, args, out, err, largest_file):
+def _body(module, args, out, err, largest_file, environment):
+    os.environ.update(environment)
+    if "LOCAL_RANK" in environment:  # common/errors.py reads it when it is imported
+        importlib.import_module("common.errors")._speaker["silent"] = environment["LOCAL_RANK"] != "0"
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(ROOT)
@@ -40,12 +44,14 @@ def _body(module, args, out, err, largest_file):
 
 
 class Forked:
-    """Of subprocess.Popen what the tests use. largest_file: bytes that a file may have, as RLIMIT_FSIZE has it."""
+    """Of subprocess.Popen what the tests use. largest_file: bytes that a file may have, as RLIMIT_FSIZE has it. environment: added
+    to this process's."""
 
-    def __init__(self, module, args, largest_file=None):
+    def __init__(self, module, args, largest_file=None, environment=None):
         start_server()
         self.files = [tempfile.NamedTemporaryFile("r") for _ in ("stdout", "stderr")]
-        self.process = processes.Process(target=_body, args=(module, [str(a) for a in args], *(f.name for f in self.files), largest_file))
+        self.process = processes.Process(target=_body, args=(
+            module, [str(a) for a in args], *(f.name for f in self.files), largest_file, environment or {}))
         self.process.start()
         self.pid = self.process.pid
 
@@ -80,3 +86,13 @@ class Forked:
         if error[0]:
             self.kill()
         self.wait()
+
+
+def ranks(number, module, args, **options):
+    """So many processes with the environment that torchrun gives them. Nothing watches them: one that dies leaves the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [Forked(module, args, **options, environment={
+        "RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for i in range(number)]

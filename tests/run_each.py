@@ -1,4 +1,4 @@
-"""Started by torchrun: runs train.py's main for each command line of a JSON file, one after the other, in these processes."""
+"""Started by torchrun, or forked: runs train.py's main for each command line of a JSON file, one after the other, in these processes."""
 import inspect
 import json
 import pathlib
@@ -18,7 +18,7 @@ def newton_schulz_in_float32():
     return names["_zeropower_via_newtonschulz"]
 
 
-def main():
+def main(args):
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
     from test_guard import GpuGuard
 
@@ -30,7 +30,7 @@ def main():
     dist.init_process_group = lambda *args, **kwargs: None if dist.is_initialized() else make(*args, **kwargs)
     dist.destroy_process_group = dist.barrier
     plain = train.Guard
-    for argv in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+    for argv in json.loads(pathlib.Path(args[0]).read_text()):
         train.Guard = GpuGuard if "--as_on_a_gpu" in argv else plain
         try:
             train.main([a for a in argv if a != "--as_on_a_gpu"])
@@ -41,4 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

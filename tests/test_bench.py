@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 
+import bench_attention
 import bench_decode
 import bench_kernels
+import bench_model
 import pytest
 import roofline
 import torch
+from running import one_line, run
 
 import kernels
 
@@ -21,10 +24,16 @@ def bench(name, *arguments):
                           env=environment)
 
 
+def refused(main, argument, capsys, *parts):
+    status, out, err = run(main, [argument], capsys)
+    assert status == 2
+    one_line(err, *parts)
+
+
 def test_bench_kernels_writes_a_table_and_a_plot(tmp_path):
-    run = bench("bench_kernels.py", "--rows=[240]", "--D=[16]", "--rounds=2", '--ops=["log_layernorm"]', "--c=head", "--device=cpu",
+    done = bench("bench_kernels.py", "--rows=[240]", "--D=[16]", "--rounds=2", '--ops=["log_layernorm"]', "--c=head", "--device=cpu",
                 f"--out={tmp_path / 'k.csv'}")
-    assert run.returncode == 0, run.stderr
+    assert done.returncode == 0, done.stderr
     with open(tmp_path / "k.csv") as f:
         table = list(csv.DictReader(f))
     assert {(line["provider"], line["passes"]) for line in table} == {
@@ -63,31 +72,29 @@ def test_every_provider_of_bench_kernels_passes_its_check(c):
     assert max(wrong) > 1e-3
 
 
-def test_bench_attention_checks_times_and_concludes(tmp_path):
-    run = bench("bench_attention.py", "--sizes=[300,600]", "--head_dim=8", "--rounds=1", "--threads=1", f"--out={tmp_path / 'a.csv'}")
-    assert run.returncode == 0, run.stderr
+def test_bench_attention_checks_times_and_concludes(tmp_path, capsys):
+    done = bench("bench_attention.py", "--sizes=[300,600]", "--head_dim=8", "--rounds=1", "--threads=1", f"--out={tmp_path / 'a.csv'}")
+    assert done.returncode == 0, done.stderr
     with open(tmp_path / "a.csv") as f:
         table = list(csv.DictReader(f))
     assert [(line["T"], line["arm"]) for line in table] == [(T, arm) for T in ("300", "600") for arm in ("divide", "tiled", "sdpa")]
     for line in table:
         assert min(float(line["forward_ms"]), float(line["both_cpu_ms"])) > 0
-    assert run.stdout.count("times as fast as scaled_dot_product_attention") == 2
+    assert done.stdout.count("times as fast as scaled_dot_product_attention") == 2
     for wrong in ("--arms=[\"flash\"]", "--sizes=[0]", "--spread=-1"):
-        refused = bench("bench_attention.py", wrong)
-        assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+        refused(bench_attention.main, wrong, capsys)
 
 
-def test_bench_decode_measures_the_bytes_of_caches():
-    run = bench("bench_decode.py", "--quick=True", "--threads=1", "--bins=64")
-    assert run.returncode == 0, run.stderr
-    rows = [line.rsplit(maxsplit=5) for line in run.stdout.splitlines()[2:]]
+def test_bench_decode_measures_the_bytes_of_caches(capsys):
+    done = bench("bench_decode.py", "--quick=True", "--threads=1", "--bins=64")
+    assert done.returncode == 0, done.stderr
+    rows = [line.rsplit(maxsplit=5) for line in done.stdout.splitlines()[2:]]
     arms = ("baseline", "tau, exact", "tau, bins")
     assert [row[0].split(maxsplit=1) for row in rows] == [[T, arm] for T in ("128", "512") for arm in arms]
     assert all(float(row[1]) > 0 for row in rows)
     assert [row[-1] for row in rows] == ["1.0000", f"{65 / 128:.4f}", f"{64 * 65 / (128 * 128):.4f}",
                                          "1.0000", f"{65 / 128:.4f}", f"{64 * 65 / (128 * 512):.4f}"]
-    refused = bench("bench_decode.py", "--bins=0")
-    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    refused(bench_decode.main, "--bins=0", capsys)
 
 
 def test_a_wrong_cache_stops_bench_decode(monkeypatch, capsys):
@@ -97,13 +104,11 @@ def test_a_wrong_cache_stops_bench_decode(monkeypatch, capsys):
     assert end.value.code == 2 and "should have" in capsys.readouterr().err
 
 
-def test_bench_model_takes_a_shape_with_a_context_of_its_own():
-    run = bench("bench_model.py", "--of=distance", "--shape=1x64x96", "--mode=eager", "--rounds=1", "--threads=1", "--dtype=float32",
+def test_bench_model_takes_a_shape_with_a_context_of_its_own(capsys):
+    done = bench("bench_model.py", "--of=distance", "--shape=1x64x96", "--mode=eager", "--rounds=1", "--threads=1", "--dtype=float32",
                 "--memory=False", "--device=cpu")
-    assert run.returncode == 0, run.stderr
-    assert "1 x 64, T = 96, batch 1, eager" in run.stdout
-    assert [line[2:31].strip() for line in run.stdout.splitlines()[-3:]] == ["baseline", "tau", "tau, tiled"]
+    assert done.returncode == 0, done.stderr
+    assert "1 x 64, T = 96, batch 1, eager" in done.stdout
+    assert [line[2:31].strip() for line in done.stdout.splitlines()[-3:]] == ["baseline", "tau", "tau, tiled"]
     for wrong in ("1x65x96", "0x64x96", "1x64", "huge"):
-        refused = bench("bench_model.py", f"--shape={wrong}")
-        assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
-        assert "LAYERSxWIDTHxT" in refused.stderr
+        refused(bench_model.main, f"--shape={wrong}", capsys, "LAYERSxWIDTHxT")

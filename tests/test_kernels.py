@@ -13,6 +13,7 @@ from compiled_kernels import check_machine_code, machine_code
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import run
 from test_model_baseline import randomised
 from torch.nn import functional as F
 from triton.runtime import interpreter
@@ -20,6 +21,7 @@ from triton.runtime import interpreter
 import geometry as G
 import kernels as K
 import models
+import train
 from common.errors import UserError
 from kernels import launch, layernorm, logarithm, scalar_functions, sums
 
@@ -61,8 +63,8 @@ def compare(name, inputs, g, bound, limit=None):
 @pytest.mark.parametrize("D", WIDTHS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_outputs_and_gradients_against_float64(name, D):
-    n = 3 if D < 500 else 2  # the interpreter takes its time for wide rows
-    for c in CURVATURES:
+    n = 3 if D < 500 else 2
+    for c in CURVATURES if D in (1, 7, 64) else (-1.0, 0.1):  # each launch takes the interpreter its time; the formula is one at all widths
         points = several(name, (n, 2, D), c)
         g = torch.randn(n, 2, D)
         compare(name, (*points, torch.tensor(c)), g, 3e-5)
@@ -179,34 +181,43 @@ def test_a_limited_sum_is_inside_however_its_terms_cancel(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_16_bit_rows_err_at_most_twice_as_much_as_pytorch(name, dtype):
-    for c, D in [*itertools.product(CURVATURES, (7, 64)), (1.0, 1), (-1.0, 100), (0.1, 123), (1.0, 384), (-1.0, 768), (0.1, 1000)]:
-        n = 16 if D <= 64 else 3
-        for longest in (0.6, 30.0) if c > 0 and D == 64 else (0.6,):  # the second: projected to the edge
-            points = [G.project(t.to(dtype), c) for t in several(name, (n, D), c, longest)]
-            g = torch.randn(n, D).to(dtype)
-            results = []
-            # the interpreter truncates to bfloat16, where a GPU rounds: so the kernel also runs on the same numbers in float32,
-            # and what it gives is rounded here
-            for f, cast in ((getattr(K, name), lambda t: t), (getattr(K, name), torch.Tensor.float), (getattr(G, name), lambda t: t),
-                            (getattr(G, name), torch.Tensor.double)):
-                leaves = [cast(t).clone().requires_grad_() for t in points]
-                each = torch.full((n, 1), c, dtype=torch.promote_types(leaves[0].dtype, torch.float32), requires_grad=True)
-                out = f(*leaves, each)
-                out.backward(cast(g))
-                results.append([out.detach()] + [t.grad for t in leaves] + [each.grad])
-            truncation = 2.0 ** -7 if dtype == torch.bfloat16 else 1e-6  # an ulp more
-            margin = min(float((1 - c * t.double().square().sum(-1)).min()) for t in points)
-            arithmetic = 1e-6 / min(1, max(margin, 1e-4))  # float32, and float64 in geometry/
-            *of_rows, (_, ours, theirs, exact) = zip(*results)
-            # a row's gradient of c may happen to be much smaller than the terms that it is the sum of
-            above, below = (getattr(G, name)(*map(torch.Tensor.double, points), c + h) for h in (1e-5, -1e-5))
-            terms = g.double() * (above - below) / 2e-5
-            assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + arithmetic * terms.norm(), (name, c, D)
-            for stored, ours, theirs, exact in of_rows:
-                assert stored.dtype == dtype
-                as_stored, error, allowed = ((t.to(dtype).double() - exact).norm() for t in (stored, ours, theirs))
-                assert error <= 2 * allowed + arithmetic * exact.norm(), (name, c, D)
-                assert as_stored <= 2 * allowed + (truncation + arithmetic) * exact.norm(), (name, c, D)
+    """Rows of several curvatures in one launch, which is what takes the interpreter its time; each curvature's for themselves."""
+    edge = [(c, 30.0) for c in CURVATURES if c > 0]  # projected
+    for D, n, each in [(7, 16, [(c, 0.6) for c in CURVATURES]), (64, 16, [*((c, 0.6) for c in CURVATURES), *edge]),
+                       *((D, 3, [(c, 0.6)]) for c, D in ((1.0, 1), (-1.0, 100), (0.1, 123), (1.0, 384), (-1.0, 768), (0.1, 1000)))]:
+        parts = [[G.project(t.to(dtype), c) for t in several(name, (n, D), c, longest)] for c, longest in each]
+        points, curvatures = [torch.cat(t) for t in zip(*parts)], torch.tensor([[c] for c, _ in each]).repeat_interleave(n, 0)
+        g = torch.randn(n * len(each), D).to(dtype)
+        results = []
+        # the interpreter truncates to bfloat16, where a GPU rounds: so the kernel also runs on the same numbers in float32,
+        # and what it gives is rounded here
+        for f, cast in ((getattr(K, name), lambda t: t), (getattr(K, name), torch.Tensor.float), (getattr(G, name), lambda t: t),
+                        (getattr(G, name), torch.Tensor.double)):
+            leaves = [cast(t).clone().requires_grad_() for t in points]
+            of_rows = curvatures.to(torch.promote_types(leaves[0].dtype, torch.float32), copy=True).requires_grad_()
+            out = f(*leaves, of_rows)
+            out.backward(cast(g))
+            results.append([out.detach()] + [t.grad for t in leaves] + [of_rows.grad])
+        for i, ((c, _), points) in enumerate(zip(each, parts)):
+            mine = slice(i * n, (i + 1) * n)
+            check_16_bit_rows(name, c, points, g[mine], [[t[mine] for t in found] for found in results])
+
+
+def check_16_bit_rows(name, c, points, g, results):
+    dtype, D = g.dtype, g.size(-1)
+    truncation = 2.0 ** -7 if dtype == torch.bfloat16 else 1e-6  # an ulp more
+    margin = min(float((1 - c * t.double().square().sum(-1)).min()) for t in points)
+    arithmetic = 1e-6 / min(1, max(margin, 1e-4))  # float32, and float64 in geometry/
+    *of_rows, (_, ours, theirs, exact) = zip(*results)
+    # a row's gradient of c may happen to be much smaller than the terms that it is the sum of
+    above, below = (getattr(G, name)(*map(torch.Tensor.double, points), c + h) for h in (1e-5, -1e-5))
+    terms = g.double() * (above - below) / 2e-5
+    assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + arithmetic * terms.norm(), (name, c, D)
+    for stored, ours, theirs, exact in of_rows:
+        assert stored.dtype == dtype
+        as_stored, error, allowed = ((t.to(dtype).double() - exact).norm() for t in (stored, ours, theirs))
+        assert error <= 2 * allowed + arithmetic * exact.norm(), (name, c, D)
+        assert as_stored <= 2 * allowed + (truncation + arithmetic) * exact.norm(), (name, c, D)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -402,9 +413,8 @@ def test_operators_pass_opcheck():
     x, y, c = rows((4, 6), 1.0).requires_grad_(), rows((4, 6), 1.0, seed=1).requires_grad_(), torch.tensor(0.7, requires_grad=True)
     limit = torch.tensor(0.3, requires_grad=True)
     r = rows((4, 6), 1.0, seed=2).requires_grad_()
-    for kind in K.KINDS:
-        for bound in (None, limit):
-            torch.library.opcheck(sums._sum, (x, r if kind == "exp_r" else None, y, c, bound, kind))
+    for kind, bound in zip([*K.KINDS, "exp_r"], itertools.cycle((None, limit))):  # with and without r, each with and without a limit
+        torch.library.opcheck(sums._sum, (x, r if kind == "exp_r" else None, y, c, bound, kind))
     torch.library.opcheck(logarithm._logmap, (x, y, c))
     tokens = rows((1, 3, 2, 4), 1.0).requires_grad_()
     weight = torch.ones(8, requires_grad=True)
@@ -476,7 +486,12 @@ def test_20_training_steps_with_the_kernels_follow_the_plain_ones(few):
     assert curves[0][-1] < 0.9 * curves[0][0]
 
 
-@pytest.mark.parametrize("options, dtype", list(zip(MODELS, itertools.cycle((torch.float32, torch.bfloat16)))))
+@pytest.mark.parametrize("options, dtype", [  # every value that MODELS has, and every shape of c
+    (dict(), torch.bfloat16),
+    (dict(dynamic_curvature=True, residual="transport", reference="mean"), torch.float32),
+    (dict(dynamic_curvature=True, per_head_curvature=False, residual="reference", curvature_mode="tied", bias=True), torch.bfloat16),
+    (dict(per_head_curvature=False, reference="origin", use_embedding_curvature=True, curvature_mode="fixed", curvature=-0.5),
+     torch.float32)])
 def test_the_model_on_kernels_compiles_to_one_graph(options, dtype, few):
     torch._dynamo.reset()
     torch.manual_seed(1)
@@ -491,9 +506,9 @@ def test_the_model_on_kernels_compiles_to_one_graph(options, dtype, few):
 
 def test_triton_without_a_gpu_or_the_interpreter_is_one_line(small_run):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton"],
-                         capture_output=True, text=True, env=environment)
-    assert run.returncode == 2 and "needs a CUDA GPU" in run.stderr and len(run.stderr.strip().splitlines()) == 1
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, "--model=mixed", "--ops=triton"],
+                          capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "needs a CUDA GPU" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_the_interpreter_takes_over_tritons_language_once_a_launch_and_gives_it_back(monkeypatch):
@@ -526,29 +541,28 @@ def test_which_devices_are_accepted(monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["mixed", "mhc"])
-def test_training_with_the_kernels_from_the_command_line(model, small_run):
-    run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *small_run, f"--model={model}", "--ops=triton",
-                          "--max_iters=2", "--eval_interval=2", "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"],
-                         capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    assert run.returncode == 0, run.stderr
-    assert "ops: Triton kernels" in run.stdout and "final: val loss" in run.stdout
+def test_training_with_the_kernels_from_the_command_line(model, small_run, capsys):
+    status, out, err = run(train.main, [*small_run, f"--model={model}", "--ops=triton", "--max_iters=2", "--eval_interval=2",
+                                        "--block_size=8", "--eval_iters=1", "--batch_size=1", "--n_layer=1"], capsys)
+    assert status == 0, err
+    assert "ops: Triton kernels" in out and "final: val loss" in out
 
 
-MAPS = '--kernel=["ward"]'  # forward and backward; attention's kernels: test_scalar_attention_kernels.py
+# residual streams: test_kernels_streams.py; attention by distance: test_scalar_attention_kernels.py
+MAPS = '--kernel=["add","exp","log"]'
 
 
 @pytest.mark.parametrize("sizes", [
-    (('--dtype=["float32"]', "--width=[4096]", "--arch=[90]"), ('--dtype=["float32"]', "--width=[64]", "--arch=[80]", MAPS),
-     ('--dtype=["bfloat16","float16"]', "--width=[64]", MAPS),
+    (('--dtype=["float32"]', "--width=[4096]", "--arch=[90]", MAPS), ('--dtype=["float32"]', "--width=[384]", "--arch=[80]", MAPS),
+     ('--dtype=["bfloat16"]', "--width=[64]", "--arch=[90]", MAPS), ('--dtype=["float16"]', "--width=[128]", "--arch=[80]", MAPS),
      ('--dtype=["float32"]', "--width=[1024]", '--kernel=["exp_0 backward, c per row","given"]'),
-     ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[90]", '--kernel=["LayerNorm backward"]'),
+     ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[80]", '--kernel=["LayerNorm backward"]'),
      ('--dtype=["float32"]', "--width=[40]", "--arch=[80]", '--kernel=["exp_r backward","exp_0 backward"]')),
-    pytest.param(([],), marks=pytest.mark.exhaustive)], ids=["some", "all"])
+    pytest.param(([MAPS],), marks=pytest.mark.exhaustive)], ids=["some", "all"])
 def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_path):
-    """sm_80 and sm_90, every kernel in every dtype: from the compiled artefact."""
-    geometry = '--kernel=["add","exp","log"]'
-    found = machine_code([(*arguments, *([] if any("kernel" in a for a in arguments) else [geometry])) for arguments in sizes], tmp_path)
+    """Every kernel in every dtype, and on sm_80 and sm_90: from the compiled artefact. (A second for each: not every pair of the two.)"""
+    found = machine_code(sizes, tmp_path)
     kernels = {f"{kind} {way}" for kind in (*K.KINDS, "log", "log + LayerNorm") for way in ("forward", "backward")}
-    assert {(row["kernel"], row["dtype"], row["arch"]) for row in found} >= set(itertools.product(
-        kernels, ("float32", "bfloat16", "float16"), (80, 90)))
+    for what, values in (("dtype", ("float32", "bfloat16", "float16")), ("arch", (80, 90))):
+        assert {(row["kernel"], row[what]) for row in found} >= set(itertools.product(kernels, values))
     assert check_machine_code(found) >= kernels

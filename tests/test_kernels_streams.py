@@ -326,12 +326,14 @@ def test_ops_triton_where_there_are_no_connections_is_refused():
 @pytest.mark.parametrize("sizes", [
     (('--dtype=["float32"]', "--width=[64]", "--arch=[80]", '--kernel=["streams"]'),
      ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[90]", '--kernel=["streams"]'),
+     ('--dtype=["float16"]', "--width=[64]", "--arch=[90]", '--kernel=["streams"]'),
      ('--dtype=["float16"]', "--width=[1024]", "--arch=[90]", '--kernel=["streams read backward, n = 8, per"]'),
      ('--dtype=["float32"]', "--width=[100]", "--arch=[80]", '--kernel=["streams read backward","streams write forward"]')),
     pytest.param(([f'--kernel=["streams {name}"]'] for name in ("read", "write", "rms")), marks=pytest.mark.exhaustive)],
     ids=["some", "all"])
 def test_machine_code_for_gpus_has_no_spills_and_the_passes_counted(sizes, tmp_path):
     kernels = {f"streams {name} {way}" for name in ("read", "write", "rms") for way in ("forward", "backward")}
-    found = machine_code(sizes, tmp_path)
-    assert {row["kernel"] for row in found} >= kernels
+    found = machine_code(list(sizes), tmp_path)
+    for what, values in (("dtype", ("float32", "bfloat16", "float16")), ("arch", (80, 90))):
+        assert {(row["kernel"], row[what]) for row in found} >= set(itertools.product(kernels, values))
     assert check_machine_code(found) >= kernels

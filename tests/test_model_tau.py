@@ -1,25 +1,21 @@
 """model_tau.py, scalar_attention/laplacian.py and data/laplacian.py: lambda, its graphs, its statistics, its cache."""
-import os
-import subprocess
-import sys
-
 import mpmath
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from running import one_line, process, run
 from test_model_baseline import randomised
 
 import model_tau
 import models
 import scalar_attention
+import train
 from common.errors import UserError
 from data import laplacian as corpus
 from model_baseline import Cache, rotate
 from scalar_attention import laplacian
 from training.compiled import compile_parts
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def build(seed=1, **options):
@@ -140,30 +136,29 @@ def test_what_is_no_laplacian_is_one_line(change, message):
         corpus.checked(change(laplacian.chain(4).numpy()), "L")
 
 
-def test_from_the_command_line_to_a_trained_model(small_run, tmp_path):
+def test_from_the_command_line_to_a_trained_model(small_run, tmp_path, capsys):
     """A baseline's embeddings -> L of each head -> a model of it, which samples after its training. And what goes wrong is one line."""
-    def call(script, *arguments):
-        return subprocess.run([sys.executable, os.path.join(ROOT, script), *arguments], capture_output=True, text=True)
-    first = call("train.py", *small_run, "--model=baseline", "--max_iters=2", "--eval_interval=2")
-    assert first.returncode == 0, first.stderr
-    run, L = str(tmp_path / "run"), str(tmp_path / "L.npy")
-    made = call("data/laplacian.py", f"--source={run}", f"--out={L}", "--heads=2", "--k=3")
+    source, L = tmp_path / "run", tmp_path / "L.npy"
+    first = run(train.main, [*small_run, "--model=baseline", "--max_iters=2", "--eval_interval=2"], capsys)
+    assert first[0] == 0 and "\nattention: " not in first[1], first
+    made = process(["data/laplacian.py", f"--source={source}", f"--out={L}", "--heads=2", "--k=3"])  # by itself: it finds its imports
     assert made.returncode == 0 and "2 x 8 features" in made.stdout, made.stderr
     assert np.load(L).shape == (2, 8, 8)
     for control, said in (("shuffled", "links"), ("rotated", "no graph")):
-        made = call("data/laplacian.py", f"--source={run}", f"--out={tmp_path}/{control}.npy", "--heads=2", "--k=3", f"--control={control}")
-        assert made.returncode == 0 and said in made.stdout, made.stderr
-        assert np.abs(np.load(tmp_path / f"{control}.npy") - np.load(L)).max() > 0.01
-    assert "\nattention: " not in first.stdout
-    second = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", f"--laplacian_file={L}", "--tau=median", "--overwrite=True")
-    assert second.returncode == 0 and "final: val loss" in second.stdout, second.stderr
-    assert second.stdout.count("\nattention: all pairs, strip by strip (T = 16; divide and conquer from 1,024 on)\n") == 1
-    again = call("train.py", *small_run, "--model=tau", "--laplacian=corpus", "--laplacian_file=none.npy", "--overwrite=True")
-    for bad in (again, call("data/laplacian.py", f"--source={tmp_path}", f"--out={L}x"), call("data/laplacian.py", f"--out={L}x"),
-                call("data/laplacian.py", f"--source={run}", f"--out={L}x", "--heads=3")):
-        bad_lines = bad.stderr.strip().splitlines()
-        assert bad.returncode == 2 and len(bad_lines) == 1, bad.stderr
-    assert not os.path.exists(L + "x")
+        other = tmp_path / f"{control}.npy"
+        made = run(corpus.main, [f"--source={source}", f"--out={other}", "--heads=2", "--k=3", f"--control={control}"], capsys)
+        assert made[0] == 0 and said in made[1], made
+        assert np.abs(np.load(other) - np.load(L)).max() > 0.01
+    of_a_corpus = [*small_run, "--model=tau", "--laplacian=corpus", "--overwrite=True"]
+    second = run(train.main, [*of_a_corpus, f"--laplacian_file={L}", "--tau=median"], capsys)
+    assert second[0] == 0 and "final: val loss" in second[1], second
+    assert second[1].count("\nattention: all pairs, strip by strip (T = 16; divide and conquer from 1,024 on)\n") == 1
+    for main, bad in ((train.main, [*of_a_corpus, "--laplacian_file=none.npy"]), (corpus.main, [f"--source={tmp_path}", f"--out={L}x"]),
+                      (corpus.main, [f"--out={L}x"]), (corpus.main, [f"--source={source}", f"--out={L}x", "--heads=3"])):
+        status, _, err = run(main, bad, capsys)
+        assert status == 2
+        one_line(err)
+    assert not (tmp_path / "L.npyx").exists()
 
 
 @pytest.mark.parametrize("options, message", [

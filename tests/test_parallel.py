@@ -1,4 +1,7 @@
-"""Several processes train as one: same losses, same weights, for every model, with DDP and FSDP2; real torchrun."""
+"""
+Several processes train as one: same losses, same weights, for every model, with DDP and FSDP2. Real torchrun where it is a part of what
+is tested, and once for all models; else processes with its environment (forked.py), since each start of torchrun takes seconds.
+"""
 import json
 import os
 import pathlib
@@ -9,6 +12,7 @@ import sys
 import pytest
 import torch
 from conftest import wait_for_step
+from forked import ranks
 from run_each import newton_schulz_in_float32
 from running import ROOT, one_line, records, run
 from safetensors.torch import load_file
@@ -45,6 +49,14 @@ def torchrun(processes, *args, **env):
                           cwd=ROOT, capture_output=True, text=True, timeout=300, env={**ENV, **env})
 
 
+def forked(processes, module, *args, **options):
+    """As torchrun(), without the start."""
+    children = ranks(processes, module, args, **options)
+    said = [child.communicate() for child in children]
+    status = max(abs(child.returncode) for child in children)
+    return subprocess.CompletedProcess(args, status, *("".join(each) for each in zip(*said)))
+
+
 def same(one, other, tolerance=1e-5):
     """Losses and weights of two run directories."""
     for a, b in zip(records(one), records(other), strict=True):
@@ -57,11 +69,12 @@ def same(one, other, tolerance=1e-5):
         torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("processes, names", [
-    (2, list(CASES)), (4, list(CASES)[::2]),  # four processes on two cores take long
-    pytest.param(4, list(CASES), marks=pytest.mark.exhaustive)], ids=["2", "4", "4-every"])
-def test_many_processes_train_as_one(processes, names, small_run, tmp_path, capsys, monkeypatch):
-    """Every case alone, and on several processes in both ways. (One torchrun for all of them: starting takes seconds.)"""
+@pytest.mark.parametrize("processes, names, start", [
+    (2, list(CASES), lambda n, path: torchrun(n, "tests/run_each.py", path)),
+    (4, list(CASES)[::2], lambda n, path: forked(n, "run_each", path)),  # four processes on two cores take long
+    pytest.param(4, list(CASES), lambda n, path: forked(n, "run_each", path), marks=pytest.mark.exhaustive)], ids=["2", "4", "4-every"])
+def test_many_processes_train_as_one(processes, names, start, small_run, tmp_path, capsys, monkeypatch):
+    """Every case alone, and on several processes in both ways. (One start for all of them: it takes seconds.)"""
     monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", newton_schulz_in_float32())
     lines, pairs = [], []
     cases = {name: CASES[name] for name in names}
@@ -75,7 +88,7 @@ def test_many_processes_train_as_one(processes, names, small_run, tmp_path, caps
                 lines.append([*lines[-1][:-1], f"--out_dir={tmp_path / (name + kind)}-gpu", "--as_on_a_gpu"])
                 pairs.append((tmp_path / name, tmp_path / (name + kind + "-gpu"), 1e-5))
     (tmp_path / "lines.json").write_text(json.dumps(lines))
-    done = torchrun(processes, "tests/run_each.py", tmp_path / "lines.json")
+    done = start(processes, tmp_path / "lines.json")
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("ddp", "fsdp"):
         assert done.stdout.count(f"{processes} processes, {kind}") == len(cases) + 1
@@ -103,7 +116,7 @@ def test_resuming_on_another_number_of_processes(small_run, tmp_path, capsys, mo
     lines = [[*args, f"--out_dir={parts}", f"--parallel={kind}", f"--max_iters={until}", "--init_from=resume"]
              for until, kind in ((4, "fsdp"), (6, "ddp"))]
     (tmp_path / "lines.json").write_text(json.dumps(lines))
-    done = torchrun(2, "tests/run_each.py", tmp_path / "lines.json")
+    done = forked(2, "run_each", tmp_path / "lines.json")
     assert done.returncode == 0 and "resumed from step 2" in done.stdout and "resumed from step 4" in done.stdout
     assert run(train.main, args + [f"--out_dir={parts}", "--init_from=resume"], capsys)[0] == 0
     same(whole, parts)
@@ -118,12 +131,12 @@ def two_processes_after_some_steps(args):
 
 
 def test_a_signal_to_one_process_stops_all_and_saves(small_run, tmp_path):
-    child, worker = two_processes_after_some_steps(
-        [*small_run, *SHORT, "--max_iters=1000000", "--eval_interval=1000000"])
-    with child:
-        os.kill(worker, signal.SIGUSR1)
-        rest = child.stdout.read()
-        assert child.wait() == 0, child.stderr.read()
+    children = ranks(2, "train", [*small_run, *SHORT, "--max_iters=1000000", "--eval_interval=1000000"])
+    with children[0], children[1]:
+        wait_for_step(tmp_path / "run", 5, children[0])
+        children[1].send_signal(signal.SIGUSR1)
+        rest, err = children[0].communicate()
+        assert (children[0].returncode, children[1].wait()) == (0, 0), err
     assert "saved" in rest and "--init_from=resume" in rest
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
     assert checkpoint.load_state(tmp_path / "run" / "ckpt" / "last")["step"] >= 6
@@ -153,19 +166,15 @@ def test_errors_are_said_once(small_run, tmp_path):
 
 
 def test_divergence_is_said_once_with_its_place(small_run, tmp_path):
-    done = torchrun(2, "train.py", *small_run, *SHORT, "--learning_rate=1e30", "--min_lr=0", "--grad_clip=0",
-                    "--max_iters=20", "--eval_interval=100", "--parallel=fsdp")
+    done = forked(2, "train", *small_run, *SHORT, "--learning_rate=1e30", "--min_lr=0", "--grad_clip=0",
+                  "--max_iters=20", "--eval_interval=100", "--parallel=fsdp")
     one_line(errors_of(done), "diverged at step")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
 
 
 def test_a_full_disk_stops_all_with_one_line(small_run, tmp_path):
-    limited = tmp_path / "limited.py"
-    limited.write_text("import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-                       "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.argv = sys.argv[1:]; "
-                       "sys.path.insert(0, '.'); runpy.run_path('train.py', run_name='__main__')")
-    done = torchrun(2, limited, "train.py", *small_run, *SHORT)
-    assert done.returncode == 1
+    done = forked(2, "train", *small_run, *SHORT, largest_file=20000)
+    assert done.returncode == 2
     one_line(errors_of(done), "could not write the checkpoint")
 
 

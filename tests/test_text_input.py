@@ -118,18 +118,15 @@ def test_a_character_is_said_as_it_was_typed():
                                     {"PYTHONIOENCODING": "latin-1"}])
 def test_what_was_typed_is_understood_in_every_locale(locale, small_run, tmp_path, capsys):
     """The terminal sends UTF-8 whatever the locale says."""
-    args = run_on("To be\n", small_run, tmp_path, capsys)
+    args = run_on("cafe\n", small_run, tmp_path, capsys)
     done = subprocess.run([sys.executable, "sample.py", *args, "--start=caf\u00e9".encode()], cwd=ROOT, capture_output=True,
                           env={k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))} | locale)
     assert done.returncode == 2 and done.stdout == b""
     line = done.stderr.decode("latin-1")
-    assert line.startswith("error: ") and line.count("\n") == 1 and "U+0063, latin small letter c" in line
-    done = subprocess.run([sys.executable, "sample.py", *args, "--start=\u00e9".encode()], cwd=ROOT, capture_output=True,
-                          env={k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))} | locale)
-    assert b"(U+00E9, latin small letter e with acute)" in done.stderr and done.returncode == 2
+    assert line.startswith("error: ") and line.count("\n") == 1 and "(U+00E9, latin small letter e with acute)" in line
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1:strict", "cp037"])
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "cp037"])
 def test_sampled_text_is_written_in_every_encoding(encoding, small_run, tmp_path, capsys):
     args = run_on("\u00e9\u03a9\n", small_run, tmp_path, capsys)
     done = subprocess.run([sys.executable, "sample.py", *args], cwd=ROOT, capture_output=True,
