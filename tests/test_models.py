@@ -187,7 +187,7 @@ def test_tensors_are_made_on_the_device_of_the_weights(monkeypatch):
 
 def test_models_of_one_seed_share_their_weights():
     plain = build("baseline", {}).state_dict()
-    for name, options in spread(EVERY, 60):
+    for name, options in spread([case for case in EVERY if case[1].get("position") != "rope"], 60):  # which has no position embeddings
         other = build(name, options).state_dict()
         for key in plain:
             assert torch.equal(plain[key], other[key]), (key, options)
@@ -500,14 +500,15 @@ def test_generated_code_trains_the_same(tokens):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_200_steps_stay_finite_and_learn(dtype, tokens):
-    """At a high learning rate, large curvatures of both signs, on data that can be memorised."""
+@pytest.mark.parametrize("dtype, part", [("float32", slice(0, None, 2)), ("bfloat16", slice(1, None, 2)), *(
+    pytest.param(dtype, slice(None), marks=pytest.mark.exhaustive) for dtype in ("float32", "bfloat16"))])
+def test_200_steps_stay_finite_and_learn(dtype, part, tokens):
+    """At a high learning rate, large curvatures of both signs, on data that can be memorised. (Cases take turns with the dtypes.)"""
     cases = [("mixed", {**DEFAULT, **c}) for c in (
         dict(curvature=5.0, residual="reference"), dict(curvature=-5.0, per_head_curvature=True),
         dict(curvature_mode="random", per_head_curvature=True, dynamic_curvature=True, residual="transport"),
         dict(reference="mean", use_embedding_curvature=True))] + BASELINES[1:2] + CONTROLS[-1:] + STREAMS[4:6] + CURVED_STREAMS[3:4]
-    for name, options in cases:
+    for name, options in cases[part]:
         net = build(name, options, n_layer=1)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, fused=True)
         first = None
