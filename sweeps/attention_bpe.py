@@ -11,6 +11,6 @@ from sweeps import attention as _chars
 
 defaults = dict(_chars.defaults, dataset='shakespeare_bpe', eval_iters=48)  # 49,152 of the 49,420 tokens of the validation text
 budget = dict(steps=300)  # 0.3M tokens
-grid, seeds = dict(learning_rate=[6e-3, 1.2e-2]), _chars.seeds
-arms = {name: {key: value.replace('_char', '_bpe') if key == 'laplacian_file' else value for key, value in arm.items()}
+grid, seeds = dict(learning_rate=[3e-3, 6e-3, 1.2e-2]), _chars.seeds
+arms = {name: {key: value.replace('_char', '_bpe') if key == 'laplacian_file' else value for key, value in arm.items() if key != 'grid'}
         for name, arm in _chars.arms.items() if name not in ('chain-rope', 'corpus-rotated')}
