@@ -3,9 +3,10 @@
 Its graphs come from a baseline on these tokens:
 
     python train.py config/demo_baseline.py --out_dir=out/embeddings_bpe --dataset=shakespeare_bpe --n_layer=6 --n_embd=64 --max_iters=300
-    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --out=out/graph_bpe.npy
-    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --out=out/graph_bpe_shuffled.npy --control=shuffled
-    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --out=out/graph_bpe_rotated.npy --control=rotated
+    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --k=8 --out=out/graph_bpe.npy
+    python data/laplacian.py --source=out/embeddings_bpe --heads=4 --k=8 --out=out/graph_bpe_shuffled.npy --control=shuffled
+
+(With k = 6 one of the four graphs is in two pieces.)
 """
 from sweeps import attention as _chars
 
@@ -14,3 +15,6 @@ budget = dict(steps=300)  # 0.3M tokens
 grid, seeds = dict(learning_rate=[3e-3, 6e-3, 1.2e-2]), _chars.seeds
 arms = {name: {key: value.replace('_char', '_bpe') if key == 'laplacian_file' else value for key, value in arm.items() if key != 'grid'}
         for name, arm in _chars.arms.items() if name not in ('chain-rope', 'corpus-rotated')}
+
+runs = [dict(arms=[arm], grid=dict(learning_rate=[rate]), seeds=_chars._more) for arm, rate in {
+    'baseline': 6e-3, 'modern': 6e-3, 'chain': 1.2e-2, 'chain-alibi': 6e-3, 'corpus': 1.2e-2, 'corpus-shuffled': 1.2e-2}.items()]
