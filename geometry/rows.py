@@ -2,6 +2,8 @@
 Rows and their dtypes: casts that saturate, dot products in the wide dtype, shapes. All differentiable twice: each backward is made of
 functions that have one.
 """
+import numbers
+
 import torch
 
 from geometry.float32 import wide_on
@@ -41,6 +43,20 @@ def _wide(*rows):
     return torch.float64 if any(row.dtype == torch.float64 for row in rows) else wide_on(rows[0].device)
 
 
+def as_curvature(c, dtype, device):
+    """c itself, if it is a tensor; a number as a tensor of this dtype. TypeError, ValueError: it is neither, or no curvature. (Whether
+    a tensor has a NaN in it is not looked at: that waits for the device. GEOMETRY_CHECK=1 does.)"""
+    if isinstance(c, torch.Tensor):
+        if not c.is_floating_point():
+            raise TypeError(f"c is a tensor of {c.dtype}: a curvature is a floating point number")
+        return c
+    if isinstance(c, bool) or not isinstance(c, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"c = {c!r}: a curvature is a number, or a tensor of floating point numbers")
+    if c != c:
+        raise ValueError("c is NaN")
+    return torch.full((), c, dtype=dtype, device=device)
+
+
 def _prepare(c, *rows, per_row=True):
     """c as a tensor of the wide dtype, the dtype in which to store the result, and the rows in that of the arithmetic.
     per_row=False where c goes with other rows than these."""
@@ -50,8 +66,7 @@ def _prepare(c, *rows, per_row=True):
     if stored not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise TypeError(f"rows must be float32, bfloat16, float16 or float64, not {stored}")
     wide, compute = _wide(*rows), torch.promote_types(stored, torch.float32)
-    if not isinstance(c, torch.Tensor):
-        c = torch.full((), c, dtype=wide, device=rows[0].device)
+    c = as_curvature(c, wide, rows[0].device)
     c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
     if per_row and c.dim() and _for_cpu_code(rows[0]):
         shape = torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))
@@ -154,7 +169,7 @@ def _squarable(v):
 def _tensors(x, c, limit=None):
     """Numbers as tensors beside the rows x."""
     dtype = _wide(x)
-    c = c if isinstance(c, torch.Tensor) else torch.full((), c, dtype=dtype, device=x.device)
+    c = as_curvature(c, dtype, x.device)
     if limit is None or isinstance(limit, torch.Tensor):
         return c, limit
     return c, torch.full((), limit, dtype=dtype, device=x.device)

@@ -2,6 +2,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -204,3 +205,21 @@ def test_strides_do_not_matter(name, dtype, shape, c, seed):
         assert rows_error(f(*strided, c), expected) < 100 * scale
     one = [row[:1].expand_as(row) for row in rows]
     assert rows_error(f(*one, c), expected[:1].expand_as(expected)) < 100 * scale
+
+
+@pytest.mark.parametrize("name", ["mobius_add", "expmap", "logmap", "exp_0", "log_0", "dist", "project", "add_exp_0"])
+@pytest.mark.parametrize("c, error, message", [
+    (torch.tensor(1), TypeError, "c is a tensor of torch.int64"), (torch.tensor(True), TypeError, "c is a tensor of torch.bool"),
+    (True, TypeError, "c = True"), ("1", TypeError, "c = '1'"), (None, TypeError, "c = None"), (float("nan"), ValueError, "c is NaN")])
+def test_what_is_no_curvature_is_named(name, c, error, message):
+    rows = [torch.full((2, 3), 0.1)] * (1 if name in ("exp_0", "log_0", "project") else 2)
+    with pytest.raises(error, match=message):
+        getattr(G, name)(*rows, c)
+
+
+def test_numbers_of_other_kinds_are_curvatures():
+    x = torch.full((2, 3), 0.1)
+    expected = G.exp_0(x, 0.5)
+    for c in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.bfloat16)):
+        torch.testing.assert_close(G.exp_0(x, c), expected)
+    torch.testing.assert_close(G.exp_0(x, 1), G.exp_0(x, 1.0))
