@@ -257,9 +257,14 @@ def test_the_table_redraws_in_place_on_a_terminal(sweep_file, folder, stub, caps
 # ----------------------------------------------------------------------------------------------------------------------
 # submitit
 
-def test_submitit_runs_and_a_preempted_job_saves_and_goes_on(sweep_file, folder, stub, capsys):
+def test_submitit_runs_and_a_preempted_job_saves_and_goes_on(sweep_file, folder, stub, capsys, monkeypatch):
     """Through submitit's local executor: SIGUSR1 to the job, as Slurm sends it; and a job that dies under its run is
     submitted once more."""
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # read when it is imported; run_submitit() sets it, too late here
+    import submitit
+    # how long a job that died is waited for in case that its result is late on a slow file system: 15 s, twice
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
+
     def job_of(seed):
         for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # it has ended
