@@ -60,18 +60,22 @@ def compare(name, inputs, g, bound, limit=None):
         assert (a.double() - b).norm() <= bound * scale, (name, what, float((a.double() - b).norm() / scale))
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["some", "all"])
 @pytest.mark.parametrize("D", WIDTHS)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_outputs_and_gradients_against_float64(name, D):
+def test_outputs_and_gradients_against_float64(name, D, every):
+    """Each launch takes the interpreter its time, and the formula is one at all widths: curvatures, limits and ways to give c take
+    turns. Every pair of them: make test-all."""
     n = 3 if D < 500 else 2
-    for c in CURVATURES if D in (1, 7, 64) else (-1.0, 0.1):  # each launch takes the interpreter its time; the formula is one at all widths
+    for i, c in enumerate(CURVATURES if D in (1, 7, 64) or every else (-1.0, 0.1)):
         points = several(name, (n, 2, D), c)
         g = torch.randn(n, 2, D)
-        compare(name, (*points, torch.tensor(c)), g, 3e-5)
-        if name != "logmap":
-            compare(name, (*points, torch.tensor(c)), g, 3e-5, limit=0.2)
-        if c in (-1.0, 0.1) and D < 300:
+        limits = [None] if name == "logmap" else [None, 0.2] if every or D == 64 else [(None, 0.2)[(i + D) % 2]]
+        for limit in limits:
+            compare(name, (*points, torch.tensor(c)), g, 3e-5, limit)
+        if every or c == -1.0 and D < 300:
             compare(name, (*points, torch.tensor([[c], [0.5 * c]])), g, 3e-5, limit=None if name == "logmap" else [[0.2], [1.0]])
+        if every or c == 0.1 and D < 300:
             compare(name, (*points, torch.full((n, 1, 1), c)), g, 3e-5)
 
 
@@ -178,13 +182,15 @@ def test_a_limited_sum_is_inside_however_its_terms_cancel(name):
         assert (out.norm(dim=-1) <= limit * (1 + 2 * G.ROUNDING[torch.float32])).all(), length
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype, part", [(torch.bfloat16, slice(0, None, 2)), (torch.float16, slice(1, None, 2)), *(
+    pytest.param(dtype, slice(None), marks=pytest.mark.exhaustive) for dtype in (torch.bfloat16, torch.float16))])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_16_bit_rows_err_at_most_twice_as_much_as_pytorch(name, dtype):
-    """Rows of several curvatures in one launch, which is what takes the interpreter its time; each curvature's for themselves."""
+def test_16_bit_rows_err_at_most_twice_as_much_as_pytorch(name, dtype, part):
+    """Rows of several curvatures in one launch, which is what takes the interpreter its time; each curvature's for themselves. The
+    other widths take turns with the dtypes."""
     edge = [(c, 30.0) for c in CURVATURES if c > 0]  # projected
-    for D, n, each in [(7, 16, [(c, 0.6) for c in CURVATURES]), (64, 16, [*((c, 0.6) for c in CURVATURES), *edge]),
-                       *((D, 3, [(c, 0.6)]) for c, D in ((1.0, 1), (-1.0, 100), (0.1, 123), (1.0, 384), (-1.0, 768), (0.1, 1000)))]:
+    others = [(D, 3, [(c, 0.6)]) for c, D in ((1.0, 1), (-1.0, 100), (0.1, 123), (1.0, 384), (-1.0, 768), (0.1, 1000))]
+    for D, n, each in [(7, 16, [(c, 0.6) for c in CURVATURES]), (64, 16, [*((c, 0.6) for c in CURVATURES), *edge]), *others[part]]:
         parts = [[G.project(t.to(dtype), c) for t in several(name, (n, D), c, longest)] for c, longest in each]
         points, curvatures = [torch.cat(t) for t in zip(*parts)], torch.tensor([[c] for c, _ in each]).repeat_interleave(n, 0)
         g = torch.randn(n * len(each), D).to(dtype)
@@ -325,8 +331,10 @@ def compare_log_layernorm(shape, c, reference, bound, longest=0.6, layout=lambda
         assert (a.double() - b).norm() <= bound * b.norm().clamp(min=small), (i, float((a.double() - b).norm() / b.norm()))
 
 
+# every two of a reference, a way to give c and a shape; every three: make test-all
 @pytest.mark.parametrize("reference, kind, shape", [
-    *itertools.product(["previous", "origin", "given"], ["one", "head", "token", "both"], [(2, 5, 3, 5), (1, 9, 1, 32), (3, 1, 2, 4)]),
+    pytest.param(*case, marks=[] if (i // 3 + i) % 3 == 0 else pytest.mark.exhaustive) for i, case in enumerate(itertools.product(
+        ["previous", "origin", "given"], ["one", "head", "token", "both"], [(2, 5, 3, 5), (1, 9, 1, 32), (3, 1, 2, 4)]))] + [
     ("previous", "head", (1, 2, 2, 1100))])  # padded to 4,096: the bias's gradient is summed outside of the kernel
 def test_log_and_layernorm_in_one_kernel(reference, kind, shape):
     B, T, H, D = shape
@@ -553,8 +561,9 @@ MAPS = '--kernel=["add","exp","log"]'
 
 
 @pytest.mark.parametrize("sizes", [
-    (('--dtype=["float32"]', "--width=[4096]", "--arch=[90]", MAPS),
-     ('--dtype=["bfloat16"]', "--width=[64]", "--arch=[90]", MAPS), ('--dtype=["float16"]', "--width=[128]", "--arch=[80]", MAPS),
+    (('--dtype=["float32"]', "--width=[4096]", "--arch=[90]", '--kernel=["add","exp","log forward","log backward"]'),
+     ('--dtype=["float32"]', "--width=[2048]", "--arch=[90]", '--kernel=["LayerNorm"]'),  # 4096 has 4 layouts of its heads
+     ('--dtype=["bfloat16"]', "--width=[64]", "--arch=[80]", MAPS), ('--dtype=["float16"]', "--width=[128]", "--arch=[90]", MAPS),
      ('--dtype=["float32"]', "--width=[1024]", '--kernel=["exp_0 backward, c per row","given"]'),
      ('--dtype=["bfloat16"]', "--width=[768]", "--arch=[80]", '--kernel=["LayerNorm backward"]'),
      ('--dtype=["float32"]', "--width=[40]", "--arch=[80]", '--kernel=["exp_r backward","exp_0 backward"]')),

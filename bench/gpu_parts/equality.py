@@ -60,7 +60,7 @@ def jobs(settings):
 
 
 def workers(settings):
-    return 2 if settings.quick else max(1, min(12, (os.cpu_count() or 2) - 2))
+    return 1 if settings.quick else max(1, min(12, (os.cpu_count() or 2) - 2))
 
 
 def run(job, settings, record):
