@@ -17,4 +17,4 @@ arms = {name: {key: value.replace('_char', '_bpe') if key == 'laplacian_file' el
         for name, arm in _chars.arms.items() if name not in ('chain-rope', 'corpus-rotated')}
 
 runs = [dict(arms=[arm], grid=dict(learning_rate=[rate]), seeds=_chars._more) for arm, rate in {
-    'baseline': 6e-3, 'modern': 6e-3, 'chain': 1.2e-2, 'chain-alibi': 6e-3, 'corpus': 1.2e-2, 'corpus-shuffled': 1.2e-2}.items()]
+    'baseline': 6e-3, 'modern': 6e-3, 'chain': 1.2e-2, 'chain-alibi': 6e-3}.items()]
