@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # of every interval, unless its maker says another
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Estimate:
     high: float | None = None
 
 
-def mean_interval(values):
-    """Mean and its t-interval, mean -+ t_{n-1, 97.5%} s / sqrt(n), s with n - 1. values: n numbers -> Estimate. Without an
+def mean_interval(values, level=LEVEL):
+    """Mean and its t-interval, mean -+ t_{n-1, (1 + level) / 2} s / sqrt(n), s with n - 1. values: n numbers -> Estimate. Without an
     interval where all are equal, as t_test() is without a p: no spread is not certainty."""
     values = np.asarray(list(values), dtype=float)
     n = len(values)
@@ -27,7 +27,7 @@ def mean_interval(values):
     mean = float(values.mean())
     if n == 1 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return Estimate(n, mean)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(values))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(values))
     return Estimate(n, mean, mean - half, mean + half)
 
 

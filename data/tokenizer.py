@@ -285,12 +285,13 @@ def load_tokenizer(meta):
 
 
 def as_hugging_face(meta):
-    """The same tokenizer as a tokenizers.Tokenizer, for transformers."""
+    """The same tokenizer as a tokenizers.Tokenizer, for transformers. What is not in the vocabulary is an error there, too."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     kind, own = meta.get("tokenizer"), load_tokenizer(meta)
     if kind in ("char", "words"):
         vocabulary = own.characters if kind == "char" else own.words
-        made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=vocabulary[0]))
+        # (no token stands for unknown ones)
+        made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=""))
         made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated") if kind == "char" else pre_tokenizers.WhitespaceSplit()
         if kind == "char":
             made.decoder = decoders.Fuse()

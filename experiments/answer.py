@@ -50,7 +50,7 @@ def answer(question, arms, selection_seed):
     if question.stop == "anytime":
         low, high = (float(side[-1]) for side in sequential.confidence_sequence(d, question.alpha))
         return Answer(sequential.verdict(low, high, question.margin), difference, low, high, None)
-    interval = mean_interval(d)
+    interval = mean_interval(d, 1 - question.alpha)
     verdict, p = sequential.verdict(interval.low, interval.high, question.margin), equivalence_test(d, question.margin)
     if verdict == "open" and p is not None and p < question.alpha:
         verdict = "equivalent"
@@ -74,13 +74,17 @@ def in_words(question, found, unit, planned):
     n, mean = len(d), float(np.mean(d))
     said = SAID[found.verdict].format(**dataclasses.asdict(question))
     interval = ("no interval yet" if found.low is None or math.isinf(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]")
+    level = f"{1 - question.alpha:.0%}"
     if question.stop == "anytime":
-        how = f"anytime-valid {1 - question.alpha:.0%} interval {interval}, after {n} of at most {planned} pairs of seeds"
+        how = f"anytime-valid {level} interval {interval}, after {n} of at most {planned} pairs of seeds"
     else:
         p = found.difference.p
-        how = (f"95% interval {interval}, {n} of {planned} pairs of seeds, t-test p = {'-' if p is None else f'{p:.2g}'}, equivalence "
+        how = (f"{level} interval {interval}, {n} of {planned} pairs of seeds, t-test p = {'-' if p is None else f'{p:.2g}'}, equivalence "
                f"p = {'-' if found.p_equivalent is None else f'{found.p_equivalent:.2g}'}")
-    text += f"Answer, {said} {unit}. {question.arm} minus {question.against} = {mean:+.4f} ({how})."
+    # a look before the end is not in the plan of 'fixed': it is said to be one, and decides nothing
+    early = question.stop == "fixed" and n < planned
+    text += (f"{'Not the answer yet, for the sweep is to be looked at once, at its end' if early else 'Answer'}, {said} {unit}. "
+             f"{question.arm} minus {question.against} = {mean:+.4f} ({how}).")
     return f"{text} {what_would_change_it(question, d)}" if not found.decided else text
 
 

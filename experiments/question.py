@@ -77,12 +77,6 @@ def stated(question, before, ended):
             "ended_before": ended, "earlier": earlier}
 
 
-def from_plan(plan):
-    """The Question of a sweep.json, or None."""
-    told = plan.get("question")
-    return Question(**{f.name: told[f.name] for f in dataclasses.fields(Question)}) if isinstance(told, dict) else None
-
-
 def told_in(folder):
     """What the sweep.json of a folder says of its question, or None."""
     try:

@@ -35,6 +35,8 @@ def test_transformers_computes_the_same_logits(options, exported):
     text = "the king shall go; my lord,\nto rome"
     ids = made(text)["input_ids"]
     assert ids == [CHARACTERS.index(c) for c in text] and made.decode(ids) == text
+    with pytest.raises(Exception, match="UNK"):  # a character that the text does not have
+        made("A")
     first = theirs.generate(idx[:1, :5], max_new_tokens=8, do_sample=False)
     expected = torch.cat([idx[:1, :5], *ours.generate(idx[:1, :5], 8, temperature=0)], 1)
     assert torch.equal(first, expected)
@@ -67,6 +69,9 @@ def test_tokenizers_give_the_same_tokens(kind):
     for text in ["to be or not to be"] if kind == "words" else [TEXT[:500], "Other words, 123 of  them;\n\n naïve 日本 🙂"]:
         ids = ours.encode(text)
         assert theirs.encode(text).ids == ids and theirs.decode(ids) == text
+    if kind == "words":
+        with pytest.raises(Exception, match="UNK"):
+            theirs.encode("to see")
 
 
 @pytest.mark.parametrize("option, message", [

@@ -1,6 +1,6 @@
 """
 Several processes train as one: same losses, same weights, for every model, with DDP and FSDP2. Real torchrun where it is a part of what
-is tested, and once for all models; else processes with its environment (forked.py), since each start of torchrun takes seconds.
+is tested, and with `make test-all` for all models; else processes with its environment (forked.py): each start of torchrun takes seconds.
 """
 import json
 import os
@@ -36,6 +36,7 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "dynamic": ["--model=mixed", "--dynamic_curvature=True", "--residual=reference"],
     "controls": ["--model=controls", "--control=bound+gate+norm", "--activation_checkpointing=True"],
     "streams": ["--model=mhc", "--hc_maps=dynamic", "--optimizer=muon", "--value_residual=learned"],
+    "static_streams": ["--model=mhc", "--activation_checkpointing=True"],  # a block's two sub-layers at once
     "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
     "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
     "bfloat16": ["--model=mixed", "--dtype=bfloat16", "--activation_checkpointing=True"],

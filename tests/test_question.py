@@ -1,6 +1,7 @@
 """The question that a sweep states before its runs: the confidence sequence, the power of tests, when a sweep stops, the answer."""
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from common.errors import UserError
 from experiments import answer, question, sequential
 from experiments import statistics as ss
 from experiments.comparison import summarize
+from experiments.results import Arm
 
 ASKED = dict(hypothesis="a is better", arm="a", against="b", margin=0.004)
 
@@ -171,6 +173,24 @@ def test_a_fixed_question_runs_all_and_says_what_would_change_an_open_answer(stu
     again = summarize(str(folder))
     assert any("when 12 runs of its two arms had ended, so its answer is not a confirmation" in note for note in again.notes)
     assert "changed 1 times" in " ".join(again.notes)
+
+
+def pair(differences):
+    """Two arms of these paired differences."""
+    return {name: Arm(name, "other", {(0.1, seed): SimpleNamespace(loss=scale * d) for seed, d in enumerate(differences)})
+            for name, scale in (("a", 1.0), ("b", 0.0))}
+
+
+def test_fixed_answers_are_at_their_own_level_and_not_before_the_end():
+    d = np.random.default_rng(6).normal(-0.02, 0.01, 8)
+    for alpha in (0.05, 0.01):
+        asked_of = question.Question(**ASKED, alpha=alpha)
+        found = answer.answer(asked_of, pair(d), None)
+        half = stats.t.ppf(1 - alpha / 2, 7) * d.std(ddof=1) / np.sqrt(8)
+        assert (found.low, found.high) == pytest.approx((d.mean() - half, d.mean() + half))
+        assert f"Answer, yes: a is lower than b by more than 0.004 x. a minus b = {d.mean():+.4f} ({1 - alpha:.0%} interval" in \
+            answer.in_words(asked_of, found, "x", 8)
+        assert "Not the answer yet, for the sweep is to be looked at once" in answer.in_words(asked_of, found, "x", 9)
 
 
 def test_what_would_change_an_open_answer():

@@ -1,6 +1,9 @@
 """init_from = a run, or GPT-2 in Hugging Face's layout: what is taken, what is said, and that functions stay what they were."""
+import http.server
 import json
+import pathlib
 import re
+import threading
 
 import pytest
 import torch
@@ -52,6 +55,51 @@ def test_a_longer_context_and_a_padded_vocabulary_take_the_rows_that_are_there(p
     idx = tokens[0][:, :9]
     torch.testing.assert_close(ours(idx, idx)[0][..., :37], theirs(idx).logits, rtol=1e-5, atol=1e-5)
     assert "in part: transformer.wte.weight (37 rows of 64), transformer.wpe.weight (9 rows of 9)" in lines[1]
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A model's two files, as the hub gives them."""
+
+    def do_GET(self):
+        file = pathlib.Path(self.server.folder, self.path.rpartition("/")[2])
+        if not self.path.startswith("/openai-community/gpt2/resolve/main/") or not file.exists():
+            return self.send_error(404)
+        body = file.read_bytes()
+        self.send_response(200)
+        for name, value in (("ETag", f'"{len(body)}"'), ("X-Repo-Commit", "c" * 40), ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_name_is_downloaded(published, tokens, tmp_path, monkeypatch):
+    """From a stand-in for the hub, whose two files these are; then from the cache; and what it does not have is one line."""
+    theirs, folder = published(activation_function="gelu")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.folder = folder
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    try:
+        ours = build("baseline", bias=True).eval()
+        start.take(start.find("gpt2"), ours, GPT2)
+        torch.testing.assert_close(ours(*tokens)[0], theirs(tokens[0]).logits, rtol=1e-5, atol=1e-5)
+        with pytest.raises(UserError, match="init_from = 'gpt2-xl': openai-community/gpt2-xl cannot be downloaded") as caught:
+            start.find("gpt2-xl")
+        assert "\n" not in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert start.find("gpt2").wanted["n_head"] == 2  # without a network
 
 
 def test_what_does_not_fit_is_one_line(published, tmp_path):

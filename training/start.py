@@ -27,10 +27,10 @@ POSITIONS, TOKENS = "transformer.wpe.weight", ("transformer.wte.weight", "lm_hea
 
 @dataclass(frozen=True)
 class Source:
-    """Trained weights under this project's names, and what a model has to have to be their model (None: not known)."""
+    """Trained weights under this project's names."""
     name: str
     weights: dict
-    wanted: dict
+    wanted: dict  # keys that a model has to have, as far as they are known
     tokenizer: dict  # what a data set's meta.json says of its own
 
 
@@ -54,10 +54,12 @@ def find(init_from):
 
 def download(name):
     """The folder of one of OpenAI's models, in huggingface_hub's cache. Raises UserError."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download  # here: it takes a while, and few runs need it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     try:
-        return snapshot_download(GPT2[name], allow_patterns=["config.json", "model.safetensors"])
+        for file in ("config.json", "model.safetensors"):
+            place = hf_hub_download(GPT2[name], file, endpoint=os.environ.get("HF_ENDPOINT"))
+        return os.path.dirname(place)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"init_from = '{name}': {GPT2[name]} cannot be downloaded ({reason}); give a folder that holds its "
