@@ -182,7 +182,7 @@ def pair(differences):
 
 
 def test_fixed_answers_are_at_their_own_level_and_not_before_the_end():
-    d = np.random.default_rng(6).normal(-0.02, 0.01, 8)
+    d = np.random.default_rng(6).normal(-0.03, 0.005, 8)
     for alpha in (0.05, 0.01):
         asked_of = question.Question(**ASKED, alpha=alpha)
         found = answer.answer(asked_of, pair(d), None)
