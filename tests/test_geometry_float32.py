@@ -309,9 +309,9 @@ def test_a_model_computes_the_same(tokens):
             loss = net(*tokens)[1]
             loss.backward()
             optimizer.step()
-        results[choice] = loss.item()
-    assert results["float32"] != results["float64"]  # other roundings
-    assert abs(results["float32"] - results["float64"]) < 1e-3
+        results[choice] = loss.item(), torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert not torch.equal(results["float32"][1], results["float64"][1])  # other roundings
+    assert abs(results["float32"][0] - results["float64"][0]) < 1e-3
 
 
 # ---- the choice ----------------------------------------

@@ -209,7 +209,7 @@ def test_an_evaluation_at_the_step_of_the_resumed_checkpoint_keeps_the_best_mode
 
 @pytest.mark.parametrize("how", ["cut", "swapped"])
 def test_data_that_change_under_a_run_stop_it_with_one_line(how, small_run, data_dir, tmp_path):
-    """Cut short, the mapped file would kill the process with SIGBUS."""
+    """Were the file mapped into memory, cutting it short would kill the process with SIGBUS."""
     path = data_dir / "words" / "train.bin"
     with started([*small_run, "--max_iters=1000000", "--eval_interval=100000", "--save_interval=2"]) as child:
         if how == "cut":

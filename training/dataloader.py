@@ -7,7 +7,7 @@ A data set is data/<name>/{*.bin, meta.json}, written by data/<name>/prepare.py,
     shards                files that meta.json lists under "shards", each with llm.c's header of 256 int32 words:
                           20240520, version 1, number of tokens; then uint16 tokens
 
-Files are memory-mapped, not read. An epoch cuts every file in windows of block_size + 1 (inputs and targets overlap by
+Files are read a window at a time, where it is wanted. An epoch cuts every file in windows of block_size + 1 (inputs and targets overlap by
 one) at a random offset and visits each window once, in random order; offset and order come from a counter-based generator
 keyed by (seed, epoch). So a run resumes exactly from its step number; evaluations and worker threads change nothing of
 what it reads; and the micro-batches of one step can be dealt out to any number of processes.
@@ -16,6 +16,7 @@ import collections
 import json
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -64,7 +65,8 @@ def load_meta(folder):
 
 
 class TokenFile:
-    """One memory-mapped file of tokens, checked against what meta.json says of it."""
+    """One file of tokens, checked against what meta.json says of it. It is read, not mapped into memory: a mapped file that is cut
+    short kills the process that touches it (SIGBUS)."""
 
     def __init__(self, path, tokens, header_bytes, vocab_size):
         self.path, self.vocab_size = path, vocab_size
@@ -81,27 +83,28 @@ class TokenFile:
             if header_bytes != 4 * HEADER_WORDS or tuple(header[:3]) != (MAGIC, VERSION, tokens):
                 raise UserError(f"{path}: its header is not that of a shard of {tokens:,} tokens (magic {MAGIC}, version "
                                 f"{VERSION}); {self.prepare}")
-        self.tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes)
+        self.tokens, self.header_bytes = tokens, header_bytes
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
         self.identity = self._identity()
 
     def __len__(self):
-        return len(self.tokens)
+        return self.tokens
 
     def _identity(self):
         found = os.stat(self.path)
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def window(self, start, length):
-        """(length,) int64 tokens. A file that was replaced or cut (reading a map past its file's end kills the process)
-        and a token outside the vocabulary are errors here."""
+        """(length,) int64 tokens. A file that was replaced or cut and a token outside the vocabulary are errors here."""
         try:
             unchanged = self._identity() == self.identity
         except FileNotFoundError:
             unchanged = False
-        if not unchanged:
+        tokens = np.frombuffer(os.pread(self.descriptor, 2 * length, self.header_bytes + 2 * start), dtype="<u2").astype(np.int64)
+        if not unchanged or len(tokens) < length:
             raise UserError(f"{self.path} was changed or removed while this run reads it: its batches would no longer be "
                             f"those of its seed; restore it and go on from the last checkpoint with --init_from=resume")
-        tokens = self.tokens[start:start + length].astype(np.int64)
         worst = int(tokens.max())
         if worst >= self.vocab_size:
             at = start + int(tokens.argmax())
@@ -109,11 +112,10 @@ class TokenFile:
                             f"{self.vocab_size}; prepare the data again")
         return tokens
 
-
-    def check_small(self, most=2 ** 26):
+    def check_small(self, most=2 ** 26, at_once=2 ** 20):
         """All tokens of a file of up to `most` before anything begins; those of larger ones as they are read."""
-        if len(self) <= most and self.tokens.max() >= self.vocab_size:
-            self.window(int(self.tokens.argmax()), 1)
+        for start in range(0, len(self) if len(self) <= most else 0, at_once):
+            self.window(start, min(at_once, len(self) - start))
 
 
 def open_files(folder, split, meta):
