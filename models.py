@@ -10,6 +10,7 @@ import model_controls
 import model_mhc
 import model_mhc_mixed
 import model_tau
+import model_terms
 from common.errors import UserError
 
 MODELS = {  # name -> (config dataclass, module class)
@@ -19,6 +20,7 @@ MODELS = {  # name -> (config dataclass, module class)
     "mhc": (model_mhc.MHCConfig, model_mhc.GPT),
     "mhc_mixed": (model_mhc_mixed.MixedMHCConfig, model_mhc_mixed.GPT),
     "tau": (model_tau.TauConfig, model_tau.GPT),
+    "terms": (model_terms.TermsConfig, model_terms.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "position": "learned",

@@ -20,7 +20,7 @@ LAYERS = [
     {"experiments"},
     {"analysis"},
     {"training"},
-    {"models", "model_triton", "model_mhc_mixed", "model_mhc", "model_controls", "model_tau", "model", "model_baseline"},
+    {"models", "model_triton", "model_mhc_mixed", "model_mhc", "model_controls", "model_terms", "model_tau", "model", "model_baseline"},
     {"streams"},
     {"kernels"},
     {"geometry", "scalar_attention"},

@@ -51,6 +51,8 @@ GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curva
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
 COVERING = covering(GRID)
 CONTROLS = [("controls", dict(control=c)) for c in ("difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm")]
+TERMS = [("terms", o) for o in (dict(write="mobius"), dict(read="log", write="constant"), dict(read="length", write="norms"),
+                                dict(read="direction", write="xv"), dict(write="alpha"))]
 TAU = [("tau", o) for o in (
     {}, dict(tau="fixed", temperature="fixed"), dict(tau="median", qk_norm=True), dict(tau="mean", position="rope"),
     dict(laplacian="learned", laplacian_per_head=True),
@@ -73,9 +75,9 @@ VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
           for n, o in (BASELINES[1], CONTROLS[-1], ("mixed", {}), ("tau", {}))]
 STREAMS += CURVED_STREAMS
 MODERN = [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
-EVERY = BASELINES + CONTROLS + TAU + GRID + STREAMS + VALUES + MODERN
+EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
-BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS, "values": VALUES,
+BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS, "values": VALUES,
                 "modern": MODERN, **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
                                      for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
 # in parts, so that two processes share the work

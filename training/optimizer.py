@@ -6,7 +6,7 @@ Parameter groups and optimizers. Every parameter is in exactly one group (assert
     vectors     biases, LayerNorm gains               no weight decay
                 (and what connects streams in model_mhc.py)
     curvature   learned c and what predicts it        no weight decay, lr * curvature_lr_mult, never Muon's
-                (and what stands for it in model_controls.py)
+                (and what stands for it in model_controls.py and model_terms.py)
 
 AdamW with the first three is nanoGPT's grouping. Muon (torch.optim.Muon; Jordan et al. 2024) takes `matrices` alone.
 """

@@ -1,0 +1,170 @@
+"""
+Curvature taken apart: the mixed block with one term of its geometry at a time, the others as they are in flat space.
+
+With fixed curvature c per head, reference 'previous' and residual 'origin' (model.py) a head h of a sub-layer is, r = x_{t-1},
+
+    u = log_r(x)                     flat: x - r        what the layer reads
+    x <- alpha x + beta v            flat: x + v        v = F(LayerNorm(u)), what it writes
+    x <- x min(1, R / |x|)                              R = c^{-1/2}: rows stay in the ball, in every arm here
+
+and alpha, beta are functions of three numbers: with k = tanc(c|v|^2) (exp_0(v) = k v), X = c|x|^2, V = c k^2 |v|^2, P = c k <x,v>,
+
+    alpha = (1 + 2 P + V) / D,   beta = k (1 - X) / D,   D = 1 + 2 P + X V               (mobius_add in its textbook form)
+
+`read`: 'log' or 'flat'; 'length': log's length in the direction of x - r; 'direction': log's direction, as long as x - r.
+
+`write`: 'mobius' or 'flat', or a part of it:
+    alpha, beta    the one, and 1 for the other
+    norms          without the angle: P = 0
+    x              of |x| alone (V = P = 0, k = 1): alpha = 1, beta = 1 - X      a row near the edge is moved less
+    v              of |v| alone (X = P = 0): alpha = 1 + V, beta = k             long updates are shortened
+    xv             of <x,v> alone, to first order in it and bounded: alpha = 1, beta = 1 - tanh 2 P
+    constant       no function: alpha and beta are numbers, learned, one a head and sub-layer
+
+read = 'log' and write = 'mobius' are the mixed model (tests/test_terms.py); read = write = 'flat' is the flat control in a ball.
+"""
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+
+import geometry
+import model_baseline
+from common.errors import UserError
+from model_baseline import GPTConfig, previous_token
+
+PARTS = ("alpha", "beta", "norms", "x", "v", "xv")
+
+
+@dataclass
+class TermsConfig(GPTConfig):
+    curvature: float = 0.1  # c of every head and block, fixed; the ball's radius is its -1/2 power
+    read: Literal["flat", "log", "length", "direction"] = "flat"  # what of log_r(x) is curved, see model_terms.py
+    write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1e-30 <= self.curvature <= 1e30:
+            raise UserError(f"curvature = {self.curvature:g}: a ball needs one of more than 0 (1e-30 to 1e+30)")
+
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        return {} if self.write == "constant" else {"curvature_lr_mult": "a model that learns no curvature"}
+
+
+def norm2(row):
+    """(..., D) -> (..., 1)"""
+    return row.square().sum(-1, keepdim=True)
+
+
+def coefficients(x, v, c, part):
+    """alpha, beta, (..., 1) each, or the number 1. x, v: (..., D)."""
+    k = geometry.tanc(c * norm2(v))
+    X, V, P = c * norm2(x), c * k.square() * norm2(v), c * k * (x * v).sum(-1, keepdim=True)
+    if part == "x":
+        return 1.0, 1 - X
+    if part == "v":
+        return 1 + V, k
+    if part == "xv":
+        return 1.0, 1 - torch.tanh(2 * c * (x * v).sum(-1, keepdim=True))
+    if part == "norms":
+        P = torch.zeros_like(P)
+    D = 1 + 2 * P + X * V
+    alpha, beta = (1 + 2 * P + V) / D, k * (1 - X) / D
+    return (alpha if part != "beta" else 1.0), (beta if part != "alpha" else 1.0)
+
+
+class Block(model_baseline.Block):
+
+    called_by_model = ("bound",)
+
+    def __init__(self, config, index=0):
+        super().__init__(config, index)
+        self.config = config
+        if config.write == "constant":
+            self.control_write = nn.Parameter(torch.empty(2, 2, config.n_head, 1))  # of attention and MLP: alpha, beta
+
+    def heads(self, x):
+        return x.unflatten(-1, (self.config.n_head, -1))  # (B, T, C) -> (B, T, nh, hs)
+
+    def bound(self, x):
+        """Rows of each head kept in the ball. (B, T, nh, hs) -> the same."""
+        return geometry.project(x, self.config.curvature)
+
+    def tangent(self, x, r):
+        """What is read of a head. (B, T, nh, hs) x 2 -> the same."""
+        flat, read = x - r, self.config.read
+        if read == "flat":
+            return flat
+        log = geometry.logmap(r, x, self.config.curvature)
+        if read == "log":
+            return log
+        # both are 0 where x = r
+        tiny = torch.finfo(x.dtype).tiny
+        ratio = torch.sqrt((norm2(log) + tiny) / (norm2(flat) + tiny))
+        return flat * ratio if read == "length" else log / ratio
+
+    def written(self, x, v, index):
+        """(B, T, nh, hs) x 2 -> the same. index: 0 attention, 1 MLP."""
+        c, write = self.config.curvature, self.config.write
+        if write == "flat":
+            return x + v
+        if write == "mobius":
+            return geometry.add_exp_0(x, v, c)
+        alpha, beta = self.control_write[index] if write == "constant" else coefficients(x, v, c, write)
+        return alpha * x + beta * v
+
+    def update(self, x, sublayers, state=None):
+        for index, (name, norm, layer) in enumerate(sublayers):
+            r = self.heads(previous_token(x, state, "previous_" + name))
+            u = self.tangent(self.heads(x), r).reshape(x.shape)
+            v = self.heads(layer(norm(u), state))
+            x = self.bound(self.written(self.heads(x), v.to(x.dtype), index)).reshape(x.shape)
+        return x
+
+
+class GPT(model_baseline.GPT):
+
+    compile_seconds = 60
+
+    def make_block(self, config, index):
+        return Block(config, index)
+
+    def _init_special(self):
+        for block in self.transformer.h:
+            if self.config.write == "constant":
+                nn.init.ones_(block.control_write)
+
+    def enter(self, x):
+        first = self.transformer.h[0]
+        return first.bound(first.heads(x)).reshape(x.shape)
+
+    @torch.no_grad()
+    def geometry_stats(self, idx):
+        """Per block, after it: share of rows at the ball's edge, mean |x| in units of its radius; of its MLP's update |v| likewise,
+        cos(x, v), and alpha, beta in full (whatever part of them the model uses)."""
+        stats, training, c = {}, self.training, self.config.curvature
+        self.eval()
+        seen = {}
+
+        def remember(block):  # what its MLP's update is added to
+            written = block.written
+            block.written = lambda x, v, index: (seen.update(x=x, v=v), written(x, v, index))[1]
+        try:
+            for block in self.transformer.h:
+                remember(block)
+            for i, (block, after) in enumerate(zip(self.transformer.h, self.after_blocks(self.start(idx)))):
+                x, v = seen["x"].float(), seen["v"].float()
+                alpha, beta = coefficients(x, v, c, "mobius")
+                ends = block.heads(after).float().norm(dim=-1) * math.sqrt(c)
+                stats[f"block{i}"] = {
+                    "edge_share": (ends > 0.999).float().mean().item(), "radius": ends.mean().item(),
+                    "update": (v.norm(dim=-1) * math.sqrt(c)).mean().item(), "cosine": torch.cosine_similarity(x, v, -1).mean().item(),
+                    "alpha": alpha.mean().item(), "beta": beta.mean().item(), "beta_std": beta.std().item()}
+        finally:
+            for block in self.transformer.h:
+                vars(block).pop("written", None)
+            self.train(training)
+        return stats
