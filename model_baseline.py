@@ -395,6 +395,10 @@ class GPT(nn.Module):
             raise ValueError(f"a sequence of {T} tokens does not fit block_size = {self.config.block_size}")
         return self.head(self.trunk(idx, cache), targets)
 
+    def end_of_step(self, average):
+        """train.py calls it after a step's last backward pass. average: a tensor -> its mean over all processes. For what a variant
+        takes from the batches of a step, whichever process they went to."""
+
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None, vocab_size=None):
         """Yields one sampled token (B, 1) at a time. idx: (B, T) prompt, T >= 1. temperature 0 takes the likeliest.

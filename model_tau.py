@@ -11,8 +11,8 @@ one float32 number a key. With kv_bins = M it keeps M (D + 1) numbers a key head
 takes the same time for each token (scalar_attention/bins.py has the error bound). The prompt is still read exactly.
 Beyond block_size generate() reads the last window anew for each token, exactly: there bins save nothing.
 
-tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, at most TAU_BATCHES of them,
-then frozen. A batch changes only what later ones see. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
+tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, of TAU_STEPS steps at most, then
+frozen. A batch changes only what later steps see, and end_of_step() tells the model that a step ends. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
 two weights by e: it starts at 0.05.
 
 There is no dropout of attention weights (no weight is ever in memory). QK norm changes lambda by its learned gain only: E(c x) = E(x).
@@ -36,7 +36,7 @@ from model_baseline import GPTConfig, QueriesAndKeys, append, mix_values, value_
 from scalar_attention import bins
 from scalar_attention.laplacian import energy
 
-TAU_BATCHES = 100
+TAU_STEPS = 100
 KINDS = {"chain": "chain", "corpus": "matrix", "learned": "factor"}
 
 
@@ -129,8 +129,9 @@ class ScalarAttention(nn.Module):
             else:
                 self.register_buffer("tau", start, persistent=config.tau != "fixed")
             if config.tau in ("median", "mean"):
-                self.register_buffer("tau_of_batch", start.clone())
-                self.register_buffer("tau_batches", torch.zeros(()))
+                self.register_buffer("tau_steps", torch.zeros(()))  # those that tau is the mean of
+                self.register_buffer("tau_sum", torch.zeros(self.n_kv), persistent=False)  # over the batches of this step
+                self.register_buffer("tau_seen", torch.zeros(()), persistent=False)
 
     def lambdas(self, q, k):
         """lambda of queries (B, n_kv, G, T, m) and keys (B, n_kv, 1, T, m) -> (B, n_kv, G, T), (B, n_kv, 1, T)."""
@@ -141,17 +142,20 @@ class ScalarAttention(nn.Module):
         tau = (self.log_tau.exp() if self.config.tau == "learned" else self.tau).view(-1, 1, 1)
         if self.config.tau in ("median", "mean") and self.training and torch.is_grad_enabled():
             both = torch.cat((e_q, e_k), 2).detach().transpose(0, 1).flatten(1)  # (n_kv, B (G + 1) T)
-            self.tau_of_batch.copy_(both.median(-1).values if self.config.tau == "median" else both.mean(-1))
+            # (a block that the backward pass computes again counts twice, here as there)
+            self.tau_sum.add_(both.median(-1).values if self.config.tau == "median" else both.mean(-1))
+            self.tau_seen.add_(1)
         return e_q / (e_q + tau), e_k / (e_k + tau)
 
     @torch.no_grad()
-    def take_tau(self):
-        """tau becomes the mean over the training batches so far, the one before this the last, until there were TAU_BATCHES."""
-        count = self.tau_batches
-        more = (count < TAU_BATCHES + 1).to(count.dtype)  # nothing has been seen at the first call
-        share = torch.where(count > 0, more / count.clamp(min=1), 0.0)
-        self.tau.add_(share * (self.tau_of_batch - self.tau))
-        count.add_(more)
+    def take_tau(self, average):
+        """tau becomes the mean over the steps so far, of which the one that ends now is the last."""
+        of_step = average(self.tau_sum / self.tau_seen.clamp(min=1))
+        counts = (self.tau_steps < TAU_STEPS) & (self.tau_seen > 0) & torch.isfinite(of_step).all()  # float16 overflows now and then
+        self.tau_steps.add_(counts)
+        self.tau.copy_(torch.where(counts, self.tau + (of_step - self.tau) / self.tau_steps.clamp(min=1), self.tau))
+        self.tau_sum.zero_()
+        self.tau_seen.zero_()
 
     def scalars(self, x, start=0):
         """(a, b, v): lambda / temperature of queries (B, nh, T) and keys (B, n_kv, T), float32 or more, and values (B, n_kv, T, hs)."""
@@ -218,13 +222,10 @@ class GPT(model_baseline.GPT):
             elif self.config.laplacian == "none":
                 nn.init.normal_(block.attn.scalar_weight)
 
-    def start(self, idx, cache=None):
-        if self.config.laplacian != "none" and self.config.tau in ("median", "mean") and self.training and torch.is_grad_enabled():
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                raise UserError(f"tau = '{self.config.tau}' is of the batches of one process; with several take tau = 'learned' or 'fixed'")
+    def end_of_step(self, average):
+        if self.config.laplacian != "none" and self.config.tau in ("median", "mean"):
             for block in self.transformer.h:
-                block.attn.take_tau()
-        return super().start(idx, cache)
+                block.attn.take_tau(average)
 
     def attention_form(self):
         """How training computes attention, in some words."""
@@ -248,17 +249,31 @@ class GPT(model_baseline.GPT):
     def geometry_stats(self, idx):
         """Per block: quantiles of the keys' lambda, and of each head the mean entropy in nats and the mean largest weight of its queries
         (of the first 512 tokens)."""
-        stats, training = {}, self.training
+        seen, training = [], self.training
         self.eval()
-        x = self.start(idx[:, :512])
-        later = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
-        for i, (block, after) in enumerate(zip(self.transformer.h, self.after_blocks(x))):
-            a, b, _ = block.attn.scalars(block.ln_1(x))
-            keys = b * block.attn.log_temperature.exp().view(-1, 1)
-            distance = (a.unsqueeze(-1) - b.repeat_interleave(block.attn.group, 1).unsqueeze(-2)).abs()
-            if block.attn.slope is not None:
-                places = torch.arange(x.size(1), device=x.device)
-                distance = distance + block.attn.slope.repeat_interleave(block.attn.group).view(-1, 1, 1) * (places.unsqueeze(-1) - places)
+
+        def remember(attention):  # what its forward pass attends to: there FSDP2 has the weights together
+            attend = attention.attend
+            attention.attend = lambda a, b, v, state=None: (
+                seen.append((a, b, attention.log_temperature.exp())), attend(a, b, v, state))[1]
+        attentions = [block.attn for block in self.transformer.h]
+        try:
+            for attention in attentions:
+                remember(attention)
+            self.trunk(idx[:, :512])
+        finally:
+            for attention in attentions:
+                vars(attention).pop("attend", None)
+            self.train(training)
+        T = seen[0][0].size(-1)
+        later = torch.ones(T, T, dtype=torch.bool, device=idx.device).triu(1)
+        stats = {}
+        for i, (attention, (a, b, temperature)) in enumerate(zip(attentions, seen, strict=True)):
+            keys = b * temperature.view(-1, 1)
+            distance = (a.unsqueeze(-1) - b.repeat_interleave(attention.group, 1).unsqueeze(-2)).abs()
+            if attention.slope is not None:
+                places = torch.arange(T, device=idx.device)
+                distance = distance + attention.slope.repeat_interleave(attention.group).view(-1, 1, 1) * (places.unsqueeze(-1) - places)
             weights = torch.softmax((-distance).masked_fill(later, -float("inf")), -1)  # (B, nh, T, T)
             entropy = torch.special.entr(weights).sum(-1).mean((0, 2))
             largest = weights.amax(-1).mean((0, 2))
@@ -266,6 +281,4 @@ class GPT(model_baseline.GPT):
             for head, (nats, most) in enumerate(zip(entropy.tolist(), largest.tolist())):
                 values |= {f"entropy_head{head}": nats, f"largest_head{head}": most}
             stats[f"block{i}"] = values
-            x = after
-        self.train(training)
         return stats

@@ -144,6 +144,7 @@ def train(config, model_config, parallel, argv):
                     scaler.scale(part).backward()
                 loss = loss + part.detach()
             parallel.finish_gradients(optimizers)
+            model.end_of_step(parallel.average)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = gradient_norm(parameters)

@@ -16,5 +16,8 @@ grid, seeds = dict(learning_rate=[3e-3, 6e-3, 1.2e-2]), _chars.seeds
 arms = {name: {key: value.replace('_char', '_bpe') if key == 'laplacian_file' else value for key, value in arm.items() if key != 'grid'}
         for name, arm in _chars.arms.items() if name not in ('chain-rope', 'corpus-rotated')}
 
-runs = [dict(arms=[arm], grid=dict(learning_rate=[rate]), seeds=_chars._more) for arm, rate in {
-    'baseline': 6e-3, 'modern': 6e-3, 'chain': 1.2e-2, 'chain-alibi': 6e-3}.items()]
+runs = [dict(arms=[arm], grid=dict(learning_rate=[rate]), seeds=_chars._more) for arm, rate in [
+    ('baseline', 6e-3), ('modern', 6e-3), ('chain-alibi', 6e-3), ('corpus', 6e-3), ('corpus-shuffled', 6e-3), ('learned', 6e-3),
+    ('no-graph', 3e-3),
+    ('chain', 1.2e-2),  # seed 1337's best, at which other seeds do badly
+    ('chain', 6e-3)]]

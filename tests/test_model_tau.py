@@ -252,13 +252,13 @@ def test_alibi_subtracts_slope_times_age(n_kv_head, tokens):
 
 
 @pytest.mark.parametrize("statistic", ["median", "mean"])
-def test_tau_of_training_batches_is_of_earlier_ones_and_ends(statistic, monkeypatch):
-    monkeypatch.setattr(model_tau, "TAU_BATCHES", 3)
+def test_tau_of_training_batches_is_of_earlier_steps_and_ends(statistic, monkeypatch):
+    monkeypatch.setattr(model_tau, "TAU_STEPS", 3)
     net = build(tau=statistic, n_layer=1)
     attention = net.transformer.h[0].attn
-    batches = [torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    batches = [torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(i)) for i in range(12)]
     seen, used = [], []
-    for batch in batches:
+    for i, batch in enumerate(batches):
         before = net.eval()(batch, batch)[1]  # what is not training leaves it as it is
         q, k, _ = attention.c_attn(net.transformer.h[0].ln_1(net.embed(batch))).split(attention.sizes, 2)
         x = torch.stack((q, k), 2).unflatten(-1, (2, 8)).permute(3, 0, 1, 2, 4).flatten(1, 3)
@@ -266,12 +266,29 @@ def test_tau_of_training_batches_is_of_earlier_ones_and_ends(statistic, monkeypa
         net.train()(batch, batch)
         used.append(attention.tau.clone())
         seen.append(e.median(-1).values if statistic == "median" else e.mean(-1))
+        if i % 2:  # two batches a step
+            net.end_of_step(lambda tensor: tensor)
         with torch.no_grad():
             assert torch.isfinite(before)
-    assert torch.equal(used[0], torch.full((2,), 2.0))
-    for i in range(1, 6):
-        torch.testing.assert_close(used[i], torch.stack(seen[:min(i, 3)]).mean(0))
-    assert {"tau", "tau_of_batch", "tau_batches"} <= {name.rpartition(".")[2] for name in net.state_dict()}
+    assert torch.equal(torch.stack(used[:2]), torch.full((2, 2), 2.0))
+    for i in range(2, 12):
+        torch.testing.assert_close(used[i], torch.stack(seen[:min(i // 2, 3) * 2]).mean(0))
+    kept = {name.rpartition(".")[2] for name in net.state_dict()}
+    assert {"tau", "tau_steps"} <= kept and not {"tau_sum", "tau_seen"} & kept  # a checkpoint is of a step's end
+
+
+def test_a_step_that_overflows_leaves_tau_as_it_is(tokens):
+    net = build(tau="mean", n_layer=1)
+    attention = net.transformer.h[0].attn
+    net(*tokens)
+    attention.tau_sum[1] = float("nan")
+    net.end_of_step(lambda tensor: tensor)
+    assert attention.tau.tolist() == [2.0, 2.0] and attention.tau_steps == 0
+    net(*tokens)
+    net.end_of_step(lambda tensor: tensor)
+    assert torch.isfinite(attention.tau).all() and (attention.tau != 2).all() and attention.tau_steps == 1
+    net.end_of_step(lambda tensor: tensor)  # nothing has been seen
+    assert attention.tau_steps == 1
 
 
 def test_recomputed_blocks_have_the_same_gradients(tokens):
@@ -282,7 +299,8 @@ def test_recomputed_blocks_have_the_same_gradients(tokens):
         for _ in range(2):
             net.zero_grad()
             net(*tokens)[1].backward()
-        found.append([p.grad for p in net.parameters()])
+            net.end_of_step(lambda tensor: tensor)
+        found.append([p.grad for p in net.parameters()] + [block.attn.tau for block in net.transformer.h])
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 

@@ -38,6 +38,8 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "streams": ["--model=mhc", "--hc_maps=dynamic", "--optimizer=muon", "--value_residual=learned"],
     "static_streams": ["--model=mhc", "--activation_checkpointing=True"],  # a block's two sub-layers at once
     "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
+    "terms": ["--model=terms", "--read=log", "--write=constant"],
+    "tau": ["--model=tau", "--tau=median", "--position=alibi", "--n_kv_head=1"],
     "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
     "bfloat16": ["--model=mixed", "--dtype=bfloat16", "--activation_checkpointing=True"],
 }

@@ -135,6 +135,13 @@ class Parallel:
         dist.all_reduce(numbers)
         return numbers.tolist()
 
+    def average(self, tensor):
+        """The mean over all processes, in place, the same on each."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.world
+        return tensor
+
     def on_main(self, work):
         """What work() returns on rank 0, which alone does it. Where it raises a UserError all processes stop: rank 0 with it,
         the others silently."""
