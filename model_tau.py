@@ -12,8 +12,8 @@ takes the same time for each token (scalar_attention/bins.py has the error bound
 Beyond block_size generate() reads the last window anew for each token, exactly: there bins save nothing.
 
 tau is learned, fixed, or the median or mean of E, of each head: that of the training batches so far, of TAU_STEPS steps at most, then
-frozen. A batch changes only what later steps see, and end_of_step() tells the model that a step ends. lambda is within [0, 1), so that a temperature of 1 bounds the ratio of
-two weights by e: it starts at 0.05.
+frozen. A batch changes only what later steps see, and end_of_step() tells the model that a step ends. lambda is within [0, 1), so that
+a temperature of 1 bounds the ratio of two weights by e: it starts at 0.05.
 
 There is no dropout of attention weights (no weight is ever in memory). QK norm changes lambda by its learned gain only: E(c x) = E(x).
 Rotated positions (as published, before lambda) make lambda depend on the absolute position. position = 'alibi' subtracts m_h (i - j)

@@ -77,9 +77,9 @@ STREAMS += CURVED_STREAMS
 MODERN = [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
 EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
-BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS, "values": VALUES,
-                "modern": MODERN, **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
-                                     for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
+BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS,
+                "values": VALUES, "modern": MODERN, **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
+                                                       for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
 # in parts, so that two processes share the work
 in_parts = pytest.mark.parametrize(
     "part", [pytest.param(part, marks=pytest.mark.exhaustive) if "every" in part else part for part in BY_REFERENCE])
