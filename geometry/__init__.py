@@ -42,6 +42,7 @@ Which file
     rows.py              dtypes, dot products
     float32.py           row scalars without float64, for GPUs on which that is slow
     inductor.py          what only makes the compiler's code for CPUs better
+    transforms.py        torch.func: vmap, grad, jacrev, jvp, hessian of every map
     checks.py            are these rows points of the space?
 
 References

@@ -10,6 +10,7 @@ from geometry.inductor import _for_cpu_code, _row_sum, _stored, _sum_to
 from geometry.limits import SPHERE_CAP
 from geometry.rows import _dot, _narrow, _saturate, _wide
 from geometry.scalar_functions import _tanc_slope, artanc, tanc
+from geometry.transforms import transformed
 
 
 def _inside(a):
@@ -139,8 +140,8 @@ def _dot_with(g, v, vv):
 
 def _second_order():
     """Are these operations recorded? In the functions below that is where a backward is to be differentiated again
-    (create_graph=True); an autograd.Function's own forward and backward run unrecorded."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    (create_graph=True), or a transform of torch.func is at work; an autograd.Function's own forward and backward run unrecorded."""
+    return (torch.is_grad_enabled() or transformed()) and not torch.compiler.is_compiling()
 
 
 def _through_autograd(f, g, inputs, needed):

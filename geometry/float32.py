@@ -27,6 +27,7 @@ exact (factors of 12 bits), and numbers are split by masking their bits and not 
 import torch
 
 from common.errors import UserError
+from geometry.transforms import apply
 
 CHOICES = ("auto", "float64", "float32")
 SLOWEST = 1 / 4  # of the float32 rate: devices below this are spared float64
@@ -165,5 +166,5 @@ class _OneMinus(torch.autograd.Function):
 
 def norm2_and_complement(x, c):
     """(|x|^2, 1 - c|x|^2) with derivatives, of any order, in closed form. x: float32 rows, c: float32."""
-    high, low = _Norm2Parts.apply(x)
-    return high, _OneMinus.apply(c, high, low)
+    high, low = apply(_Norm2Parts, norm2_parts, x)
+    return high, apply(_OneMinus, one_minus, c, high, low)

@@ -2,10 +2,11 @@
 import torch
 
 from geometry.coefficients import _denominator, _inside, _norm2_and_a, _row_denominator
-from geometry.logarithms import _Log, _LogPrevious
-from geometry.rows import _cast, _dot, _Gram, _limited, _other, _prepare, _scale, _squarable, _tensors, spread
+from geometry.logarithms import _Log, _log, _log_previous, _LogPrevious
+from geometry.rows import _cast, _dot, _gram, _limited, _other, _prepare, _scale, _squarable, _tensors, spread
 from geometry.scalar_functions import artanc
-from geometry.sums import _Radial, _Sum
+from geometry.sums import _Radial, _radial, _Sum, _sum
+from geometry.transforms import apply, first
 
 
 def conformal_factor(x, c):
@@ -24,7 +25,7 @@ def mobius_add(x, y, c, limit=None):
     of the result without reading it again.
     """
     x, y = spread((x, y), c, limit)
-    return _Sum.apply(x, _other(y, x), *_tensors(x, c, limit), "add")
+    return apply(_Sum, first(_sum), x, _other(y, x), *_tensors(x, c, limit), "add")
 
 
 def expmap(x, v, c, limit=None):
@@ -34,14 +35,14 @@ def expmap(x, v, c, limit=None):
     limit: see mobius_add.
     """
     x, v = spread((x, v), c, limit)
-    return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp")
+    return apply(_Sum, first(_sum), x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp")
 
 
 def add_exp_0(x, v, c, limit=None):
     """x (+) exp_0(v) in one step. x: points, v: tangent vectors at the origin, (..., D) -> points. At c = 0: x + v.
     limit: see mobius_add."""
     x, v = spread((x, v), c, limit)
-    return _Sum.apply(x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp_0")
+    return apply(_Sum, first(_sum), x, _other(_squarable(v), x), *_tensors(x, c, limit), "exp_0")
 
 
 def add_exp(x, r, v, c, limit=None):
@@ -57,25 +58,25 @@ def logmap(x, y, c):
     Ganea et al. 2018, lemma 2: the inverse of expmap. x, y: points (..., D) -> tangent vectors at x. At c = 0: y - x.
     """
     x, y = spread((x, y), c)
-    return _Log.apply(x, _other(y, x), _tensors(x, c)[0])
+    return apply(_Log, first(_log), x, _other(y, x), _tensors(x, c)[0])
 
 
 def log_previous(x, c):
     """log_r(x) with r_t = x_{t-1}, the origin at t = 0: logmap(previous_token(x), x, c) without making r.
     x: points (B, T, ..., D), t in dimension 1 -> tangent vectors at r."""
-    return _LogPrevious.apply(x, _tensors(x, c)[0])
+    return apply(_LogPrevious, first(_log_previous), x, _tensors(x, c)[0])
 
 
 def exp_0(v, c):
     """exp_0(v) = tanc(c|v|^2) v: expmap at the origin. v: (..., D) -> points (..., D). At c = 0: v."""
     v, = spread((v,), c)
-    return _Radial.apply(_squarable(v), _tensors(v, c)[0], "exp")
+    return apply(_Radial, first(_radial), _squarable(v), _tensors(v, c)[0], "exp")
 
 
 def log_0(x, c):
     """log_0(x) = artanc(c|x|^2) x: logmap at the origin. x: points (..., D) -> tangent vectors. At c = 0: x."""
     x, = spread((x,), c)
-    return _Radial.apply(x, _tensors(x, c)[0], "log")
+    return apply(_Radial, first(_radial), x, _tensors(x, c)[0], "log")
 
 
 def dist(x, y, c):
@@ -87,7 +88,7 @@ def dist(x, y, c):
         _, _, dd, a, b, m, _ = _gram_float32(x, y, c)
         a, b, e = _inside(a), _inside(b), c * dd
     else:
-        xx, xd, dd = _Gram.apply(x, y, -1)
+        xx, xd, dd = _gram(x, y, -1)
         cx, cy, e = c * xx, c * (xx + 2 * xd + dd), c * dd
         a, b = _inside(1 - cx), _inside(1 - cy)
         m = _denominator(a, b, cx, cy, e)
@@ -119,7 +120,7 @@ def _gyrate(x, y, v, c):
     if c.dtype == torch.float32:
         cx, e, dd, a, b, m, d = _gram_float32(x, y, c)
     else:
-        xx, e, dd = _Gram.apply(x, y, -1)
+        xx, e, dd = _gram(x, y, -1)
         cx, cy = c * xx, c * (xx + 2 * e + dd)
         a, b = 1 - cx, 1 - cy
         m = _denominator(a, _inside(b), cx, cy, c * dd)

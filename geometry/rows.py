@@ -9,6 +9,7 @@ import torch
 from geometry.float32 import wide_on
 from geometry.inductor import _EveryRow, _for_cpu_code, _row_sum, _stored, _sum_to
 from geometry.limits import BALL_MARGIN, TANGENT_LIMIT_FLOAT32
+from geometry.transforms import apply
 
 
 class _FiniteCast(torch.autograd.Function):
@@ -24,6 +25,10 @@ class _FiniteCast(torch.autograd.Function):
         return _FiniteCast.apply(grad, ctx.dtype, True), None, None
 
 
+def _finite_cast(row, dtype):
+    return apply(_FiniteCast, _saturate, row, dtype)
+
+
 def _saturate(row, dtype, is_gradient=False):
     """Gradients in float32, those of c, which several operations add, at a 1024th: so many can be added and stay finite."""
     bound = torch.finfo(dtype).max / (1024 if is_gradient and dtype == torch.float32 else 1)
@@ -34,7 +39,7 @@ def _cast(row, dtype):
     if row.dtype == dtype:
         return row
     if torch.float16 in (row.dtype, dtype):  # its range ends at 65,504; the others share float32's or exceed it
-        return _FiniteCast.apply(row, dtype)
+        return _finite_cast(row, dtype)
     return row.to(dtype)
 
 
@@ -67,7 +72,7 @@ def _prepare(c, *rows, per_row=True):
         raise TypeError(f"rows must be float32, bfloat16, float16 or float64, not {stored}")
     wide, compute = _wide(*rows), torch.promote_types(stored, torch.float32)
     c = as_curvature(c, wide, rows[0].device)
-    c = c if c.dtype == wide else _FiniteCast.apply(c, wide)
+    c = c if c.dtype == wide else _finite_cast(c, wide)
     if per_row and c.dim() and _for_cpu_code(rows[0]):
         shape = torch.broadcast_shapes(c.shape, *((*row.shape[:-1], 1) for row in rows))
         c = _EveryRow.apply(c, shape)
@@ -79,12 +84,37 @@ def _prepare(c, *rows, per_row=True):
 
 def _dot(a, b):
     """Row-wise dot product in the wide dtype, (..., D) x (..., D) -> (..., 1)."""
-    return _Norm2.apply(a) if a is b else _Dot.apply(a, b)
+    return apply(_Norm2, _plain_norm2, a) if a is b else apply(_Dot, _plain_dot, a, b)
 
 
 def _scale(k, row):
     """k * row for a wide row scalar k (..., 1), in the row's dtype."""
-    return _Scale.apply(k, row)
+    return apply(_Scale, _plain_scale, k, row)
+
+
+def _gram(x, y, sign):
+    """(x.x, x.w, w.w) with w = y + sign x taken in the wide dtype. 2 x (..., D) -> 3 x (..., 1), wide."""
+    return apply(_Gram, _plain_gram, x, y, sign)
+
+
+def _plain_dot(a, b):
+    wide = _wide(a, b)
+    return _row_sum(a.to(wide) * b.to(wide))
+
+
+def _plain_norm2(a):
+    return _row_sum(a.to(_wide(a)).square())
+
+
+def _plain_scale(k, row):
+    return _stored(k.to(row.dtype)) * row
+
+
+def _plain_gram(x, y, sign):
+    wide = _wide(x, y)
+    x, y = x.to(wide), y.to(wide)
+    w = y + sign * x
+    return tuple(_row_sum(a * b) for a, b in ((x, x), (x, w), (w, w)))
 
 
 class _Dot(torch.autograd.Function):
@@ -92,8 +122,7 @@ class _Dot(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a, b)
-        wide = _wide(a, b)
-        return _row_sum(a.to(wide) * b.to(wide))
+        return _plain_dot(a, b)
 
     @staticmethod
     def backward(ctx, g):
@@ -106,7 +135,7 @@ class _Norm2(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a):
         ctx.save_for_backward(a)
-        return _row_sum(a.to(_wide(a)).square())
+        return _plain_norm2(a)
 
     @staticmethod
     def backward(ctx, g):
@@ -119,7 +148,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, row):
         ctx.save_for_backward(k, row)
-        return _stored(k.to(row.dtype)) * row
+        return _plain_scale(k, row)
 
     @staticmethod
     def backward(ctx, g):
@@ -128,16 +157,12 @@ class _Scale(torch.autograd.Function):
 
 
 class _Gram(torch.autograd.Function):
-    """(x.x, x.w, w.w) with w = y + sign x taken in the wide dtype. 2 x (..., D) -> 3 x (..., 1), wide."""
 
     @staticmethod
     def forward(ctx, x, y, sign):
         ctx.save_for_backward(x, y)
         ctx.sign = sign
-        wide = _wide(x, y)
-        x, y = x.to(wide), y.to(wide)
-        w = y + sign * x
-        return tuple(_row_sum(a * b) for a, b in ((x, x), (x, w), (w, w)))
+        return _plain_gram(x, y, sign)
 
     @staticmethod
     def backward(ctx, g_xx, g_xw, g_ww):

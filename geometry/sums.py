@@ -27,6 +27,7 @@ from geometry.inductor import _row_sum, _stored
 from geometry.limits import ROUNDING
 from geometry.rows import _narrow, _row_dtypes, _wide
 from geometry.scalar_functions import _artanc_slope
+from geometry.transforms import transformed
 
 
 def _sum(x, v, c, limit, kind):
@@ -55,8 +56,10 @@ def _sum(x, v, c, limit, kind):
         # Where the terms nearly cancel, what float32 rounds in them is magnified, up to 1e4 times for rows at 0.999 of the
         # radius. The sum that models take in their default residual does without: it is the time of a step.
         x, v = x.to(_wide(x)), v.to(_wide(x))
-    # in place where that saves a row: not in compiled code, and torch 2.11 gives a result that is made so gradients of 0
-    add, scale = (torch.addcmul, torch.mul) if torch.compiler.is_compiling() else (torch.Tensor.addcmul_, torch.Tensor.mul_)
+    # in place where that saves a row: not in compiled code, where torch 2.11 gives a result that is made so gradients of 0, and not
+    # under vmap, where the other operand may have more rows
+    in_place = not (torch.compiler.is_compiling() or transformed())
+    add, scale = (torch.Tensor.addcmul_, torch.Tensor.mul_) if in_place else (torch.addcmul, torch.mul)
     if kind == "add":
         out = scale(add(x + v, _coefficient(c * ww / a, x), x), _coefficient(shrink * a / n, x))
     else:
