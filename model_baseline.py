@@ -7,6 +7,7 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
     x <- x + F(LN(x))                   token_shift = 'none', the GPT block
     x <- x + F(LN(x - x_prev))          token_shift = 'difference', the flat control of the mixed-curvature model: what is
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
+    x <- x + F(LN(g(x) x))              head_gate, a factor g_h for each head and token
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
     v <- a v_1 + b v                    value_residual, of every model: attention averages its own values mixed with the
                                         first block's v_1 (ResFormer, Zhou et al. 2024, arXiv 2410.17897)
@@ -68,10 +69,11 @@ class GPTConfig:
 class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "smear"] = "none"  # 'difference' is the flat control; 'smear' looks back
         # one token at the embedding
+    head_gate: bool = False  # layers read a row with a learned factor for each head's part of it and each token: HeadGate
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        return {"curvature_lr_mult": "a model that learns no curvature"}
+        return {} if self.head_gate else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
 
 
 class LayerNorm(nn.Module):
@@ -218,6 +220,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, index)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
+        self.gate = HeadGate(config) if getattr(config, "head_gate", False) else None
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -233,19 +236,48 @@ class Block(nn.Module):
         x = self.update(x, self.sublayers(values), state, *more)
         return x, tuple(values)
 
+    def layer_input(self, x, state, name):
+        """What is normalised and goes into a layer."""
+        return x
+
     def update(self, x, sublayers, state=None):
-        for _, norm, layer in sublayers:
-            x = x + layer(norm(x), state)
+        factor = self.gate(x) if self.gate else None
+        for name, norm, layer in sublayers:
+            u = self.layer_input(x, state, name)
+            x = x + layer(norm(u if factor is None else scale_heads(u, factor)), state)
         return x
 
 
 class DifferenceBlock(Block):
     """Every sub-layer reads the step from the previous token: x <- x + F(LN(x_t - x_{t-1}))."""
 
-    def update(self, x, sublayers, state=None):
-        for name, norm, layer in sublayers:
-            x = x + layer(norm(x - previous_token(x, state, "previous_" + name)), state)
-        return x
+    def layer_input(self, x, state, name):
+        return x - previous_token(x, state, "previous_" + name)
+
+
+class HeadGate(nn.Module):
+    """s_h 2 sigmoid(w_h . x + b_h): a factor for each head h and token, 1 at the start. (B, T, C) -> (B, T, nh, 1). What curvature per
+    head gains here is what this gains without curvature (results/README.md)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.control_scale = nn.Parameter(torch.ones(config.n_head))
+        self.control_gate = nn.Linear(config.n_embd, config.n_head)
+
+    def reset(self):
+        nn.init.zeros_(self.control_gate.weight)
+
+    def forward(self, x):
+        return head_factor(self.control_scale, self.control_gate, x)
+
+
+def head_factor(scale, gate, x):
+    return (scale * 2 * torch.sigmoid(gate(x).to(x.dtype))).unsqueeze(-1)
+
+
+def scale_heads(x, factor):
+    """Each head's part of a row times its factor. (B, T, C), (..., nh, 1) -> (B, T, C)"""
+    return (x.unflatten(-1, (factor.size(-2), -1)) * factor).flatten(-2)
 
 
 class Smear(nn.Module):
@@ -326,6 +358,9 @@ class GPT(nn.Module):
 
     def _init_special(self):
         """Starting values of a variant's own parameters."""
+        for block in self.transformer.h:
+            if block.gate:
+                block.gate.reset()
 
     def embed(self, idx, cache=None):
         """Token and position embeddings, (B, T) -> (B, T, C)."""

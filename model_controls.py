@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 
 import model_baseline
-from model_baseline import GPTConfig, previous_token
+from model_baseline import GPTConfig, head_factor, previous_token
 
 
 @dataclass
@@ -65,10 +65,9 @@ class Block(model_baseline.Block):
         (B, T, nh, 1), (nh, 1) or 1."""
         if not self.ingredients & {"norm", "gate"}:
             return 1.0
-        scale = self.control_scale
         if "gate" in self.ingredients:
-            scale = scale * 2 * torch.sigmoid(self.control_gate(x).to(x.dtype))
-        return scale.unsqueeze(-1)
+            return head_factor(self.control_scale, self.control_gate, x)
+        return self.control_scale.unsqueeze(-1)
 
     def read(self, x, factor, norm, state, name):
         """What a layer reads. (B, T, C) -> (B, T, C)."""

@@ -29,7 +29,8 @@ ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "p
 
 def added_since(name):
     """ADDED_SINCE of the model of that name."""
-    return {**ADDED_SINCE, "ops": "torch"} if name in ("mhc", "tau") else ADDED_SINCE
+    own = {"mhc": {"ops": "torch"}, "tau": {"ops": "torch"}, "baseline": {"head_gate": False}}
+    return {**ADDED_SINCE, **own.get(name, {})}
 
 
 def build(name, config, device_type=None):

@@ -17,6 +17,17 @@ def test_difference_is_the_flat_control(tokens):
                   tokens)
 
 
+def test_the_baselines_gate_is_that_of_the_control(tokens):
+    gate = randomised(build("controls", dict(control="gate")))
+    other = build("baseline", dict(head_gate=True, token_shift="difference"))
+    weights = {name.replace("control_", "gate.control_"): tensor for name, tensor in gate.state_dict().items()}
+    other.load_state_dict(weights)
+    torch.testing.assert_close(other(*tokens)[0], gate(*tokens)[0], rtol=0, atol=0)
+    plain = build("baseline", {})
+    torch.testing.assert_close(build("baseline", dict(head_gate=True))(*tokens)[0], plain(*tokens)[0], rtol=1e-6, atol=1e-7)  # at the start
+    assert {n for n, _ in parameter_groups(other)["curvature"]} == {n for n in weights if "control_" in n}
+
+
 def test_a_new_gate_leaves_the_flat_control_as_it_is(tokens):
     flat, gate = build("baseline", dict(token_shift="difference")), build("controls", dict(control="gate"))
     torch.testing.assert_close(gate(*tokens)[0], flat(*tokens)[0], rtol=1e-6, atol=1e-7)
