@@ -6,9 +6,9 @@ A trained baseline as a folder that transformers loads: a plain GPT-2, with its 
 
 Written are config.json, model.safetensors, generation_config.json, tokenizer.json, tokenizer_config.json and README.md. The logits are
 those of the run's checkpoint (tested, to 1e-6). Only the plain GPT block is a GPT-2: model = 'baseline' with token_shift = 'none',
-value_residual = 'none', position = 'learned', no QK norm and no head gate. Rows of a padded vocabulary, which no text has, are left out. Without biases
-(bias = False) they are zeros there. To share it: the command that is printed at the end. transformers is needed to load the folder, not to
-write it: pip install transformers.
+value_residual = 'none', position = 'learned', no QK norm, no head gate. Rows of a padded vocabulary, which no text has, are left out.
+Without biases (bias = False) they are zeros there. To share it: the command that is printed at the end. transformers is needed to load the
+folder, not to write it: pip install transformers.
 """
 from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
@@ -31,7 +31,7 @@ from training.config import OWN_STARTS
 from training.start import ACTIVATIONS, TRANSPOSED
 
 NEEDED = {"model": "baseline", "token_shift": "none", "value_residual": "none", "position": "learned", "qk_norm": False,
-          "head_gate": False}
+          "head_gate": "none"}
 
 
 def gpt2_config(config, vocab_size, end_of_text):

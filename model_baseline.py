@@ -7,7 +7,8 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
     x <- x + F(LN(x))                   token_shift = 'none', the GPT block
     x <- x + F(LN(x - x_prev))          token_shift = 'difference', the flat control of the mixed-curvature model: what is
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
-    x <- x + F(LN(g(x) x))              head_gate, a factor g_h for each head and token
+    x <- x + F(LN(g(x) x))              head_gate = 'read', a factor g_h for each head and token, as the conformal factor of a curved
+                                        head is; 'attention': of what a head gives (Qiu et al. 2025, arXiv 2505.06708)
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
     v <- a v_1 + b v                    value_residual, of every model: attention averages its own values mixed with the
                                         first block's v_1 (ResFormer, Zhou et al. 2024, arXiv 2410.17897)
@@ -69,11 +70,12 @@ class GPTConfig:
 class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "smear"] = "none"  # 'difference' is the flat control; 'smear' looks back
         # one token at the embedding
-    head_gate: bool = False  # layers read a row with a learned factor for each head's part of it and each token: HeadGate
+    head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
+        # rows that layers read; 'attention', of what the head gives
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        return {} if self.head_gate else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
+        return {} if self.head_gate != "none" else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
 
 
 class LayerNorm(nn.Module):
@@ -152,6 +154,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.dropout = config.n_head, config.dropout
         self.value_mix = value_mix(config, index)
         self.queries_and_keys = QueriesAndKeys(config)
+        self.gate = head_gate(config, "attention")
 
     def forward(self, x, state=None, values=None):
         """values, with value_residual: a list with the first block's, (B, nh, T, hs); the first block appends them."""
@@ -163,6 +166,8 @@ class CausalSelfAttention(nn.Module):
         if state is not None:
             k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
         y = self.attend(q, k, v)
+        if self.gate:
+            y = y * self.gate(x).transpose(1, 2)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -220,7 +225,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, index)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
-        self.gate = HeadGate(config) if getattr(config, "head_gate", False) else None
+        self.gate = head_gate(config, "read")
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -256,8 +261,7 @@ class DifferenceBlock(Block):
 
 
 class HeadGate(nn.Module):
-    """s_h 2 sigmoid(w_h . x + b_h): a factor for each head h and token, 1 at the start. (B, T, C) -> (B, T, nh, 1). What curvature per
-    head gains here is what this gains without curvature (results/README.md)."""
+    """s_h 2 sigmoid(w_h . x + b_h): a factor for each head h and token, 1 at the start. (B, T, C) -> (B, T, nh, 1)."""
 
     def __init__(self, config):
         super().__init__()
@@ -269,6 +273,10 @@ class HeadGate(nn.Module):
 
     def forward(self, x):
         return head_factor(self.control_scale, self.control_gate, x)
+
+
+def head_gate(config, place):
+    return HeadGate(config) if getattr(config, "head_gate", "none") == place else None
 
 
 def head_factor(scale, gate, x):
@@ -359,8 +367,8 @@ class GPT(nn.Module):
     def _init_special(self):
         """Starting values of a variant's own parameters."""
         for block in self.transformer.h:
-            if block.gate:
-                block.gate.reset()
+            for gate in filter(None, (block.gate, getattr(block.attn, "gate", None))):
+                gate.reset()
 
     def embed(self, idx, cache=None):
         """Token and position embeddings, (B, T) -> (B, T, C)."""

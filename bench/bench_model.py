@@ -58,6 +58,8 @@ ARMS = {
     "baseline": ("baseline", {}),
     "smear": ("baseline", dict(token_shift="smear")),
     "flat": ("baseline", dict(token_shift="difference")),
+    "head gate, read": ("baseline", dict(head_gate="read")),
+    "head gate, attention": ("baseline", dict(head_gate="attention")),
     "mixed, c per head": ("mixed", {}),
     "mixed, one c a block": ("mixed", dict(per_head_curvature=False)),
 }

@@ -19,13 +19,25 @@ def test_difference_is_the_flat_control(tokens):
 
 def test_the_baselines_gate_is_that_of_the_control(tokens):
     gate = randomised(build("controls", dict(control="gate")))
-    other = build("baseline", dict(head_gate=True, token_shift="difference"))
+    other = build("baseline", dict(head_gate="read", token_shift="difference"))
     weights = {name.replace("control_", "gate.control_"): tensor for name, tensor in gate.state_dict().items()}
     other.load_state_dict(weights)
     torch.testing.assert_close(other(*tokens)[0], gate(*tokens)[0], rtol=0, atol=0)
     plain = build("baseline", {})
-    torch.testing.assert_close(build("baseline", dict(head_gate=True))(*tokens)[0], plain(*tokens)[0], rtol=1e-6, atol=1e-7)  # at the start
+    for place in ("read", "attention"):  # at the start
+        torch.testing.assert_close(build("baseline", dict(head_gate=place))(*tokens)[0], plain(*tokens)[0], rtol=1e-6, atol=1e-7)
     assert {n for n, _ in parameter_groups(other)["curvature"]} == {n for n in weights if "control_" in n}
+
+
+def test_a_gate_of_attention_scales_what_a_head_gives(tokens):
+    net = randomised(build("baseline", dict(head_gate="attention"))).double()
+    attention, x = net.transformer.h[0].attn, torch.randn(2, 7, 16, dtype=torch.float64)
+    factor, gate = attention.gate(x), attention.gate
+    q, k, v = (t.view(2, 7, 2, 8).transpose(1, 2) for t in attention.c_attn(x).split(16, -1))
+    heads = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    expected = [heads[:, h] * factor[:, :, h] for h in range(2)]
+    torch.testing.assert_close(attention(x), attention.c_proj(torch.cat(expected, -1)))
+    torch.testing.assert_close(factor[..., 0], gate.control_scale * 2 * torch.sigmoid(gate.control_gate(x)))
 
 
 def test_a_new_gate_leaves_the_flat_control_as_it_is(tokens):

@@ -74,7 +74,7 @@ CURVED_STREAMS = [("mhc_mixed", o) for o in (
 VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
           for n, o in (BASELINES[1], CONTROLS[-1], ("mixed", {}), ("tau", {}))]
 STREAMS += CURVED_STREAMS
-GATED = [("baseline", dict(head_gate=True)), ("baseline", dict(head_gate=True, token_shift="difference"))]
+GATED = [("baseline", dict(head_gate="read", token_shift="difference")), ("baseline", dict(head_gate="attention"))]
 MODERN = GATED + [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
 EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]

@@ -26,7 +26,7 @@ SHORT = ["--max_iters=3", "--eval_interval=3", "--eval_iters=3", "--gradient_acc
          "--warmup_iters=0", "--tensorboard_log=False"]
 CASES = {  # every model, every kind of parameter that is sharded, whole, shared or a scalar
     "baseline": ["--bias=True", "--dropout=0.2"],
-    "gated": ["--head_gate=True", "--optimizer=muon"],
+    "gated": ["--head_gate=attention", "--optimizer=muon"],
     "flat": ["--token_shift=difference", "--activation_checkpointing=True"],
     "smear": ["--token_shift=smear", "--optimizer=muon"],
     "per_head": ["--model=mixed", "--optimizer=muon"],
