@@ -41,6 +41,7 @@ from training import start
 from training.clock import Console
 from training.config import OWN_STARTS, TrainConfig
 from training.dataloader import TOKENIZER_KEYS, Loader, load_meta
+from training.distill import Lessons, freeze
 from training.evaluation import evaluate
 from training.guard import Guard
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
@@ -84,6 +85,8 @@ def train(config, model_config, parallel, argv):
     autocast, scaler = precision(dtype, device, model_config)
     compiled, why = pick_compile(config.compile, device_type, model.flops_per_token() * deal.tokens * config.max_iters,
                                  model.compile_seconds, model.compile_saving.get(device_type, 0.0))
+    if config.distill_from:
+        compiled, why = False, "layers are listened to"
 
     # the run: from its start, or from a checkpoint
     full = {**configurator.as_dict(config, model_config),
@@ -93,6 +96,9 @@ def train(config, model_config, parallel, argv):
     fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]
     run = Run(config, full, fixed, parallel, model, scaler, deal)
     from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
+    if config.freeze:
+        from_trained = [*from_trained, f"frozen: {freeze(model, config.freeze):,} numbers"]
+    lessons = Lessons(config, model, meta, device) if config.distill_from else None
     facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"],
              "val_bytes_per_token": meta["val_bytes"] / meta["val_tokens"] if "val_bytes" in meta else None}
     step_model, eval_model = parallel.wrap(model, compiled)
@@ -100,7 +106,7 @@ def train(config, model_config, parallel, argv):
     run.attach(optimizers)
     run.begin(" ".join(["python train.py", *argv]), facts)
     if parallel.main:
-        introduce(run, model_config, deal, meta, from_trained,
+        introduce(run, model_config, deal, meta, [*from_trained, *([f"learns from {lessons.name}"] if lessons else [])],
                   f"{device_type}{parallel.describe()}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
     speak_as(parallel.rank, parallel.world)
     run.finish_last_save()
@@ -140,7 +146,10 @@ def train(config, model_config, parallel, argv):
                 seed_micro_batch(config.seed, k)
                 with parallel.accumulating(step_model, deal.is_last(k)):
                     with autocast():
-                        part = step_model(x, y)[1] / deal.own
+                        part = step_model(x, y)[1]
+                        if lessons:
+                            part = lessons.loss(part, x, step)
+                        part = part / deal.own
                     scaler.scale(part).backward()
                 loss = loss + part.detach()
             parallel.finish_gradients(optimizers)
@@ -177,7 +186,7 @@ def train(config, model_config, parallel, argv):
             if logging:
                 tok_per_s, data_wait = clock.speed(deal.tokens)
                 run.logged(step, {"loss": value, "lr": lr, "grad_norm": norm.item(), "dt": dt, "tok_per_s": tok_per_s,
-                                  "data_wait": data_wait})
+                                  "data_wait": data_wait, **(lessons.numbers() if lessons else {})})
                 console.logged(step, value, dt, tok_per_s)
             console.stepped()
 

@@ -14,7 +14,7 @@ import configurator
 import models
 from common import paths
 from common.errors import UserError
-from training.config import REPOSITORY, TrainConfig
+from training.config import ADDED_SINCE, REPOSITORY, TrainConfig
 
 # keys that do not change what a run finds: where it is and how it is started, where the same data are (what they are is
 # checked by check_corpus), which machine does it with how many threads (beyond rounding), how much is written down.
@@ -72,7 +72,7 @@ def config_hash(configs):
     """SHA-256 of the canonical JSON of (TrainConfig, the model's config), without NOT_IN_HASH (with a limit of seconds SPEED
     is in it) and what the data fill in. A key that came later counts where it changes what a run of before did."""
     left_out = NOT_IN_HASH if configs[0].max_seconds is None else NOT_IN_HASH - SPEED
-    later = models.added_since(configs[0].model)
+    later = {**models.added_since(configs[0].model), **ADDED_SINCE}
     full = {k: v for c in configs for k, v in configurator.as_dict(c).items()
             if k in configurator.keys_of(c) and k not in left_out and later.get(k, ...) != v}
     return hashlib.sha256(json.dumps(full, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

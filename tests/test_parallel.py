@@ -41,6 +41,7 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
     "terms": ["--model=terms", "--read=log", "--write=constant"],
     "tau": ["--model=tau", "--tau=median", "--position=alibi", "--n_kv_head=1"],
+    "lessons": ["--model=mixed", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight']"],  # from the first case's run
     "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
     "bfloat16": ["--model=mixed", "--dtype=bfloat16", "--activation_checkpointing=True"],
 }
@@ -85,7 +86,7 @@ def test_many_processes_train_as_one(processes, names, start, small_run, tmp_pat
     lines, pairs = [], []
     cases = {name: CASES[name] for name in names}
     for name, options in cases.items():
-        args = [*small_run, *SHORT, *options]
+        args = [*small_run, *SHORT, *options, *([f"--distill_from={tmp_path / 'baseline'}"] if name == "lessons" else [])]
         assert run(train.main, args + [f"--out_dir={tmp_path / name}"], capsys)[0] == 0
         for kind in ("ddp", "fsdp"):
             lines.append([*args, f"--parallel={kind}", f"--out_dir={tmp_path / (name + kind)}"])

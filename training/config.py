@@ -1,6 +1,6 @@
 """The keys of train.py. Those of each model are in its own file."""
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import models
@@ -8,6 +8,8 @@ from common.errors import UserError
 from configurator import Path
 
 OWN_STARTS = ("scratch", "resume", "auto")  # of init_from; others are trained weights
+ADDED_SINCE = {"freeze": [], "distill_from": None, "distill_text": 1.0, "distill_logits": 1.0, "distill_temperature": 2.0,
+               "distill_layers": "none", "distill_layers_weight": 1.0, "distill_steps": None}  # keys that earlier versions lack
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -47,6 +49,15 @@ class TrainConfig:
     muon_lr: float = 0.02  # peak, of Muon
     muon_momentum: float = 0.95  # Muon
     muon_ns_steps: int = 5  # Newton-Schulz iterations of Muon
+    freeze: list[str] = field(default_factory=list)  # parameters that are not trained, by name: 'transformer.h.*.mlp.*'
+    # learning from another run (training/distill.py)
+    distill_from: Path | None = None  # its folder, the teacher's
+    distill_text: float = 1.0  # weight of the text's own cross-entropy
+    distill_logits: float = 1.0  # weight of T^2 KL(teacher || student)
+    distill_temperature: float = 2.0  # T of these logits
+    distill_layers: Literal["none", "hidden", "attention"] = "none"  # rows that are compared: after each block; what attention adds
+    distill_layers_weight: float = 1.0  # of their distance
+    distill_steps: int | None = None  # so many steps, then the text alone (None: all)
     # learning-rate schedule: linear warm-up, then cosine
     decay_lr: bool = True  # False: constant after the warm-up
     warmup_iters: int = 100  # steps
@@ -82,7 +93,17 @@ class TrainConfig:
         for key in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} = {getattr(self, key)}: must be in [0, 1)")
-        for key in ("save_interval", "max_seconds"):
+        for key in ("distill_text", "distill_logits", "distill_layers_weight"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"{key} = {getattr(self, key)}: must be at least 0")
+        if not self.distill_temperature > 0:
+            raise UserError(f"distill_temperature = {self.distill_temperature}: must be more than 0")
+        if self.distill_from is not None:
+            if self.compile is True:
+                raise UserError("compile = True does not go with distill_from: layers are listened to; leave compile out")
+            if not self.distill_text + self.distill_logits + self.distill_layers_weight * (self.distill_layers != "none"):
+                raise UserError("distill_text, distill_logits and distill_layers leave nothing to learn from")
+        for key in ("save_interval", "max_seconds", "distill_steps"):
             if getattr(self, key) is not None and getattr(self, key) <= 0:
                 raise UserError(f"{key} = {getattr(self, key)}: must be more than 0, or None")
         if self.learning_rate == 0:
@@ -99,6 +120,13 @@ class TrainConfig:
         found = {}
         if self.optimizer != "muon":
             found.update(dict.fromkeys(("muon_lr", "muon_momentum", "muon_ns_steps"), f"optimizer = {self.optimizer!r}"))
+        if self.distill_from is None:
+            found.update(dict.fromkeys((key for key in ADDED_SINCE if key.startswith("distill_") and key != "distill_from"),
+                                       "no distill_from"))
+        elif self.distill_layers == "none":
+            found["distill_layers_weight"] = "distill_layers = 'none'"
+        if self.distill_from is not None and not self.distill_logits:
+            found["distill_temperature"] = "distill_logits = 0"
         if not self.decay_lr:
             found.update(dict.fromkeys(("min_lr", "lr_decay_iters"), "decay_lr = False"))
         if not self.wandb_log:
