@@ -5,23 +5,26 @@ With fixed curvature c per head, reference 'previous' and residual 'origin' (mod
 
     u = log_r(x)                     flat: x - r        what the layer reads
     x <- alpha x + beta v            flat: x + v        v = F(LayerNorm(u)), what it writes
-    x <- x min(1, R / |x|)                              R = c^{-1/2}: rows stay in the ball, in every arm here
+    x <- x min(1, R / |x|)                              R = c^{-1/2}: rows stay in the ball (`ball`)
 
 and alpha, beta are functions of three numbers: with k = tanc(c|v|^2) (exp_0(v) = k v), X = c|x|^2, V = c k^2 |v|^2, P = c k <x,v>,
 
     alpha = (1 + 2 P + V) / D,   beta = k (1 - X) / D,   D = 1 + 2 P + X V               (mobius_add in its textbook form)
 
-`read`: 'log' or 'flat'; 'length': log's length in the direction of x - r; 'direction': log's direction, as long as x - r.
+`read`: 'log' or 'flat'; 'length': log's length in the direction of x - r; 'direction': log's direction, as long as x - r; 'row': x itself,
+as a plain GPT reads.
 
 `write`: 'mobius' or 'flat', or a part of it:
     alpha, beta    the one, and 1 for the other
     norms          without the angle: P = 0
     x              of |x| alone (V = P = 0, k = 1): alpha = 1, beta = 1 - X      a row near the edge is moved less
     v              of |v| alone (X = P = 0): alpha = 1 + V, beta = k             long updates are shortened
+    limit          alpha = 1, beta = k: long updates are shortened, and nothing else
     xv             of <x,v> alone, to first order in it and bounded: alpha = 1, beta = 1 - tanh 2 P
     constant       no function: alpha and beta are numbers, learned, one a head and sub-layer
 
-read = 'log' and write = 'mobius' are the mixed model (tests/test_terms.py); read = write = 'flat' is the flat control in a ball.
+read = 'log' and write = 'mobius' are the mixed model (tests/test_terms.py); read = write = 'flat' is the flat control in a ball;
+read = 'row', write = 'flat' without a ball is the baseline.
 """
 import math
 from dataclasses import dataclass
@@ -35,23 +38,29 @@ import model_baseline
 from common.errors import UserError
 from model_baseline import GPTConfig, previous_token
 
-PARTS = ("alpha", "beta", "norms", "x", "v", "xv")
+PARTS = ("alpha", "beta", "norms", "x", "v", "limit", "xv")
 
 
 @dataclass
 class TermsConfig(GPTConfig):
     curvature: float = 0.1  # c of every head and block, fixed; the ball's radius is its -1/2 power
-    read: Literal["flat", "log", "length", "direction"] = "flat"  # what of log_r(x) is curved, see model_terms.py
-    write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
+    read: Literal["flat", "log", "length", "direction", "row"] = "flat"  # what of log_r(x) is curved, see model_terms.py
+    write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "limit", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
+    ball: bool = True  # rows are kept in the ball of c
 
     def __post_init__(self):
         super().__post_init__()
         if not 1e-30 <= self.curvature <= 1e30:
             raise UserError(f"curvature = {self.curvature:g}: a ball needs one of more than 0 (1e-30 to 1e+30)")
+        if not self.ball and (self.read in ("log", "length", "direction") or self.write in ("mobius", "alpha", "beta", "norms", "x")):
+            raise UserError(f"ball = False: read = {self.read!r} and write = {self.write!r} need rows in the ball")
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        return {} if self.write == "constant" else {"curvature_lr_mult": "a model that learns no curvature"}
+        off = {} if self.write == "constant" else {"curvature_lr_mult": "a model that learns no curvature"}
+        if not self.ball and self.read in ("flat", "row") and self.write in ("flat", "constant"):
+            off["curvature"] = "ball = False and nothing curved"
+        return off
 
 
 def norm2(row):
@@ -67,6 +76,8 @@ def coefficients(x, v, c, part):
         return 1.0, 1 - X
     if part == "v":
         return 1 + V, k
+    if part == "limit":
+        return 1.0, k
     if part == "xv":
         return 1.0, 1 - torch.tanh(2 * c * (x * v).sum(-1, keepdim=True))
     if part == "norms":
@@ -91,10 +102,12 @@ class Block(model_baseline.Block):
 
     def bound(self, x):
         """Rows of each head kept in the ball. (B, T, nh, hs) -> the same."""
-        return geometry.project(x, self.config.curvature)
+        return geometry.project(x, self.config.curvature) if self.config.ball else x
 
     def tangent(self, x, r):
         """What is read of a head. (B, T, nh, hs) x 2 -> the same."""
+        if self.config.read == "row":
+            return x
         flat, read = x - r, self.config.read
         if read == "flat":
             return flat

@@ -1,6 +1,6 @@
 """Which term of curvature carries what it gains? Curvature per head (c = 0.1, fixed) and the terms of it, one at a time (model_terms.py).
 
-The model of sweeps/shakespeare_lr.py with a seventh of its tokens. 15 arms at 2 learning rates with one seed = 30 runs choose each arm's
+The model of sweeps/shakespeare_lr.py with a seventh of its tokens. 21 arms at 2 learning rates with one seed = 42 runs choose each arm's
 rate. A run takes 1 to 2 minutes of one thread.
 """
 
@@ -39,6 +39,9 @@ arms = {
     'write-v': _term(write='v'),
     'write-xv': _term(write='xv'),
     'write-constant': _term(write='constant'),
+    'write-limit': _term(write='limit'),  # of write-v what shortens an update
+    'limit': _term(write='limit', ball=False),  # the flat control with limited updates
+    'plain-limit': _term(read='row', write='limit', ball=False),  # the baseline with them
     # the factor for each head and token that the curved arms have, in a plain GPT
     'gated': dict(_base, role='control', head_gate='read'),
     'gated-attention': dict(_base, role='control', head_gate='attention'),

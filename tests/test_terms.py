@@ -102,6 +102,19 @@ def test_parameters_are_the_baselines_but_for_the_constants():
             f"transformer.h.{i}.control_write" for i in range(2) if more}
 
 
+def test_a_plain_gpt_and_its_limited_updates(tokens):
+    """The baseline is an arm, too; 'limit' shortens updates to tanh(sqrt(c)|v|)/sqrt(c)."""
+    same_function(randomised(build("baseline", {})), build("terms", dict(read="row", ball=False)), tokens)
+    x, v = rows()
+    written = build("terms", dict(write="limit", curvature=C, ball=False)).transformer.h[0].written(x, v, 0)
+    torch.testing.assert_close((written - x).norm(dim=-1), torch.tanh(C ** 0.5 * v.norm(dim=-1)) / C ** 0.5)
+    torch.testing.assert_close((written - x)[1:] / (written - x)[1:].norm(dim=-1, keepdim=True), v[1:] / v[1:].norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(model_terms.coefficients(x, v, C, "v")[1], model_terms.coefficients(x, v, C, "limit")[1])
+    assert "curvature" in model_terms.TermsConfig(ball=False).without_effect()
+    with pytest.raises(UserError, match="need rows in the ball"):
+        model_terms.TermsConfig(ball=False, read="log")
+
+
 def test_constants_start_as_flat_ones(tokens):
     torch.testing.assert_close(build("terms", dict(write="constant"))(*tokens)[0], build("terms", {})(*tokens)[0])
 
