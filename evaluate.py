@@ -56,6 +56,10 @@ def find_tasks(names, task_path):
     return manager, found
 
 
+def first_line(error):
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), "it does not say why")
+
+
 def measure(lm, manager, task, options):
     """(results of the harness by task and subtask, what whole texts gave)"""
     import lm_eval
@@ -67,7 +71,7 @@ def measure(lm, manager, task, options):
     except UserError as error:
         raise UserError(f"task {task!r}: {error}") from None
     except Exception as error:  # of many libraries: no network, no such data set, a damaged YAML file
-        raise UserError(f"task {task!r} cannot be run: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}") from None
+        raise UserError(f"task {task!r} cannot be run: {type(error).__name__}: {first_line(error)}") from None
     texts = {}
     if lm.rolled["tokens"]:
         nats = lm.rolled["nats"]

@@ -93,7 +93,7 @@ def train(config, model_config, parallel, argv):
             "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
             "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
             "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
-    fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", *models.CONFIGS[config.model].__dataclass_fields__]
+    fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", "freeze", *models.CONFIGS[config.model].__dataclass_fields__]
     run = Run(config, full, fixed, parallel, model, scaler, deal)
     from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
     if config.freeze:

@@ -44,6 +44,13 @@ class RunLM(TemplateLM):
     # ------------------------------------------------------------------------------------------------------------------
     # likelihoods
 
+    def loglikelihood(self, requests, disable_tqdm=False):
+        pairs = []
+        for context, continuation in (request.args for request in requests):
+            ids = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            pairs.append(((context, continuation), *ids))
+        return self._loglikelihood_tokens(pairs, disable_tqdm)
+
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
         """(log p(continuation | context) in nats, is it what greedy decoding gives?) of each (texts, context, continuation)."""
         found, groups = [None] * len(requests), {}
@@ -53,6 +60,7 @@ class RunLM(TemplateLM):
                 continue
             if len(continuation) > self.block_size:
                 raise UserError(f"a continuation of {len(continuation):,} tokens does not fit the run's block_size = {self.block_size:,}")
+            context = context or [self.prefix_token_id]  # there is none, or it was spaces, which the harness moves to the continuation
             context = tuple(context[-(self.block_size + 1 - len(continuation)):])
             groups.setdefault(context, []).append((i, tuple(continuation)))
         shared = {context: group for context, group in groups.items() if len(group) > 1 and len(context) > 1}
@@ -109,13 +117,17 @@ class RunLM(TemplateLM):
             context, wanted = request.args
             stops = wanted.get("until") or []
             stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-            ids = self.tok_encode(context) or [self.prefix_token_id]
+            unknown = set(wanted) - {"until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed"}
             drawn = wanted.get("do_sample", wanted.get("temperature", 0) > 0)
+            if unknown or drawn and wanted.get("top_p", 1.0) < 1 or wanted.get("temperature", 0) < 0:
+                raise UserError(f"generation_kwargs {wanted}: known are until, max_gen_toks, do_sample, temperature (>= 0), top_k, seed")
+            ids = self.tok_encode(context) or [self.prefix_token_id]
             generator = torch.Generator(self._device).manual_seed(wanted.get("seed", 0))
+            most = wanted.get("max_gen_toks", wanted.get("max_new_tokens", 256))
             made, text = [], ""
             with torch.no_grad():
-                for token in self.model.generate(torch.tensor([ids], device=self._device), wanted.get("max_gen_toks", 256),
-                                                 wanted.get("temperature", 1.0) if drawn else 0.0, wanted.get("top_k"), generator,
+                for token in self.model.generate(torch.tensor([ids], device=self._device), most,
+                                                 wanted.get("temperature", 1.0) if drawn else 0.0, wanted.get("top_k") or None, generator,
                                                  self.own_tokenizer.vocab_size):
                     made.append(token.item())
                     text = self.own_tokenizer.decode_bytes(made).decode("utf-8", errors="replace")

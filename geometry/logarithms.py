@@ -114,6 +114,8 @@ class _Log(torch.autograd.Function):
 
 def _shifted(x, steps=1):
     """x_{t-steps} in place of x_t, zeros where there is none; t is dimension 1."""
+    if not x.size(1):
+        return x
     if not torch.compiler.is_compiling():
         return F.pad(x, (0, 0) * (x.dim() - 2) + (steps, -steps))
     # torch.compile keeps a padded copy for the backward pass; rows that are picked are picked again

@@ -8,7 +8,7 @@ The graphs come from the token embeddings of a baseline, made once before the sw
     python data/laplacian.py --source=out/embeddings_char --heads=4 --out=out/graph_char_shuffled.npy --control=shuffled
     python data/laplacian.py --source=out/embeddings_char --heads=4 --out=out/graph_char_rotated.npy --control=rotated
 
-10 arms at 2 or 3 learning rates with one seed = 28 runs choose each arm's rate; then five seeds at it for seven of them, 35 runs. A run
+10 arms at 2 or 3 learning rates with one seed = 28 runs choose each arm's rate; then five seeds at it for nine of them, 45 runs. A run
 takes about a minute of one thread. What they say: results/README.md.
 """
 
@@ -44,4 +44,4 @@ arms = {
 _more = [1338, 1339, 1340, 1341, 1342]
 runs = [dict(arms=[arm], grid=dict(learning_rate=[rate]), seeds=_more) for arm, rate in {
     'baseline': 1.2e-2, 'modern': 1.2e-2, 'chain': 2.4e-2, 'chain-alibi': 2.4e-2, 'corpus': 2.4e-2,
-    'corpus-shuffled': 2.4e-2, 'no-graph': 2.4e-2}.items()]
+    'corpus-shuffled': 2.4e-2, 'corpus-rotated': 1.2e-2, 'learned': 2.4e-2, 'no-graph': 2.4e-2}.items()]

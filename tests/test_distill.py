@@ -122,6 +122,14 @@ def test_after_its_steps_the_text_alone_is_left_and_a_resumed_run_is_the_same(te
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_other_frozen_parameters_are_another_run(small_run, tmp_path, capsys):
+    args = [*small_run, *ARGS, "--max_iters=3"]
+    assert run(train.main, args, capsys)[0] == 0
+    status, _, err = run(train.main, [*args, "--max_iters=6", "--init_from=resume", "--freeze=['transformer.wpe.weight']"], capsys)
+    assert status == 2
+    one_line(err, "cannot resume", "freeze was [] there and is ['transformer.wpe.weight'] now")
+
+
 def test_frozen_parameters_stay(small_run, tmp_path, capsys):
     args = [*small_run, *ARGS, "--freeze=['transformer.h.*.mlp.*','transformer.wpe.weight']"]
     status, said, _ = run(train.main, args, capsys)
@@ -138,12 +146,15 @@ def test_frozen_parameters_stay(small_run, tmp_path, capsys):
     (["--distill_from={teacher}", "--distill_layers_weight=2.0"], ["distill_layers_weight has no effect with distill_layers = 'none'"]),
     (["--distill_from={teacher}", "--compile=True"], ["compile = True does not go with distill_from"]),
     (["--distill_from={teacher}", "--distill_text=0.0", "--distill_logits=0.0"], ["leave nothing to learn from"]),
-    (["--distill_from={teacher}", "--distill_temperature=0.0"], ["distill_temperature = 0.0: must be more than 0"]),
+    (["--distill_from={teacher}", "--distill_temperature=0.0"], ["distill_temperature = 0: must be more than 0"]),
     (["--distill_from={teacher}", "--distill_steps=0"], ["distill_steps = 0: must be more than 0"]),
     (["--distill_from={teacher}", "--n_layer=3", "--distill_layers=hidden"], ["distill_layers needs n_layer = 2"]),
     (["--distill_from={teacher}", "--block_size=32"], ["has block_size = 16, and 32 are read here"]),
     (["--distill_from={teacher}", "--dataset=others"], ["has other tokens than dataset = 'others'"]),
     (["--distill_from=nowhere"], ["nowhere"]),
+    (["--distill_from="], ["distill_from is empty"]),
+    (["--distill_from={teacher}", "--out_dir={teacher}", "--overwrite=True"], ["a run cannot learn from itself"]),
+    (["--distill_from={teacher}", "--distill_temperature=1e30"], ["distill_temperature = 1e+30", "at most 1,000"]),
     (["--freeze=['transformer.x.*']"], ["no parameter is called 'transformer.x.*'", "transformer.wte.weight"]),
     (["--freeze=['*']"], ["freeze leaves nothing to be trained"])])
 def test_bad_input_is_one_line(options, parts, teacher, small_run, data_dir, tmp_path, capsys):

@@ -8,6 +8,7 @@ from running import one_line, run
 
 import evaluate
 import train
+from common.errors import UserError
 from data.tokenizer import load_tokenizer
 from training import checkpoint
 
@@ -100,10 +101,11 @@ def test_likelihoods_are_those_of_a_loop(options, small_run, tmp_path, capsys):
     lm.model.config.kv_bins = 0
     pairs = [("the king", " shall"), ("the king", " go;"), ("the king", " my lord"), ("the king", " a"), ("to", " rome"),
              ("my lord, the king shall go", " to"), ("my lord, the king shall go", " rome"), ("", "my"), ("", "to"), ("t", "o"),
-             ("t", "he")]
+             ("t", "he"), (" ", "my"), (" ", "to"), ("", ""), ("", "\n")]
     found = lm.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
     for (context, continuation), (nats, greedy) in zip(pairs, found, strict=True):
-        ids = [lm.tok_encode(text) for text in (context or "\n", continuation)]
+        moved = context[len(context.rstrip()):]  # the harness scores spaces with what follows
+        ids = [lm.tok_encode(text) for text in (context.rstrip() or "\n", moved + continuation)]
         ids[0] = ids[0][-(lm.block_size + 1 - len(ids[1])):]
         expected = by_hand(lm, *ids)
         assert nats == pytest.approx(expected[0], abs=1e-4) and greedy == expected[1], (context, continuation)
@@ -154,7 +156,10 @@ def test_generated_text_ends_before_a_stop(trained):
     stop = free[10:12]
     cut, none = made(("the", dict(until=[stop, "zzz"], max_gen_toks=40)), ("", dict(until="zzz", max_gen_toks=5)))
     assert cut == free[:free.index(stop)] and len(none) == 5
-    drawn = made(*[("the", dict(max_gen_toks=30, do_sample=True, temperature=5.0, seed=seed)) for seed in (0, 0, 1)])
+    drawn = made(*[("the", dict(max_new_tokens=30, do_sample=True, temperature=5.0, top_k=0, seed=seed)) for seed in (0, 0, 1)])
+    for unknown in (dict(top_p=0.5, do_sample=True), dict(temperature=-1.0), dict(num_beams=2)):
+        with pytest.raises(UserError, match="generation_kwargs"):
+            made(("the", unknown))
     assert drawn[0] == drawn[1] != drawn[2]
 
 

@@ -61,6 +61,14 @@ def test_the_folder_is_named_after_text_and_tokens(wheel, tmp_path, capsys, monk
     assert sorted(os.listdir(tmp_path / "code_char")) == ["meta.json", "train.bin", "val.bin"]
 
 
+def test_one_file_is_too_little(wheel, tmp_path, capsys, monkeypatch):
+    long = {f"sympy/{name}.py": b"x = 1\n" * 5000 for name in "ab"}
+    monkeypatch.setattr(package_text, "pip_wheel_member", lambda *args: long)
+    status, _, err = run(prepare.main, ["--corpus=code", "--megabytes=0.01", f"--out_dir={tmp_path / 'new'}"], capsys)
+    assert status == 2 and not (tmp_path / "new").exists()
+    one_line(err, "megabytes = 0.01 is one file of source code of SymPy", "take more")
+
+
 @pytest.mark.parametrize("options, parts", [
     (["--corpus=news"], ["corpus takes 'plays' | 'documentation' | 'code'"]),
     (["--vocab_size=300"], ["vocab_size has no effect with tokens = 'char'"]),

@@ -41,7 +41,8 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
     "terms": ["--model=terms", "--read=log", "--write=constant"],
     "tau": ["--model=tau", "--tau=median", "--position=alibi", "--n_kv_head=1"],
-    "lessons": ["--model=mixed", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight']"],  # from the first case's run
+    # from the first case's run
+    "lessons": ["--model=mixed", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight','*curvature*']"],
     "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
     "bfloat16": ["--model=mixed", "--dtype=bfloat16", "--activation_checkpointing=True"],
 }

@@ -96,9 +96,13 @@ class TrainConfig:
         for key in ("distill_text", "distill_logits", "distill_layers_weight"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least 0")
-        if not self.distill_temperature > 0:
-            raise UserError(f"distill_temperature = {self.distill_temperature}: must be more than 0")
+        if not 0 < self.distill_temperature <= 1000:
+            raise UserError(f"distill_temperature = {self.distill_temperature:g}: must be more than 0, and at most 1,000")
         if self.distill_from is not None:
+            if not self.distill_from:
+                raise UserError("distill_from is empty: name a run's folder, or leave it out")
+            if os.path.realpath(self.distill_from) == os.path.realpath(self.out_dir):
+                raise UserError(f"distill_from = out_dir = '{self.out_dir}': a run cannot learn from itself; give it another out_dir")
             if self.compile is True:
                 raise UserError("compile = True does not go with distill_from: layers are listened to; leave compile out")
             if not self.distill_text + self.distill_logits + self.distill_layers_weight * (self.distill_layers != "none"):

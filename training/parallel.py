@@ -115,8 +115,9 @@ class Parallel:
         if self.kind != "fsdp":
             return
         for p in self.whole:
-            dist.all_reduce(p.grad)
-            p.grad /= self.world
+            if p.grad is not None:  # of one that is frozen there is none
+                dist.all_reduce(p.grad)
+                p.grad /= self.world
         from torch.distributed.tensor import Replicate
         for optimizer in optimizers:
             if isinstance(optimizer, torch.optim.Muon):

