@@ -42,7 +42,7 @@ output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{choices[answer]}}"
 generation_kwargs: {until: [" ", "\\n"], max_gen_toks: 12}
-metric_list: [{metric: exact_match}]
+metric_list: [{metric: chrf}]
 """, CHOICES)}
 
 
@@ -142,7 +142,7 @@ def test_tasks_from_the_command_line(trained, tasks, tmp_path, capsys):
     assert texts["tokens"] == sum(len(row["text"]) for row in TEXTS)
     assert texts["bits_per_byte"] == pytest.approx(texts["nats_per_token"] / math.log(2))  # a character is a byte and a token here
     assert content["results"]["my_texts"]["bits_per_byte,none"] == pytest.approx(texts["bits_per_byte"])
-    for line in ("my_choices  acc", "my_lasts    perplexity", "my_texts    nats_per_token (texts)", "my_words    exact_match"):
+    for line in ("my_choices  acc", "my_lasts    perplexity", "my_texts    nats_per_token (texts)", "my_words    chrf"):
         assert line in said, said
 
 
