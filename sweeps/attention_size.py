@@ -1,8 +1,8 @@
 """sweeps/attention.py at a smaller and a larger size: does the distance between attention by distance and the baselines shrink or grow?
 
 3 arms x 2 sizes x 3 or 4 learning rates with one seed = 21 runs choose each arm's rate; then three seeds of the two that are to be
-compared, 12 runs. A run takes half a minute of one thread at width 32 and three minutes at width 128. The size between them, 64, is in sweeps/attention.py. Attention by
-distance is here the chain with slopes by age, which did best there.
+compared, 12 runs. A run takes half a minute of one thread at width 32 and three minutes at width 128. The size between them, 64, is in
+sweeps/attention.py. Attention by distance is here the chain with slopes by age, which did best there.
 """
 from sweeps import attention as _middle
 
