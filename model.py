@@ -51,6 +51,7 @@ class MixedConfig(GPTConfig):
     per_head_curvature: bool = True  # one c per head, rows split in n_head balls; False: one c for the whole row
     dynamic_curvature: bool = False  # c per token: c * 2 sigmoid(w.x_t), w learned from 0
     use_embedding_curvature: bool = False  # embeddings enter by exp_0 with a c of their own (of the same mode)
+    curvature_warmup: int = 0  # 'fixed' only: c grows from 0, where the model is flat, to `curvature` in so many steps
     reference: Literal["previous", "origin", "mean", "window", "ema"] = "previous"  # point whose tangent space a token is
         # read in; the last three are gyro-midpoints of tokens before t
     reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
@@ -69,6 +70,11 @@ class MixedConfig(GPTConfig):
             if len(self.curvature_initialization) != self.n_layer:
                 raise UserError(f"curvature_initialization has {len(self.curvature_initialization)} values, "
                                 f"n_layer = {self.n_layer} are needed")
+        if self.curvature_warmup < 0:
+            raise UserError(f"curvature_warmup = {self.curvature_warmup}: must be at least 0")
+        if self.curvature_warmup and self.curvature_mode != "fixed":
+            raise UserError(f"curvature_warmup is for curvature_mode = 'fixed', not {self.curvature_mode!r}; what is learned can start "
+                            "at 0: curvature_mode='parametric', curvature=0")
         for key, kind in (("reference_window", "window"), ("reference_decay", "ema")):
             if getattr(self, key) is not None and self.reference != kind:
                 raise UserError(f"{key} is for reference = {kind!r}, not {self.reference!r}")
@@ -99,7 +105,7 @@ class Curvature(nn.Module):
         super().__init__()
         c = torch.empty((config.n_head, 1) if config.per_head_curvature else ())
         if config.curvature_mode == "fixed":
-            self.register_buffer("c", c, persistent=False)  # it is the config's number, not a state
+            self.register_buffer("c", c, persistent=config.curvature_warmup > 0)  # else it is the config's number, not a state
         else:
             self.c = nn.Parameter(c)
 
@@ -199,7 +205,7 @@ class Block(model_baseline.Block):
 
     def precompute(self):
         """Where c is a number of the config, what follows from it alone is computed once, not each step."""
-        if self.config.curvature_mode == "fixed" and not self.config.dynamic_curvature:
+        if self.config.curvature_mode == "fixed" and not self.config.dynamic_curvature and not self.config.curvature_warmup:
             for dtype in geometry.BALL_MARGIN:
                 if dtype != torch.float64:  # which no model trains in, and mps does not have
                     for name in LIMITS:
@@ -281,8 +287,25 @@ class GPT(model_baseline.GPT):
                 nn.init.zeros_(block.curvature_gate.weight)
         if self.embedding_curvature is not None and config.curvature_mode != "tied":
             self.embedding_curvature.reset(config, starts[0])
+        if config.curvature_warmup:
+            self.register_buffer("curvature_steps", torch.zeros((), dtype=torch.int64))  # steps that c has grown for
+            self.grow_curvature()
         for block in self.transformer.h:
             block.precompute()
+
+    def grow_curvature(self):
+        """c of every place, after curvature_steps."""
+        share = (self.curvature_steps / self.config.curvature_warmup).clamp(max=1)
+        for module in self.modules():
+            if isinstance(module, Curvature):
+                module.c.copy_((self.config.curvature * share).expand_as(module.c))
+
+    @torch.no_grad()
+    def end_of_step(self, average):
+        super().end_of_step(average)
+        if self.config.curvature_warmup:
+            self.curvature_steps.add_(1)
+            self.grow_curvature()
 
     def embed(self, idx, cache=None):
         x = super().embed(idx, cache)

@@ -10,7 +10,8 @@ A sweep file is Python with flat assignments, like a config file:
 
     arms = {name: dict(config='config/x.py', role='baseline', key=value, ...), ...}
                         a config file and what the arm changes in it; role: baseline | flat | control | mixed | other
-                        (default). `grid` and `seeds` in an arm stand for that arm in place of the sweep's
+                        (default). `grid` and `seeds` in an arm stand for that arm in place of the sweep's; start='ARM': its
+                        runs begin with the trained weights of that arm's run with the same seed, and wait for it
     grid = {key: [values]}                   every combination of the values
     seeds = [1337, 1338]
     runs = [dict(arms=[names], grid={...}, seeds=[...])]     more runs of some arms: a learning rate is chosen with one
@@ -64,7 +65,7 @@ from configurator import Parser
 from experiments import question, sweep_file
 from experiments.after import run_after
 from experiments.folder import check_corpus, check_folder
-from experiments.job import TRAIN, command_of, crash_reason
+from experiments.job import TRAIN, command_of, crash_reason, readiness
 from experiments.launchers import run_local, run_submitit, threads_of_a_run
 from experiments.rows import Rows
 from experiments.runs import description, make_runs, short, sweep_name
@@ -142,6 +143,9 @@ def main(argv, command=TRAIN):
     if spared:
         print(f"the question of the sweep is decided: {len(spared)} runs are not needed")
     left = [run for run in runs if run.hash not in ended and run not in spared]
+    for run in left:
+        if readiness(run, ended) == "impossible":
+            print(f"not started: {short(run.folder)}: {short(run.start.folder)} has no trained weights to begin with", file=sys.stderr)
     for run in crashed:
         print(f"crashed: {short(run.folder)}: {crash_reason(run)}", file=sys.stderr)
     if crashed:

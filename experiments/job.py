@@ -13,8 +13,9 @@ from common import locks
 from common.whole_files import naming
 from experiments.rows import COLUMNS
 from experiments.runs import config_path, flags, short
+from training import checkpoint
 from training.config import REPOSITORY
-from training.run_directory import LOCK
+from training.run_directory import LOCK, holds_run
 
 TRAIN = (sys.executable, "train.py")  # the trainer's command; it runs in REPOSITORY
 TRIES = 2  # a crashed run is started again once
@@ -22,8 +23,19 @@ TRIES = 2  # a crashed run is started again once
 
 def command_of(run, threads):
     """The arguments of train.py, run in REPOSITORY. 'auto': go on from a checkpoint if there is one, else start over."""
-    return [short(config_path(run.config)), *flags(run.overrides), f"--threads={threads}",
-            f"--out_dir={short(run.folder)}", "--init_from=auto"]
+    begin = ["--init_from=auto"]
+    if run.start and not checkpoint.exists(run.folder, "last"):
+        begin = [f"--init_from={short(run.start.folder)}", *(["--overwrite=True"] if holds_run(run.folder) else [])]
+    return [short(config_path(run.config)), *flags(run.overrides), f"--threads={threads}", f"--out_dir={short(run.folder)}", *begin]
+
+
+def readiness(run, ended):
+    """'ready', 'waiting' for the run that gives it its weights, or 'impossible', since that one has none to give. ended: rows by hash."""
+    if run.start is None:
+        return "ready"
+    if run.start.hash not in ended:
+        return "waiting"
+    return "ready" if ended[run.start.hash]["status"] == "finished" and checkpoint.exists(run.start.folder, "best") else "impossible"
 
 
 def progress(run):

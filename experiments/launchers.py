@@ -11,7 +11,7 @@ import types
 import torch
 
 from common.errors import UserError
-from experiments.job import TRIES, Job, in_use, note, progress, row_of
+from experiments.job import TRIES, Job, in_use, note, progress, readiness, row_of
 from experiments.rows import Rows
 from experiments.runs import short
 from experiments.sweep_file import SLURM
@@ -39,10 +39,14 @@ def run_local(runs, rows, options, command, table, stop, not_needed):
     waiting, jobs, told = collections.deque(runs), {}, set()  # jobs: slot -> Job
     try:
         while jobs or (waiting and not stop.signal):
+            ended = rows.read()
             for slot in range(options.jobs) if not stop.signal else ():
                 for _ in range(len(waiting) if slot not in jobs else 0):
                     run = waiting.popleft()
-                    if not_needed(run):
+                    if not_needed(run) or readiness(run, ended) == "impossible":
+                        continue
+                    if readiness(run, ended) == "waiting":
+                        waiting.append(run)
                         continue
                     job = Job(run, rows, command, threads, gpus[slot % len(gpus)] if gpus else None)
                     if job.start():
@@ -105,8 +109,8 @@ class Worker:
 
 
 def run_submitit(runs, rows, options, command, table, stop, slurm, not_needed):
-    """Through submitit: one job array on Slurm, or (to try it) its local executor with at most --jobs processes. Slurm gets all runs at
-    once; jobs that have not begun when the question is decided are cancelled."""
+    """Through submitit: one job array on Slurm, or (to try it) its local executor with at most --jobs processes. Slurm gets at once all
+    runs that wait for no other; jobs that have not begun when the question is decided are cancelled."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported; USR2 would kill train.py
     try:
         import submitit
@@ -129,6 +133,8 @@ def run_submitit(runs, rows, options, command, table, stop, slurm, not_needed):
     tries = collections.Counter()  # by hash
 
     def submit(*these):
+        if not these:
+            return []
         try:
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats what sbatch says
                 submitted = [executor.submit(worker, run) for run in these]
@@ -158,16 +164,21 @@ def run_submitit(runs, rows, options, command, table, stop, slurm, not_needed):
         while any(in_use(run) for run, _ in jobs.values()):
             time.sleep(POLL_SECONDS)
 
-    if not local:
-        ids = submit(*runs)
-        waiting.clear()
-        table.say(f"submitted {len(jobs)} jobs: {ids[0]} to {ids[-1]}")
     try:
         while (waiting or jobs) and not stop.signal:
-            while local and waiting and len(jobs) < options.jobs:
+            ready, ended = [], rows.read()
+            for _ in range(len(waiting)):
                 run = waiting.popleft()
-                if not not_needed(run):
-                    submit(run)
+                state = readiness(run, ended)
+                if not_needed(run) or state == "impossible":
+                    continue
+                if state == "ready" and not (local and len(jobs) + len(ready) >= options.jobs):
+                    ready.append(run)
+                else:
+                    waiting.append(run)
+            ids = submit(*ready)
+            if ids and not local:
+                table.say(f"submitted {len(ids)} jobs: {ids[0]} to {ids[-1]}")
             # a job that returned has written its row, wherever the file system has it by now
             failed = {h for h, (_, job) in jobs.items() if job.done() and job.exception() is not None}
             ended = rows.read()

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import configurator
 import models
@@ -37,6 +37,7 @@ class Run:
     max_iters: int  # steps
     max_seconds: float | None
     folder: str  # its out_dir
+    start: "Run | None" = None  # whose weights it begins with
 
 
 def short(path):
@@ -119,6 +120,16 @@ def make_run(sweep, where, folder, arm, point, seed, threads):
                os.path.join(folder, "runs", name))
 
 
+def started_from(runs, run, arm, where):
+    """The run with the weights of the arm of that name, which has to have one with its seed."""
+    given = [other for other in runs if other.arm == arm and other.seed == run.seed]
+    if len(given) != 1:
+        raise UserError(f"{where}: start = {arm!r} has {len(given) or 'no'} runs of seed {run.seed}: one has to give the weights; "
+                        "let that arm have one learning rate and the same seeds")
+    digest = hashlib.sha256(f"{run.hash} from {given[0].hash}".encode()).hexdigest()
+    return replace(run, hash=digest, folder=run.folder.removesuffix(run.hash[:8]) + digest[:8], start=given[0])
+
+
 def make_runs(sweep, path, folder, threads=0):
     """Every run of a sweep, each once: the first seed of all, then the second, ...: a sweep that is stopped early has
     something to compare. threads: of each run, for its hash."""
@@ -130,8 +141,11 @@ def make_runs(sweep, path, folder, threads=0):
             for place, seed in enumerate(part["seeds"]):
                 for values in itertools.product(*part["grid"].values()):
                     found.append((place, make_run(sweep, where, folder, arm, dict(zip(part["grid"], values)), seed, threads)))
-    runs = {}
+    runs, starts = {}, {arm["name"]: arm["start"] for arm in sweep["arms"] if arm["start"]}
+    first = [run for _, run in found if run.arm not in starts]
     for _, run in sorted(found, key=lambda pair: pair[0]):
+        if run.arm in starts:
+            run = started_from(first, run, starts[run.arm], f"{path}, arm {run.arm!r}")
         other = runs.setdefault(run.hash, run)
         if other.arm != run.arm:
             raise UserError(f"{path}: the arms {other.arm!r} and {run.arm!r} are one configuration (lr {run.lr:g}, "
@@ -146,7 +160,8 @@ def description(sweep, path, runs):
         for key, values in part.get("grid", {}).items():
             grid[key] = grid.get(key, []) + [v for v in values if v not in grid.get(key, [])]
     return {"name": sweep_name(path), "file": short(os.path.abspath(path)),
-            "arms": [{k: arm[k] for k in ("name", "config", "overrides", "role")} for arm in sweep["arms"]],
+            "arms": [{k: arm[k] for k in ("name", "config", "overrides", "role", *(["start"] if arm["start"] else []))}
+                     for arm in sweep["arms"]],
             "grid": grid, "seeds": list(dict.fromkeys(run.seed for run in runs)), "budget": sweep["budget"],
             "defaults": sweep["defaults"]}
 

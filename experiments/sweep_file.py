@@ -50,6 +50,14 @@ def check_seeds(seeds, where):
         raise UserError(f"{where}: seeds is empty")
 
 
+def check_start(start, name, arms, where):
+    check_type(start, str, "start", where)
+    if start == name or start not in arms:
+        raise UserError(f"{where}: start = {start!r}: must be another arm, whose runs give the weights; there are {', '.join(arms)}")
+    if isinstance(arms[start], dict) and arms[start].get("start"):
+        raise UserError(f"{where}: start = {start!r} has a start itself; one arm after another is what can be done")
+
+
 def load(path):
     """The assignments of a sweep file, checked; arms as a list of {name, config, role, overrides, grid, seeds}."""
     kinds = {"arms": dict, "grid": dict, "seeds": list, "runs": list, "budget": dict, "defaults": dict, "slurm": dict,
@@ -86,7 +94,7 @@ def load(path):
             raise UserError(f"{where}: there are two arms of this name")
         check_type(arm, dict, "the arm", where)
         arm = dict(arm)
-        config, role = arm.pop("config", None), arm.pop("role", "other")
+        config, role, start = arm.pop("config", None), arm.pop("role", "other"), arm.pop("start", None)
         if not isinstance(config, str):
             raise UserError(f"{where}: config is missing; config='config/x.py'")
         if role not in ROLES:
@@ -94,8 +102,10 @@ def load(path):
         grid, seeds = arm.pop("grid", sweep["grid"]), arm.pop("seeds", sweep["seeds"])
         check_grid(grid, where)
         check_seeds(seeds, where)
+        if start is not None:
+            check_start(start, name, dict(named), where)
         sweep["arms"].append({"name": name, "config": config, "role": role, "overrides": arm, "grid": grid,
-                              "seeds": seeds})
+                              "seeds": seeds, "start": start})
 
     for more in sweep["runs"]:
         check_type(more, dict, "an entry of runs", path)
