@@ -50,6 +50,7 @@ from training.parallel import Parallel, clip_gradients, gradient_norm
 from training.run import Run
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, seed_micro_batch
+from training.watch import Watch, map_norms
 
 
 @exit_cleanly
@@ -113,6 +114,7 @@ def train(config, model_config, parallel, argv):
 
     clock, stop, guard = run.clock, Stop(), Guard(optimizers, scaler, device, alone=parallel.world == 1)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    watch = Watch(model) if config.log_stability else None
     stream = loaders["train"].batches(k for step in range(run.start, config.max_iters) for k in deal.micro_batches(step))
     value, stopping, out_of_time = None, False, clock.is_over()
 
@@ -127,7 +129,7 @@ def train(config, model_config, parallel, argv):
                         batches = lambda: loaders[split].eval_batches(config.eval_iters)
                         run.diverged(step, f": the {split} loss is {loss} in the evaluation; the first NaN or Inf is in",
                                      run.finder(new_model, batches, autocast, in_training=False), losses={})
-                improved = run.evaluated(step, losses, telemetry(model, loaders["val"], compiled))
+                improved = run.evaluated(step, losses, telemetry(model, loaders["val"], compiled, watch))
                 console.line(step, f"train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
                              + (f", last batch {value:.4f}" if value is not None else ""))
                 last = last or run.reached is not None
@@ -157,12 +159,15 @@ def train(config, model_config, parallel, argv):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = gradient_norm(parameters)
+            logging = step % config.log_interval == 0
+            if watch and logging:
+                watch.gradients()
             usable = guard.usable(step, loss, norm)
             if config.grad_clip and usable:
                 clip_gradients(parameters, config.grad_clip, norm)
 
             # numbers are read off a GPU, which the host has to wait for, only where they are wanted
-            logging, counts = step % config.log_interval == 0, not (compiled and step == run.start)
+            counts = not (compiled and step == run.start)
             signal, late = bool(stop.signal), parallel.main and counts and clock.is_late()
             reading = guard.waits or logging or not counts or run.is_due(step + 1) or parallel.world == 1 and (signal or late)
             if reading:
@@ -186,7 +191,7 @@ def train(config, model_config, parallel, argv):
             if logging:
                 tok_per_s, data_wait = clock.speed(deal.tokens)
                 run.logged(step, {"loss": value, "lr": lr, "grad_norm": norm.item(), "dt": dt, "tok_per_s": tok_per_s,
-                                  "data_wait": data_wait, **(lessons.numbers() if lessons else {})})
+                                  "data_wait": data_wait, **(lessons.numbers() if lessons else {}), **(watch.numbers() if watch else {})})
                 console.logged(step, value, dt, tok_per_s)
             console.stepped()
 
@@ -224,11 +229,12 @@ def introduce(run, model_config, deal, meta, from_trained, machine):
         print(f"resumed from step {run.start}" if run.state else "no checkpoint yet: starting from step 0")
 
 
-def telemetry(model, loader, compiled):
+def telemetry(model, loader, compiled, watch):
     """What the curvature or the streams do, block by block, on some sequences: numbers for metrics.jsonl."""
     # (not worth compiling FSDP2's blocks once more)
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-        return model.telemetry(next(loader.eval_batches(1))[0][:8])
+        idx = next(loader.eval_batches(1))[0][:8]
+        return {**model.telemetry(idx), **(map_norms(model, idx[:2]) if watch else {})}
 
 
 def step_again(loader, micro_batches, seed):

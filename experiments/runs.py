@@ -21,7 +21,7 @@ from training.config import ADDED_SINCE, REPOSITORY, TrainConfig
 # eval_interval and eval_iters stay in the hash (the best loss, and a target, depend on them); so do compile, dtype and
 # ops, which are there to change the seconds, and seconds are a result
 NOT_IN_HASH = {"out_dir", "overwrite", "init_from", "data_dir", "device", "threads", "num_workers", "parallel",
-               "log_interval", "save_interval", "tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
+               "log_interval", "log_stability", "save_interval", "tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
 SPEED = {"device", "threads", "num_workers", "parallel"}  # of these; with max_seconds they decide how many steps are made
 OWN_KEYS = ("out_dir", "overwrite", "init_from", "seed", "threads")  # set by the sweep for each run
 

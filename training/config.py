@@ -9,7 +9,7 @@ from configurator import Path
 
 OWN_STARTS = ("scratch", "resume", "auto")  # of init_from; others are trained weights
 ADDED_SINCE = {"freeze": [], "distill_from": None, "distill_text": 1.0, "distill_logits": 1.0, "distill_temperature": 2.0,
-               "distill_layers": "none", "distill_layers_weight": 1.0, "distill_steps": None}  # keys that earlier versions lack
+               "distill_layers": "none", "distill_layers_weight": 1.0, "distill_steps": None, "log_stability": False}  # keys that earlier versions lack
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -71,6 +71,7 @@ class TrainConfig:
     activation_checkpointing: bool = False  # keep a block's input alone and compute the block again in the backward pass
     threads: int = 0  # CPU threads (0: torch's choice)
     # logs
+    log_stability: bool = False  # by block: norms of gradients, updates and of the maps' Jacobians (training/watch.py); not with fsdp
     tensorboard_log: bool = True  # event files in out_dir/tensorboard
     wandb_log: bool = False  # Weights & Biases (pip install wandb)
     wandb_project: str = "mixed-curvature-gpt"  # Weights & Biases
@@ -98,6 +99,8 @@ class TrainConfig:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least 0")
         if not 0 < self.distill_temperature <= 1000:
             raise UserError(f"distill_temperature = {self.distill_temperature:g}: must be more than 0, and at most 1,000")
+        if self.log_stability and self.parallel == "fsdp":
+            raise UserError("log_stability = True needs whole weights; use --parallel=ddp")
         if self.distill_from is not None:
             if not self.distill_from:
                 raise UserError("distill_from is empty: name a run's folder, or leave it out")

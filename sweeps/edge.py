@@ -1,0 +1,30 @@
+"""Where should a learned curvature start, so that few rows sit at the ball's edge, where rounding is magnified?
+
+The mixed model's default was c per head and block from U(0, 1), learned: half of its rows end at the edge. Here are smaller starts, and the
+baseline and controls beside them, in short runs. metrics.jsonl has the share of rows at the edge, block by block.
+
+7 arms with seed 1337 at 2 learning rates, then more seeds where it matters. A run takes one to two minutes of one thread.
+"""
+
+defaults = dict(
+    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',
+    batch_size=8, block_size=128,  # 1,024 tokens a step
+    min_lr=None, lr_decay_iters=None,
+    warmup_iters=60,
+    eval_interval=200, eval_iters=100,  # 102,400 tokens
+)
+budget = dict(steps=600)
+grid = dict(learning_rate=[3e-3, 6e-3])
+seeds = [1337]
+
+_mixed = dict(config='config/demo_mixed.py', role='mixed')
+arms = {
+    'baseline': dict(config='config/demo_baseline.py', role='baseline'),
+    'flat': dict(config='config/demo_flat.py', role='flat'),
+    'uniform-1': dict(_mixed, curvature_mode='random', curvature=1.0),
+    'uniform-0.1': dict(_mixed, curvature_mode='random', curvature=0.1),
+    'start-0.1': dict(_mixed, curvature_mode='parametric', curvature=0.1),
+    'start-0.03': dict(_mixed, curvature_mode='parametric', curvature=0.03),
+    'fixed-0.1': dict(_mixed, curvature_mode='fixed', curvature=0.1),
+}
