@@ -28,6 +28,7 @@ At c = 0 and reference = residual = 'origin' this is the baseline; with referenc
 'transport' it is the baseline with token_shift = 'difference' (the flat control), in logits and in gradients.
 """
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,14 @@ class MixedConfig(GPTConfig):
     dynamic_curvature: bool = False  # c per token: c * 2 sigmoid(w.x_t), w learned from 0
     use_embedding_curvature: bool = False  # embeddings enter by exp_0 with a c of their own (of the same mode)
     curvature_warmup: int = 0  # 'fixed' only: c grows from 0, where the model is flat, to `curvature` in so many steps
+    curvature_heads: list[float] | None = None  # n_head factors of c, of either sign: a product of balls and spheres (None: all 1)
+    curvature_unit: Literal["row", "coordinate"] = "row"  # coordinate: c is divided by the length D of the rows, so that a ball is as
+        # large for each coordinate at every width
+    curvature_form: Literal["plain", "softplus"] = "plain"  # what is learned: c itself, or theta of +-softplus(theta), which keeps its sign
+    max_distance: float | None = None  # geodesic, of the residual stream's rows from the origin (None: the ball's edge)
+    update_scale: Literal["none", "conformal"] = "none"  # conformal: v min(1, 2/lambda_x) in place of v, shorter near the edge
+    project_gradient: Literal["exact", "straight"] = "exact"  # of rows that are shortened; straight: as if they were not
+    embedding_gradient: Literal["euclidean", "riemannian"] = "euclidean"  # riemannian: times min(1, 2/lambda_x)^2, the ball's metric
     reference: Literal["previous", "origin", "mean", "window", "ema"] = "previous"  # point whose tangent space a token is
         # read in; the last three are gyro-midpoints of tokens before t
     reference_window: int | None = None  # reference 'window' only: how many tokens before t (None: 4)
@@ -85,8 +94,31 @@ class MixedConfig(GPTConfig):
                 raise UserError(f"curvature = {c:g}: its size must be at most 1e+30")
         if self.reference_window is not None and self.reference_window > 2 ** 31:
             raise UserError(f"reference_window = {self.reference_window}: must be at most {2 ** 31}")
+        self.check_curvature()
         if self.reference_decay is not None and not 0 <= self.reference_decay < 1:
             raise UserError(f"reference_decay = {self.reference_decay}: must be in [0, 1)")
+
+    def check_curvature(self):
+        if self.curvature_heads is not None:
+            if not self.per_head_curvature:
+                raise UserError("curvature_heads needs per_head_curvature = True")
+            if len(self.curvature_heads) != self.n_head:
+                raise UserError(f"curvature_heads has {len(self.curvature_heads)} values, n_head = {self.n_head} are needed")
+            if not all(abs(factor) <= 1e6 for factor in self.curvature_heads):
+                raise UserError(f"curvature_heads = {self.curvature_heads}: their size must be at most 1e+06")
+        if self.curvature_form == "softplus":
+            if self.curvature_mode == "fixed":
+                raise UserError("curvature_form = 'softplus' is for a learned c, not curvature_mode = 'fixed'")
+            if 0 in [self.curvature, *(self.curvature_initialization or []), *(self.curvature_heads or [])]:
+                raise UserError("curvature_form = 'softplus' keeps the sign of c, which 0 does not have: start elsewhere")
+        if self.max_distance is not None and not 0 < self.max_distance <= 1e6:
+            raise UserError(f"max_distance = {self.max_distance:g}: must be more than 0 and at most 1e+06, or None")
+
+    @property
+    def per_unit(self):
+        """By what `curvature` is multiplied to be c."""
+        rows = self.n_head if self.per_head_curvature else 1
+        return rows / self.n_embd if self.curvature_unit == "coordinate" else 1.0
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
@@ -111,10 +143,38 @@ class Curvature(nn.Module):
 
     @torch.no_grad()
     def reset(self, config, start):
-        if config.curvature_mode == "random":
-            self.c.uniform_(0, 1).mul_(config.curvature)
-        else:
-            self.c.fill_(start)
+        c = torch.empty_like(self.c)
+        c = c.uniform_(0, 1).mul_(config.curvature) if config.curvature_mode == "random" else c.fill_(start)
+        if config.curvature_heads is not None:
+            c *= torch.tensor(config.curvature_heads, device=c.device).view(-1, 1)
+        self.begin(c * config.per_unit)
+
+    def begin(self, c):
+        self.c.copy_(c)
+
+
+class SoftplusCurvature(nn.Module):
+    """c = s softplus(theta) with s = +-1 as it starts. Learned."""
+
+    def __init__(self, config):
+        super().__init__()
+        shape = (config.n_head, 1) if config.per_head_curvature else ()
+        self.theta = nn.Parameter(torch.empty(shape))
+        self.register_buffer("sign", torch.ones(shape), persistent=False)
+
+    @property
+    def c(self):
+        return self.sign * nn.functional.softplus(self.theta)
+
+    reset = Curvature.reset
+
+    def begin(self, c):
+        self.sign.copy_(torch.sign(c))
+        self.theta.copy_(c.abs() + torch.log(-torch.expm1(-c.abs())))  # the inverse of softplus
+
+
+def make_curvature(config):
+    return (SoftplusCurvature if config.curvature_form == "softplus" else Curvature)(config)
 
 
 def midpoint_weights(config, T, T_all, device):
@@ -128,6 +188,11 @@ def midpoint_weights(config, T, T_all, device):
     if config.reference == "ema":
         weights = weights * (0.5 if config.reference_decay is None else config.reference_decay) ** age.clamp(min=0)
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def inverse_conformal_factor(x, c):
+    """min(1, 2/lambda_x) = min(1, 1 - c|x|^2) of points (..., D): 0 at the ball's edge, 1 at the origin and on the sphere. -> (..., 1)"""
+    return (2 / geometry.conformal_factor(x, c)).clamp(max=1).to(x.dtype)
 
 
 def limit_name(name, dtype):
@@ -180,14 +245,24 @@ class Block(model_baseline.Block):
                 r = geometry.gyromidpoint(points, weights, base)
         return geometry.project(r, c) if self.config.dynamic_curvature else r
 
+    def longest(self, c, dtype):
+        """How long a row may be where the curvature is c."""
+        longest = geometry.max_norm(c, dtype)
+        if self.config.max_distance is None:
+            return longest
+        # at distance R from the origin |x| = R/2 tanc(c R^2/4); on the sphere R ends at the antipode
+        half, pole = self.config.max_distance / 2, math.pi / 2 - geometry.SPHERE_CAP[dtype]
+        z = (c.to(longest.dtype) * half ** 2).clamp(min=-pole ** 2)
+        return torch.minimum(longest, half * geometry.tanc(z))
+
     def entry_limit(self, c, dtype):
         """How long a row may be that this block reads."""
         kept = getattr(self, limit_name("entry_limit", dtype), None)
-        return geometry.max_norm(c, dtype) if kept is None else kept
+        return self.longest(c, dtype) if kept is None else kept
 
     def radius(self, dtype):
         """How long a row may be in this block's own ball."""
-        return geometry.max_norm(self.curvature.c, dtype)
+        return self.longest(self.curvature.c, dtype)
 
     def limit_kept(self, dtype):
         return getattr(self, limit_name("limit", dtype), None)
@@ -200,7 +275,7 @@ class Block(model_baseline.Block):
             return kept
         if radii is None:
             following = () if self.config.dynamic_curvature else self.next_curvature
-            radii = [geometry.max_norm(each, dtype) for each in (c, *(curvature.c for curvature in following))]
+            radii = [self.longest(each, dtype) for each in (c, *(curvature.c for curvature in following))]
         return radii[0] if len(radii) == 1 else torch.minimum(*radii)
 
     def precompute(self):
@@ -228,6 +303,14 @@ class Block(model_baseline.Block):
         return norm(self.tangent(self.heads(x), r, c).reshape(x.shape))
 
     def residual(self, x, r, v, c, limit):
+        if self.config.update_scale == "conformal":
+            v = v * inverse_conformal_factor(x, c)
+        if self.config.project_gradient == "exact" or limit is None:
+            return self.add(x, r, v, c, limit)
+        out = self.add(x, r, v, c, None)
+        return geometry.project(out, c, limit).detach() + (out - out.detach())
+
+    def add(self, x, r, v, c, limit):
         if self.config.residual == "transport":
             return self.maps.expmap(x, geometry.transport(r, x, v, c), c, limit)
         if self.config.residual == "reference":
@@ -267,13 +350,13 @@ class GPT(model_baseline.GPT):
 
     def make_block(self, config, index):
         if index == 0 or config.curvature_mode != "tied":
-            self._curvature = Curvature(config)
+            self._curvature = make_curvature(config)
         return self.block(config, self._curvature, index)
 
     def make_extras(self, config):
         self.embedding_curvature = None
         if config.use_embedding_curvature:
-            self.embedding_curvature = self._curvature if config.curvature_mode == "tied" else Curvature(config)
+            self.embedding_curvature = self._curvature if config.curvature_mode == "tied" else make_curvature(config)
         del self._curvature
         for block, following in zip(self.transformer.h, list(self.transformer.h)[1:]):
             block.next_curvature = (following.curvature,)
@@ -295,10 +378,10 @@ class GPT(model_baseline.GPT):
 
     def grow_curvature(self):
         """c of every place, after curvature_steps."""
-        share = (self.curvature_steps / self.config.curvature_warmup).clamp(max=1)
+        share = min(self.curvature_steps.item() / self.config.curvature_warmup, 1.0)
         for module in self.modules():
             if isinstance(module, Curvature):
-                module.c.copy_((self.config.curvature * share).expand_as(module.c))
+                module.reset(self.config, self.config.curvature * share)
 
     @torch.no_grad()
     def end_of_step(self, average):
@@ -317,7 +400,13 @@ class GPT(model_baseline.GPT):
     def enter(self, x):
         """Into the first block's ball. (With dynamic curvature, every block projects what it reads.)"""
         first = self.transformer.h[0]
-        return x if self.config.dynamic_curvature else first.project_entry(x, first.curvature.c)
+        if not self.config.dynamic_curvature:
+            x = first.project_entry(x, first.curvature.c)
+        if self.config.embedding_gradient == "riemannian":
+            rows = first.heads(x)
+            scaled = rows * inverse_conformal_factor(rows, first.curvature_of(x)).detach().square()
+            x = x.detach() + (scaled - scaled.detach()).reshape(x.shape)  # x, with the gradient of `scaled`
+        return x
 
     def for_blocks(self, dtype):
         if self.config.dynamic_curvature:

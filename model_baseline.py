@@ -155,6 +155,7 @@ class CausalSelfAttention(nn.Module):
         self.value_mix = value_mix(config, index)
         self.queries_and_keys = QueriesAndKeys(config)
         self.gate = head_gate(config, "attention")
+        self.largest_logit = None  # (nh,), where training asks for it: measure_logits()
 
     def forward(self, x, state=None, values=None):
         """values, with value_residual: a list with the first block's, (B, nh, T, hs); the first block appends them."""
@@ -171,9 +172,23 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
+    def measure_logits(self, device):
+        """From now on the largest logit of each head in training is kept: for training/qk_clip.py."""
+        del self.largest_logit
+        self.register_buffer("largest_logit", torch.zeros(self.n_head, device=device), persistent=False)
+
+    @torch.no_grad()
+    def keep_largest_logit(self, q, k):
+        T = q.size(2)
+        logits = (q @ k.transpose(-1, -2)).float() / q.size(-1) ** 0.5  # (B, nh, T, T)
+        logits = logits.masked_fill(torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1), 0.0)
+        self.largest_logit.copy_(torch.maximum(self.largest_logit, logits.amax((0, 2, 3))))
+
     def attend(self, q, k, v):
         """Causal attention of the last T of T_all positions. (B, nh, T, hs) x 2 (B, nh, T_all, hs) -> (B, nh, T, hs)."""
         T, T_all = q.size(2), k.size(2)
+        if self.largest_logit is not None and self.training:
+            self.keep_largest_logit(q, k)
         mask = None
         if 1 < T < T_all:  # several new tokens after cached ones
             mask = torch.ones(T, T_all, dtype=torch.bool, device=q.device).tril(T_all - T)

@@ -106,7 +106,7 @@ class GPT(StreamsGPT, model.GPT):
         if config.hc == "none":
             return super().make_block(config, index)
         if index == 0 or config.curvature_mode != "tied":
-            self._curvature = model.Curvature(config)
+            self._curvature = model.make_curvature(config)
         return Block(config, self._curvature, index, self.hyper)
 
     def enter(self, x):

@@ -26,11 +26,14 @@ CONFIGS = {name: config for name, (config, _) in MODELS.items()}
 ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "position": "learned",
                "qk_norm": False, "activation": "gelu"}  # keys that earlier versions lack -> what those did
 
+CURVED_SINCE = {"curvature_warmup": 0, "curvature_heads": None, "curvature_unit": "row", "curvature_form": "plain", "max_distance": None,
+                "update_scale": "none", "project_gradient": "exact", "embedding_gradient": "euclidean"}
+
 
 def added_since(name):
     """ADDED_SINCE of the model of that name."""
     own = {"mhc": {"ops": "torch"}, "tau": {"ops": "torch"}, "baseline": {"head_gate": "none"}, "terms": {"ball": True},
-           "mixed": {"curvature_warmup": 0}, "mhc_mixed": {"curvature_warmup": 0}}
+           "mixed": CURVED_SINCE, "mhc_mixed": CURVED_SINCE}
     return {**ADDED_SINCE, **own.get(name, {})}
 
 

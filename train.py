@@ -45,8 +45,9 @@ from training.distill import Lessons, freeze
 from training.evaluation import evaluate
 from training.guard import Guard
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
-from training.optimizer import make_optimizers, set_lr
+from training.optimizer import make_optimizers, set_lr, set_momentum
 from training.parallel import Parallel, clip_gradients, gradient_norm
+from training.qk_clip import QKClip
 from training.run import Run
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, seed_micro_batch
@@ -102,6 +103,7 @@ def train(config, model_config, parallel, argv):
     lessons = Lessons(config, model, meta, device) if config.distill_from else None
     facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"],
              "val_bytes_per_token": meta["val_bytes"] / meta["val_tokens"] if "val_bytes" in meta else None}
+    qk_clip = QKClip(model, config.qk_clip) if config.qk_clip is not None else None
     step_model, eval_model = parallel.wrap(model, compiled)
     optimizers = make_optimizers(model, config, device_type)
     run.attach(optimizers)
@@ -115,6 +117,7 @@ def train(config, model_config, parallel, argv):
     clock, stop, guard = run.clock, Stop(), Guard(optimizers, scaler, device, alone=parallel.world == 1)
     parameters = [p for p in model.parameters() if p.requires_grad]
     watch = Watch(model) if config.log_stability else None
+    more = [each for each in (lessons, watch, qk_clip) if each]  # who has numbers for metrics.jsonl
     stream = loaders["train"].batches(k for step in range(run.start, config.max_iters) for k in deal.micro_batches(step))
     value, stopping, out_of_time = None, False, clock.is_over()
 
@@ -141,6 +144,7 @@ def train(config, model_config, parallel, argv):
             clock.start()
             lr, loss = lr_at(step, config), 0.0
             set_lr(optimizers, lr)
+            set_momentum(optimizers, config, step)
             for k in deal.micro_batches(step):
                 asked = time.perf_counter()
                 x, y = next(stream)
@@ -181,6 +185,8 @@ def train(config, model_config, parallel, argv):
             if usable:
                 for optimizer in optimizers:
                     scaler.step(optimizer)
+                if qk_clip:
+                    qk_clip.after_update(parallel.largest)
             scaler.update()
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=parallel.kind != "ddp")  # DDP's are its buckets: without them there would be two of each
@@ -191,7 +197,7 @@ def train(config, model_config, parallel, argv):
             if logging:
                 tok_per_s, data_wait = clock.speed(deal.tokens)
                 run.logged(step, {"loss": value, "lr": lr, "grad_norm": norm.item(), "dt": dt, "tok_per_s": tok_per_s,
-                                  "data_wait": data_wait, **(lessons.numbers() if lessons else {}), **(watch.numbers() if watch else {})})
+                                  "data_wait": data_wait, **{k: v for each in more for k, v in each.numbers().items()}})
                 console.logged(step, value, dt, tok_per_s)
             console.stepped()
 

@@ -154,6 +154,8 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
     config = checkpoint.load_config(out_dir)
     if "curvature_mode" not in config:
         raise UserError(f"{out_dir}: model = {config.get('model')!r} has no curvature")
+    if config.get("curvature_form") == "softplus":
+        raise UserError(f"{out_dir}: curvature_form = 'softplus': such a c cannot be set to 0 or to the other sign")
     device = pick_device(device)
     model, config = checkpoint.load_model(out_dir, name, device)
     folder = os.path.join(config["data_dir"], config["dataset"])

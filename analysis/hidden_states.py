@@ -35,7 +35,7 @@ import geometry
 from common.errors import UserError
 from model_baseline import previous_token
 
-CURVED = ("heads", "curvature_of", "limit", "project_entry", "tangent", "residual")  # what a curved block has beyond a Euclidean one
+CURVED = ("heads", "curvature_of", "limit", "longest", "project_entry", "tangent", "residual")  # what only a curved block has
 AT_EDGE = 0.999  # of the longest row that a block leaves, as in geometry_stats
 
 
@@ -144,7 +144,7 @@ def position(chart, rows, at_entry):
     x, c = points(chart, rows)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     geodesic = geometry.dist(torch.zeros_like(x), x, c)
-    limit = geometry.max_norm(chart.c, x.dtype) if at_entry else chart.block.limit(chart.c, x.dtype)
+    limit = chart.block.longest(chart.c, x.dtype) if at_entry else chart.block.limit(chart.c, x.dtype)
     return {"curvature": c.squeeze(-1),
             "geodesic_norm": _whole_row(geodesic),
             "geodesic_norm_of_heads": geodesic.squeeze(-1),

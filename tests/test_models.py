@@ -77,6 +77,8 @@ VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
 STREAMS += CURVED_STREAMS
 GATED = [("baseline", dict(head_gate="read", token_shift="difference")), ("baseline", dict(head_gate="attention"))]
 MODERN = GATED + [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
+MODERN += [("mixed", dict(curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate", max_distance=2.0,
+                          update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))]
 EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
 BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS,

@@ -9,7 +9,9 @@ from configurator import Path
 
 OWN_STARTS = ("scratch", "resume", "auto")  # of init_from; others are trained weights
 ADDED_SINCE = {"freeze": [], "distill_from": None, "distill_text": 1.0, "distill_logits": 1.0, "distill_temperature": 2.0,
-               "distill_layers": "none", "distill_layers_weight": 1.0, "distill_steps": None, "log_stability": False}  # keys that earlier versions lack
+               "distill_layers": "none", "distill_layers_weight": 1.0, "distill_steps": None,
+               "log_stability": False, "muon_adjust_lr": "original", "muon_momentum_warmup": 0,
+               "qk_clip": None}  # keys that earlier versions lack
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -49,6 +51,10 @@ class TrainConfig:
     muon_lr: float = 0.02  # peak, of Muon
     muon_momentum: float = 0.95  # Muon
     muon_ns_steps: int = 5  # Newton-Schulz iterations of Muon
+    muon_adjust_lr: Literal["original", "match_rms_adamw"] = "original"  # a (out x in) matrix has muon_lr * sqrt(max(1, out / in)); or
+        # muon_lr * 0.2 sqrt(max(out, in)), updates as large as AdamW's: then muon_lr = learning_rate is a fair start
+    muon_momentum_warmup: int = 0  # steps in which Muon's momentum rises to muon_momentum, from 0.85 (or less, if that is)
+    qk_clip: float | None = None  # no attention logit stays above it (training/qk_clip.py); 100 is usual
     freeze: list[str] = field(default_factory=list)  # parameters that are not trained, by name: 'transformer.h.*.mlp.*'
     # learning from another run (training/distill.py)
     distill_from: Path | None = None  # its folder, the teacher's
@@ -80,7 +86,7 @@ class TrainConfig:
     def __post_init__(self):
         at_least = dict(batch_size=1, gradient_accumulation_steps=1, max_iters=0, eval_interval=1, eval_iters=1,
                         log_interval=1, muon_ns_steps=1, warmup_iters=0, threads=0, seed=0, learning_rate=0,
-                        weight_decay=0, grad_clip=0, curvature_lr_mult=0, muon_lr=0, num_workers=0)
+                        weight_decay=0, grad_clip=0, muon_momentum_warmup=0, curvature_lr_mult=0, muon_lr=0, num_workers=0)
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least {least}")
@@ -99,6 +105,10 @@ class TrainConfig:
                 raise UserError(f"{key} = {getattr(self, key)}: must be at least 0")
         if not 0 < self.distill_temperature <= 1000:
             raise UserError(f"distill_temperature = {self.distill_temperature:g}: must be more than 0, and at most 1,000")
+        if self.qk_clip is not None and not 0 < self.qk_clip < float("inf"):
+            raise UserError(f"qk_clip = {self.qk_clip:g}: must be more than 0, or None")
+        if self.qk_clip is not None and self.parallel == "fsdp":
+            raise UserError("qk_clip needs whole weights; use --parallel=ddp")
         if self.log_stability and self.parallel == "fsdp":
             raise UserError("log_stability = True needs whole weights; use --parallel=ddp")
         if self.distill_from is not None:
@@ -126,7 +136,8 @@ class TrainConfig:
         """Keys that the others leave without effect -> by what"""
         found = {}
         if self.optimizer != "muon":
-            found.update(dict.fromkeys(("muon_lr", "muon_momentum", "muon_ns_steps"), f"optimizer = {self.optimizer!r}"))
+            muons = (key for key in self.__dataclass_fields__ if key.startswith("muon_"))
+            found.update(dict.fromkeys(muons, f"optimizer = {self.optimizer!r}"))
         if self.distill_from is None:
             found.update(dict.fromkeys((key for key in ADDED_SINCE if key.startswith("distill_") and key != "distill_from"),
                                        "no distill_from"))

@@ -55,7 +55,7 @@ def make_optimizers(model, config, device_type):
                                     fused=device_type in ("cuda", "cpu", "mps")) for groups in (adamw, curvature) if groups]
     if muon:
         optimizers.append(torch.optim.Muon(muon, lr=config.muon_lr, momentum=config.muon_momentum, nesterov=True,
-                                           ns_steps=config.muon_ns_steps))
+                                           ns_steps=config.muon_ns_steps, adjust_lr_fn=config.muon_adjust_lr))
     set_lr(optimizers, config.learning_rate)
     return optimizers
 
@@ -64,3 +64,14 @@ def set_lr(optimizers, lr):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_ratio"]
+
+
+def set_momentum(optimizers, config, step):
+    """Muon's momentum at this step: muon_momentum, after a linear rise (Jordan et al., modded-nanogpt)."""
+    if not config.muon_momentum_warmup:
+        return
+    start, share = min(0.85, config.muon_momentum), min(step / config.muon_momentum_warmup, 1.0)
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.Muon):
+            for group in optimizer.param_groups:
+                group["momentum"] = start + (config.muon_momentum - start) * share

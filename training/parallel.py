@@ -143,6 +143,12 @@ class Parallel:
             tensor /= self.world
         return tensor
 
+    def largest(self, tensor):
+        """The maximum over all processes, in place, the same on each."""
+        if self.world > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def on_main(self, work):
         """What work() returns on rank 0, which alone does it. Where it raises a UserError all processes stop: rank 0 with it,
         the others silently."""

@@ -4,7 +4,8 @@ log_stability: what a step does to each part of a model, and how much the maps o
     stability/<part>/grad_norm      L2 norm of the part's gradients, before clipping
     stability/<part>/update_ratio   |change of the weights in this step| / |weights|
 
-A part is a block, 'embeddings', 'curvature' (learned c and what predicts it) or 'rest'. And at evaluations, of a block whose rows are points,
+A part is a block, 'embeddings', 'curvature' (learned c and what predicts it) or 'rest'. And at evaluations, of a block whose rows are
+points,
 
     stability/<block>/log_by_x      |d log_r(x) / dx|
     stability/<block>/add_by_x      |d (x (+) exp_0(v)) / dx|, with the projection into the ball; of any `residual`

@@ -10,8 +10,8 @@ The block is the published one, x <- x (+) exp_r(F(LN(log_r(x)))) with r_t = x_{
     outside     points are not kept in the ball: embeddings are used as they are, and artanh is clamped at 1 - 1e-5
     gram        Mobius addition by x.x, x.y and y.y, which cancels for near points, in place of the difference form
 
-Each row: the faults that are in, the optimizer, its rate; the first step with a NaN or an Inf, the loss at the start and at the end (mean of 20
-batches), and over all steps the largest |x| sqrt(c), the share of rows outside the ball, and the largest gradient norm.
+Each row: the faults that are in, the optimizer, its rate; the first step with a NaN or an Inf, the loss at the start and at the end (mean
+of 20 batches), and over all steps the largest |x| sqrt(c), the share of rows outside the ball, and the largest gradient norm.
 """
 import argparse
 import csv

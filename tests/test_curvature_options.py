@@ -1,0 +1,151 @@
+"""Options of the mixed model that say how c is parametrised and how rows are kept from the ball's edge."""
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from test_model_baseline import randomised
+
+import geometry
+import model
+import models
+from analysis.ablation import ablate
+from common.errors import UserError
+
+NH, C = TINY["n_head"], TINY["n_embd"]
+MIXED = [1.0, -0.5, *[2.0] * (NH - 2)][:NH]
+
+
+def build(**options):
+    torch.manual_seed(1)
+    return models.build("mixed", models.CONFIGS["mixed"](**TINY, **options))
+
+
+def gradients(net, tokens):
+    net.zero_grad()
+    net(*tokens)[1].backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("mode", ["fixed", "parametric", "tied", "random"])
+def test_heads_of_both_signs(mode, tokens):
+    net, plain = (build(curvature_mode=mode, curvature=0.6, curvature_heads=h) for h in (MIXED, None))
+    for block, other in zip(net.transformer.h, plain.transformer.h):
+        assert torch.allclose(block.curvature.c.flatten(), other.curvature.c.flatten() * torch.tensor(MIXED))
+    assert net.transformer.h[0].curvature.c.min() < 0 < net.transformer.h[0].curvature.c.max()
+    with torch.no_grad():
+        net.transformer.wte.weight.mul_(50)  # balls' rows to the edge
+    assert all(torch.isfinite(g).all() for g in gradients(net, tokens).values())
+    x = net.trunk(tokens[0])
+    rows = net.transformer.h[-1].heads(x)
+    c = net.transformer.h[-1].curvature.c
+    assert (c * rows.square().sum(-1, keepdim=True) < 1).all()
+
+
+def test_c_by_coordinate_is_the_same_ball_for_each_coordinate():
+    for per_head, rows in ((True, C // NH), (False, C)):
+        net = build(curvature_mode="fixed", curvature=3.0, curvature_unit="coordinate", per_head_curvature=per_head)
+        assert torch.allclose(net.transformer.h[0].curvature.c, torch.tensor(3.0 / rows))
+
+
+@pytest.mark.parametrize("curvature", [0.3, -0.3])
+def test_softplus_keeps_the_sign_and_is_the_same_model(curvature, tokens):
+    net, plain = (build(curvature_mode="parametric", curvature=curvature, curvature_form=form) for form in ("softplus", "plain"))
+    assert torch.allclose(net(*tokens)[0], plain(*tokens)[0], atol=1e-6)
+    (theta,), (c,) = ([g for n, g in gradients(m, tokens).items() if "h.0.curvature" in n] for m in (net, plain))
+    here = net.transformer.h[0].curvature
+    assert torch.allclose(theta, c * torch.sigmoid(here.theta) * math.copysign(1, curvature), rtol=1e-3, atol=1e-9)
+    with torch.no_grad():
+        here.theta.sub_(1000)
+    assert (here.c * curvature >= 0).all() and here.c.abs().max() < 1e-30 and torch.isfinite(net(*tokens)[1])
+    again = build(curvature_mode="parametric", curvature=curvature, curvature_form="softplus")
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again.transformer.h[0].curvature.c, here.c)
+
+
+@pytest.mark.parametrize("c", [2.0, 0.1, 0.0, -0.1, -2.0])
+def test_no_row_is_farther_from_the_origin_than_max_distance(c, tokens):
+    net = build(curvature_mode="fixed", curvature=c, max_distance=1.5)
+    with torch.no_grad():
+        net.transformer.wte.weight.mul_(100)
+    block = net.transformer.h[0]
+    for x in (net.start(tokens[0]), net.trunk(tokens[0])):
+        rows = block.heads(x)
+        far = geometry.dist(torch.zeros_like(rows), rows, block.curvature.c)
+        assert far.max() <= 1.5 * (1 + 1e-4)
+    assert far.max() > 1.49  # some are at it
+    learned = build(curvature_mode="parametric", curvature=c, max_distance=1.5)
+    assert torch.equal(learned(*tokens)[0], build(curvature_mode="fixed", curvature=c, max_distance=1.5)(*tokens)[0])
+    far_off = build(curvature_mode="fixed", curvature=c, max_distance=1e6)
+    assert torch.equal(far_off(*tokens)[0], build(curvature_mode="fixed", curvature=c)(*tokens)[0])
+
+
+@pytest.mark.parametrize("residual", ["origin", "transport", "reference"])
+def test_a_conformal_update_is_shorter_by_its_factor(residual, tokens):
+    torch.manual_seed(0)
+    block = build(curvature_mode="fixed", curvature=1.0, update_scale="conformal", residual=residual).transformer.h[0]
+    plain = build(curvature_mode="fixed", curvature=1.0, residual=residual).transformer.h[0]
+    x, r, v = (0.1 * torch.randn(2, 3, NH, C // NH) for _ in range(3))
+    c, limit = block.curvature.c, block.limit(block.curvature.c, torch.float32)
+    factor = 1 - c * x.square().sum(-1, keepdim=True)
+    assert torch.allclose(block.residual(x, r, v, c, limit), plain.residual(x, r, factor * v, c, limit), atol=1e-6)
+    on_sphere = model.inverse_conformal_factor(x, torch.tensor(-1.0))
+    assert torch.equal(on_sphere, torch.ones_like(on_sphere))
+
+
+def test_a_straight_projection_has_the_gradient_of_the_sum(tokens):
+    block = build(curvature_mode="fixed", curvature=1.0, project_gradient="straight", per_head_curvature=False).transformer.h[0]
+    torch.manual_seed(0)
+    x = geometry.project(torch.randn(4, 1, C), torch.tensor(1.0)).requires_grad_()
+    v, g = torch.randn(4, 1, C), torch.randn(4, 1, C)
+    c, limit = block.curvature.c, torch.tensor(0.5)
+    out = block.residual(x, None, v, c, limit)
+    assert torch.allclose(out.norm(dim=-1), torch.full((4, 1), 0.5))
+    got, = torch.autograd.grad(out, x, g)
+    wanted, = torch.autograd.grad(geometry.add_exp_0(x, v, c), x, g)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("options", [{}, dict(dynamic_curvature=True), dict(per_head_curvature=False)])
+def test_riemannian_gradients_of_embeddings_have_the_balls_metric(options, tokens):
+    here, plain = (build(curvature=0.5, embedding_gradient=kind, **options) for kind in ("riemannian", "euclidean"))
+    assert torch.equal(here(*tokens)[0], plain(*tokens)[0])
+    x = plain.embed(tokens[0]).detach().requires_grad_()
+    g = torch.randn_like(x)
+    with_metric, = torch.autograd.grad(here.enter(x), x, g)
+    without, = torch.autograd.grad(plain.enter(x), x, g)
+    block = plain.transformer.h[0]
+    rows = block.heads(plain.enter(x).detach())
+    factor = model.inverse_conformal_factor(rows, block.curvature_of(plain.enter(x)).detach()).square()
+    assert (factor < 1).all()
+    assert torch.allclose(with_metric, (block.heads(without) * factor).reshape(x.shape), rtol=1e-5, atol=1e-9)
+
+
+def test_all_together_train(tokens):
+    net = randomised(build(curvature_heads=MIXED, curvature_form="softplus", curvature_unit="coordinate", max_distance=2.0,
+                           update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = net(*tokens)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("options,said", [
+    (dict(curvature_heads=[1.0]), "n_head"), (dict(curvature_heads=MIXED, per_head_curvature=False), "per_head_curvature"),
+    (dict(curvature_heads=[math.nan] * NH), "at most"), (dict(curvature_form="softplus", curvature_mode="fixed"), "learned"),
+    (dict(curvature_form="softplus", curvature_mode="parametric", curvature=0.0), "sign"), (dict(max_distance=0.0), "more than 0"),
+    (dict(max_distance=math.nan), "more than 0")])
+def test_what_cannot_be(options, said):
+    with pytest.raises(UserError, match=said):
+        models.CONFIGS["mixed"](**{**TINY, **options})
+
+
+def test_ablations_say_that_softplus_is_not_theirs(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "mixed", "curvature_mode": "random", "curvature_form": "softplus"}')
+    with pytest.raises(UserError, match="softplus"):
+        ablate(str(tmp_path))

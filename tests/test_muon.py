@@ -1,0 +1,121 @@
+"""Muon's keys, and QK-clip."""
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from forked import ranks
+from running import one_line, records, run
+from safetensors.torch import load_file
+
+import models
+import train
+from training.config import TrainConfig
+from training.optimizer import make_optimizers, set_momentum
+from training.qk_clip import QKClip
+
+NH, C = TINY["n_head"], TINY["n_embd"]
+
+
+def build(name="baseline", **options):
+    torch.manual_seed(1)
+    return models.build(name, models.CONFIGS[name](**{**TINY, **options}))
+
+
+def muon_of(net, **keys):
+    return next(o for o in make_optimizers(net, TrainConfig(optimizer="muon", **keys), "cpu") if isinstance(o, torch.optim.Muon))
+
+
+def test_matrices_of_another_shape_have_another_rate():
+    """Of the same gradients: what Newton-Schulz makes of them is the same, the sizes of the updates are as the rates."""
+    sizes = {}
+    for adjust, rate in (("original", lambda out, into: math.sqrt(max(1, out / into))),
+                         ("match_rms_adamw", lambda out, into: 0.2 * math.sqrt(max(out, into)))):
+        net = build()
+        matrices = [net.transformer.h[0].mlp.c_fc.weight, net.transformer.h[0].mlp.c_proj.weight, net.transformer.h[0].attn.c_proj.weight]
+        before = [p.detach().clone() for p in matrices]
+        for p in matrices:
+            p.grad = torch.nn.init.orthogonal_(torch.empty_like(p))
+        muon_of(net, muon_lr=0.01, muon_adjust_lr=adjust, weight_decay=0.0).step()
+        sizes[adjust] = [((old - p.detach()).norm() / rate(*p.shape)).item() for old, p in zip(before, matrices)]
+    assert sizes["original"] == pytest.approx(sizes["match_rms_adamw"], rel=1e-4)
+
+
+def test_momentum_rises():
+    net = build()
+    muon = muon_of(net, muon_momentum=0.95, muon_momentum_warmup=10)
+    found = []
+    for step in (0, 5, 10, 99):
+        set_momentum([muon], TrainConfig(optimizer="muon", muon_momentum_warmup=10), step)
+        found.append(muon.param_groups[0]["momentum"])
+    assert found == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    set_momentum([muon], TrainConfig(optimizer="muon", muon_momentum=0.5, muon_momentum_warmup=10), 3)
+    assert muon.param_groups[0]["momentum"] == 0.5
+
+
+def largest_logits(net, idx):
+    """By hand: (layers, nh)."""
+    found = []
+    def look(attn, args, out):
+        q, k, _ = (h.view(*idx.shape, NH, -1).transpose(1, 2) for h in attn.c_attn(args[0]).split(C, dim=2))
+        q, k = attn.queries_and_keys(q, k)
+        logits = (q @ k.transpose(-1, -2) / (C // NH) ** 0.5).tril()
+        found.append(logits.amax((0, 2, 3)))
+    hooks = [block.attn.register_forward_hook(look) for block in net.transformer.h]
+    net(idx)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name,options", [("baseline", dict(bias=True)), ("mixed", dict(position="rope"))])
+@torch.no_grad()
+def test_logits_above_the_limit_are_scaled_to_it(name, options, tokens):
+    idx, _ = tokens
+    net = build(name, **options).train()
+    rows = net.transformer.h[0].attn.c_attn.weight.view(3, NH, -1, C)
+    rows[:2, 0] *= 40  # of the first head alone
+    before, weights = largest_logits(net, idx), net.transformer.h[0].attn.c_attn.weight.clone()
+    limit = 0.5 * before[0, 0].item()
+    assert before[0, 0] > 2 * before[0, 1]
+    clip = QKClip(net, limit)
+    net(idx)
+    clip.after_update(lambda tensor: tensor)
+    torch.testing.assert_close(clip.found, before)
+    assert clip.numbers() == {"qk_clip/largest_logit": pytest.approx(before.max().item()), "qk_clip/clipped_heads": 1}
+    after = largest_logits(net, idx)
+    assert after[0, 0].item() == pytest.approx(limit, rel=1e-4)
+    assert torch.equal(rows[:, 1:], weights.view(3, NH, -1, C)[:, 1:]) and torch.equal(rows[2], weights.view(3, NH, -1, C)[2])
+    assert after[0, 1].item() == pytest.approx(before[0, 1].item(), rel=1e-5)
+
+
+def test_it_is_the_same_in_several_processes_and_compiled(small_run, tmp_path, capsys):
+    args = [*small_run, "--optimizer=muon", "--muon_lr=0.3", "--muon_momentum_warmup=4", "--qk_clip=0.05", "--max_iters=4",
+            "--batch_size=2", "--gradient_accumulation_steps=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(train.main, [*args, f"--out_dir={one}"], capsys)[0] == 0
+    for child in ranks(2, "train", [*args, f"--out_dir={two}"]):
+        out, err = child.communicate()
+        assert child.returncode == 0, err
+    said = [r["qk_clip/clipped_heads"] for r in records(one) if "loss" in r]
+    assert max(said) > 0 and said == [r["qk_clip/clipped_heads"] for r in records(two) if "loss" in r]
+    first, second = (load_file(d / "ckpt" / "last" / "model.safetensors") for d in (one, two))
+    for key in first:  # bfloat16 Newton-Schulz magnifies the order of a sum
+        torch.testing.assert_close(first[key], second[key], rtol=0.05, atol=0.02)
+    assert not any("logit" in key for key in first)
+    net = build()
+    clip = QKClip(net, 1.0)
+    idx = torch.arange(TINY["block_size"])[None]
+    torch.compile(net, backend="eager", fullgraph=True)(idx, idx)
+    compiled = torch.stack([layer.largest_logit.clone() for layer in clip.layers])
+    torch.testing.assert_close(compiled, largest_logits(net, idx))
+
+
+@pytest.mark.parametrize("more,said", [
+    (["--qk_clip=0"], "more than 0"), (["--qk_clip=1", "--qk_norm=True"], "qk_norm"), (["--qk_clip=1", "--model=tau"], "no products"),
+    (["--qk_clip=1", "--parallel=fsdp"], "ddp"),
+    (["--muon_momentum_warmup=3"], "no effect"), (["--muon_adjust_lr=match_rms_adamw"], "muon")])
+def test_what_cannot_be(more, said, small_run, tmp_path, capsys):
+    status, _, err = run(train.main, [*small_run, *more], capsys)
+    assert status == 2 and not (tmp_path / "run" / "ckpt").exists()
+    one_line(err, said)

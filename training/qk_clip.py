@@ -1,0 +1,44 @@
+"""
+QK-clip: no attention logit stays above a limit, whatever the optimizer does (MuonClip; Kimi Team 2025, arXiv 2507.20534).
+
+    S_h = the largest logit <q_i, k_j> / sqrt(hs) of head h over all pairs i >= j of a step's tokens
+    where S_h > limit, after the update:   W_q and W_k of head h times sqrt(limit / S_h)
+
+Queries and keys are scaled alike, so the logits of the next step are at most some `limit`. The optimizer's state stays as it is. What it
+costs is one more product of queries and keys a block, and room for its result.
+"""
+import torch
+
+from common.errors import UserError
+from model_baseline import CausalSelfAttention
+
+
+class QKClip:
+    """Of one run. Before anything is compiled: attention then measures S_h in training (model_baseline.py)."""
+
+    def __init__(self, model, limit):
+        self.limit = limit
+        self.layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+        if not self.layers:
+            raise UserError("qk_clip: this model's attention has no products of queries and keys")
+        if model.config.qk_norm:
+            raise UserError("qk_clip has no effect with qk_norm = True, which keeps the weights' size from the logits; take one of them")
+        for layer in self.layers:
+            layer.measure_logits(next(model.parameters()).device)
+        self.found = None
+
+    @torch.no_grad()
+    def after_update(self, largest_of_all):
+        """largest_of_all: a tensor -> its maximum over all processes, in place."""
+        found = largest_of_all(torch.stack([layer.largest_logit for layer in self.layers]))  # (layers, nh)
+        factor = (self.limit / found.clamp(min=self.limit)).sqrt()
+        for layer, of_heads in zip(self.layers, factor):
+            for p in layer.c_attn.parameters():
+                q_k_v = p.view(3, layer.n_head, -1, *p.shape[1:])  # (3, nh, hs, ...)
+                q_k_v[:2] *= of_heads.view(1, -1, *[1] * (q_k_v.dim() - 2))
+            layer.largest_logit.zero_()
+        self.found = found
+
+    def numbers(self):
+        """For metrics.jsonl, of the step that was made."""
+        return {"qk_clip/largest_logit": self.found.max().item(), "qk_clip/clipped_heads": int((self.found > self.limit).sum().item())}
