@@ -12,7 +12,7 @@ defaults = dict(
     batch_size=8, block_size=128,  # 1,024 tokens a step
     min_lr=None, lr_decay_iters=None,
     warmup_iters=60,
-    eval_interval=200, eval_iters=100,  # 102,400 tokens
+    eval_interval=300, eval_iters=100,  # 102,400 tokens
 )
 budget = dict(steps=600)
 grid = dict(learning_rate=[3e-3, 6e-3])

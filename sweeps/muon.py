@@ -1,0 +1,28 @@
+"""Does the curved model gain from Muon what the plain one gains? sweeps/terms.py's runs, with Muon for the matrices of the blocks.
+
+Each arm under AdamW at two rates, and under Muon at four rates of the matrices (the rest keeps AdamW, at the arm's better rate of
+results/terms: 6e-3, and 3e-3 for c0.1-head). Seed 1337 chooses. A run takes one to two minutes of one thread.
+"""
+
+defaults = dict(
+    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',
+    batch_size=8, block_size=128,  # 1,024 tokens a step
+    min_lr=None, lr_decay_iters=None,
+    warmup_iters=60,
+    eval_interval=300, eval_iters=100,  # 102,400 tokens
+)
+budget = dict(steps=600)
+seeds = [1337]
+
+_models = {
+    'baseline': dict(config='config/demo_baseline.py', role='baseline'),
+    'flat': dict(config='config/demo_flat.py', role='flat'),
+    'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
+    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
+}
+arms = {}
+for _name, _keys in _models.items():
+    arms[_name] = dict(_keys, grid=dict(learning_rate=[3e-3, 6e-3]))
+    arms[f'{_name}-muon'] = dict(_keys, role='other', optimizer='muon', learning_rate=3e-3 if _name == 'c0.1-head' else 6e-3,
+                                 grid=dict(muon_lr=[5e-3, 1e-2, 2e-2, 4e-2]))
