@@ -87,6 +87,20 @@ def coefficients(x, v, c, part):
     return (alpha if part != "beta" else 1.0), (beta if part != "alpha" else 1.0)
 
 
+def tangent(x, r, c, part):
+    """log_r(x), or a part of it. (..., D) x 2 -> (..., D)."""
+    flat = x - r
+    if part == "flat":
+        return flat
+    log = geometry.logmap(r, x, c)
+    if part == "log":
+        return log
+    # both are 0 where x = r
+    tiny = torch.finfo(x.dtype).tiny
+    ratio = torch.sqrt((norm2(log) + tiny) / (norm2(flat) + tiny))
+    return flat * ratio if part == "length" else log / ratio
+
+
 class Block(model_baseline.Block):
 
     called_by_model = ("bound",)
@@ -106,18 +120,7 @@ class Block(model_baseline.Block):
 
     def tangent(self, x, r):
         """What is read of a head. (B, T, nh, hs) x 2 -> the same."""
-        if self.config.read == "row":
-            return x
-        flat, read = x - r, self.config.read
-        if read == "flat":
-            return flat
-        log = geometry.logmap(r, x, self.config.curvature)
-        if read == "log":
-            return log
-        # both are 0 where x = r
-        tiny = torch.finfo(x.dtype).tiny
-        ratio = torch.sqrt((norm2(log) + tiny) / (norm2(flat) + tiny))
-        return flat * ratio if read == "length" else log / ratio
+        return x if self.config.read == "row" else tangent(x, r, self.config.curvature, self.config.read)
 
     def written(self, x, v, index):
         """(B, T, nh, hs) x 2 -> the same. index: 0 attention, 1 MLP."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import models
+from analysis import surrogates
 from common.errors import UserError
 from common.intervals import Estimate, mean_interval
 from training import checkpoint
@@ -185,5 +186,13 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
         means = [float(d.mean()) for d in by_setting]
         mean = mean_interval(np.mean(by_setting, axis=0))
         effects.append(Effect(change, len(settings), mean, min(means), max(means)))
+    set_curvature(model, trained)
+    if surrogates.possible(model):
+        for term in (*surrogates.WRITES, *surrogates.READS):
+            with surrogates.in_place(model, term):
+                difference = batch_losses(model, data) - as_trained
+            effects.append(Effect(term, 1, mean_interval(difference), float(difference.mean()), float(difference.mean())))
+    else:
+        left_out.append("terms of curvature are for reference = 'previous', residual = 'origin' and one residual stream")
     tokens = sum(y.numel() for _, y in data)
     return Ablation(out_dir, name, len(data), tokens, mean_interval(as_trained), effects, slopes, left_out)

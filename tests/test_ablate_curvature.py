@@ -12,7 +12,7 @@ from test_summarize import ARMS, Written, known
 
 import ablate_curvature
 import models
-from analysis import ablation
+from analysis import ablation, surrogates
 from common.errors import UserError
 from experiments import report
 from experiments import statistics as ss
@@ -70,7 +70,7 @@ def test_ablation_of_a_real_run(trained):
     truth = {"c = 0": [0 * v for v in c], "c negated": [-v for v in c],
              "c moved among blocks": c[::-1], "c moved among heads": [v.flip(0) for v in c],
              "c as it started": [start[f"transformer.h.{i}.curvature.c"] for i in range(2)]}
-    assert set(truth) == set(effects(result))
+    assert set(truth) | set(surrogates.WRITES) | set(surrogates.READS) == set(effects(result))
     for change, values in truth.items():
         expected = ss.mean_interval(losses(values) - losses(c))
         assert effects(result)[change].mean == pytest.approx(expected.mean, abs=1e-6), change
@@ -139,8 +139,10 @@ def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
     args = [*small_run, "--model=mixed", "--curvature_mode=fixed", "--curvature=0", "--max_iters=4"]
     assert run(train.main, args, capsys)[0] == 0
     result = ablation.ablate(str(tmp_path / "run"), "last", device="cpu")
-    assert len(result.effects) == 5
-    for e in result.effects:
+    assert len(result.effects) == 5 + 7 + 3
+    for e in result.effects[5:]:  # terms, of ordinary operations: but for rounding
+        assert abs(e.difference.mean) < 1e-4, e
+    for e in result.effects[:5]:
         assert (e.difference.mean, e.difference.low, e.difference.high, e.least, e.most) == (0, None, None, 0, 0)
     assert all(s.c == s.c_start == 0 for s in result.slopes) and any(s.gradient.mean != 0 for s in result.slopes)
 
@@ -188,3 +190,24 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
     os.remove(target / "ckpt")
     found, _ = written.summary(batches=2, selection_seed=1)
     assert "mixed: the curvature of seed 2 could not be looked at: no checkpoint 'last'" in " ".join(found.notes)
+
+
+def test_surrogates_are_the_models_of_the_terms(tokens):
+    """The same weights in model_terms.py, with log_r(x) and a part of the sum, or the full sum and a part of log_r(x)."""
+    c = 2.0
+    mixed = tiny_mixed(curvature_mode="fixed", curvature=c)
+    with torch.no_grad():
+        mixed.transformer.wte.weight.mul_(8)
+    whole = mixed(*tokens)[1].item()
+    for name in (*surrogates.WRITES, *surrogates.READS):
+        terms = models.build("terms", models.CONFIGS["terms"](
+            **{**TINY, "n_layer": 3}, curvature=c, read=surrogates.READS.get(name, "log"),
+            write=surrogates.WRITES.get(name, "mobius"))).eval()
+        terms.load_state_dict(mixed.state_dict())
+        with surrogates.in_place(mixed, name):
+            found = mixed(*tokens)[1].item()
+        assert found == pytest.approx(terms(*tokens)[1].item(), rel=1e-5), name
+        assert found != whole
+    assert mixed(*tokens)[1].item() == whole
+    assert not surrogates.possible(tiny_mixed(reference="origin"))
+    assert not surrogates.possible(models.build("baseline", models.CONFIGS["baseline"](**TINY)))
