@@ -78,16 +78,34 @@ DISTANCE = {  # --of=distance
     "tau": ("tau", {}),
     "tau, tiled": ("tau", dict(attention_form="tiled")),
 }
+_fixed = dict(curvature_mode="fixed", curvature=0.1)
+OPTIONS = {  # --of=options
+    "baseline": ("baseline", {}),
+    "mixed, c fixed": ("mixed", _fixed),
+    "c learned": ("mixed", {}),
+    "c learned, softplus": ("mixed", dict(curvature_form="softplus")),
+    "c warmed up": ("mixed", dict(_fixed, curvature_warmup=100)),
+    "heads of both signs": ("mixed", dict(_fixed, curvature_heads=[1.0, -1.0])),  # as many as the shape has: make_model
+    "max_distance": ("mixed", dict(_fixed, max_distance=4.0)),
+    "conformal updates": ("mixed", dict(_fixed, update_scale="conformal")),
+    "straight projection": ("mixed", dict(_fixed, project_gradient="straight")),
+    "riemannian embeddings": ("mixed", dict(_fixed, embedding_gradient="riemannian")),
+    "one c a block": ("mixed", dict(_fixed, per_head_curvature=False)),
+    "c per token": ("mixed", dict(dynamic_curvature=True)),
+    "residual transport": ("mixed", dict(_fixed, residual="transport")),
+    "residual reference": ("mixed", dict(_fixed, residual="reference")),
+    "reference mean": ("mixed", dict(_fixed, reference="mean")),
+}
 ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
-EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE}
+EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **OPTIONS}
 
 
 @dataclass
 class BenchConfig:
     shape: str = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large | toy: to try the script
         # | LAYERSxWIDTHxT, such as 6x384x8192: one sequence, heads of 64
-    of: Literal["curvature", "streams", "distance"] = "curvature"  # which models: the curved ones, those with several residual streams,
-        # or attention by distance (model_tau.py)
+    of: Literal["curvature", "options", "streams", "distance"] = "curvature"  # which models: the curved ones, each option of the mixed
+        # model, those with several residual streams, or attention by distance (model_tau.py)
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -129,6 +147,8 @@ def make_model(arm, shape, device, n_layer=None):
     """An arm's model, and a batch. n_layer: in place of the shape's. The same seed for all."""
     layers, n_head, n_embd, block_size, batch_size, vocab_size = sizes_of(shape)
     name, options = EVERY[arm]
+    if options.get("curvature_heads"):
+        options = dict(options, curvature_heads=[1.0, *[-1.0] * (n_head - 1)])
     torch.manual_seed(0)
     model = models.build(name, models.CONFIGS[name](vocab_size=vocab_size, block_size=block_size, n_layer=n_layer or layers,
                                                     n_head=n_head, n_embd=n_embd, **options)).to(device).train()
@@ -240,7 +260,7 @@ def memory_in_own_process(arm, shape, compiled, config):
 
 def report(shape, compiled, config, device, dtype):
     steps, compile_seconds = {}, {}
-    arms = {"streams": STREAMS, "distance": DISTANCE,
+    arms = {"streams": STREAMS, "distance": DISTANCE, "options": OPTIONS,
             "curvature": [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]}[config.of]
     for arm in arms:
         began = time.perf_counter()
