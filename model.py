@@ -137,7 +137,7 @@ class Curvature(nn.Module):
         super().__init__()
         c = torch.empty((config.n_head, 1) if config.per_head_curvature else ())
         if config.curvature_mode == "fixed":
-            self.register_buffer("c", c, persistent=config.curvature_warmup > 0)  # else it is the config's number, not a state
+            self.register_buffer("c", c, persistent=False)  # it is the config's number, not a state
         else:
             self.c = nn.Parameter(c)
 
@@ -151,6 +151,19 @@ class Curvature(nn.Module):
 
     def begin(self, c):
         self.c.copy_(c)
+
+
+class GrowingCurvature(Curvature):
+    """c from 0 to where it is to be. Fixed."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("target", torch.empty_like(self.c), persistent=False)
+        self.register_buffer("c", self.c)  # a state now
+
+    def begin(self, c):
+        self.target.copy_(c)
+        self.c.zero_()
 
 
 class SoftplusCurvature(nn.Module):
@@ -174,7 +187,8 @@ class SoftplusCurvature(nn.Module):
 
 
 def make_curvature(config):
-    return (SoftplusCurvature if config.curvature_form == "softplus" else Curvature)(config)
+    kind = SoftplusCurvature if config.curvature_form == "softplus" else GrowingCurvature if config.curvature_warmup else Curvature
+    return kind(config)
 
 
 def midpoint_weights(config, T, T_all, device):
@@ -371,24 +385,19 @@ class GPT(model_baseline.GPT):
         if self.embedding_curvature is not None and config.curvature_mode != "tied":
             self.embedding_curvature.reset(config, starts[0])
         if config.curvature_warmup:
-            self.register_buffer("curvature_steps", torch.zeros((), dtype=torch.int64))  # steps that c has grown for
-            self.grow_curvature()
+            self.register_buffer("curvature_steps", torch.zeros((), dtype=torch.int64))  # that c has grown for
         for block in self.transformer.h:
             block.precompute()
-
-    def grow_curvature(self):
-        """c of every place, after curvature_steps."""
-        share = min(self.curvature_steps.item() / self.config.curvature_warmup, 1.0)
-        for module in self.modules():
-            if isinstance(module, Curvature):
-                module.reset(self.config, self.config.curvature * share)
 
     @torch.no_grad()
     def end_of_step(self, average):
         super().end_of_step(average)
         if self.config.curvature_warmup:
             self.curvature_steps.add_(1)
-            self.grow_curvature()
+            share = (self.curvature_steps / self.config.curvature_warmup).clamp(max=1)
+            for module in self.modules():
+                if isinstance(module, GrowingCurvature):
+                    module.c.copy_(module.target * share)
 
     def embed(self, idx, cache=None):
         x = super().embed(idx, cache)
