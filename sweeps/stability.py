@@ -1,7 +1,7 @@
 """Where does curvature make training diverge? Every curvature under AdamW and Muon, at rates that are too high, in float32 and bfloat16.
 
 The Euclidean baseline and the flat control are in every cell, so that what is due to the optimizer or to the token shift is not laid to
-curvature. A run has diverged when it stopped at a NaN or an Inf, or ended above its start. `python experiments/stability.py
+curvature. A run has diverged when it stopped at a NaN or an Inf, or ended above its start. `python results/stability/table.py
 out/sweeps/stability` counts them, with where the rows are; results/stability.md says what came out.
 
 8 arms x 2 optimizers x 2 dtypes at 5 rates = 160 runs of a quarter to half a minute of one thread.
