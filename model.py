@@ -57,7 +57,7 @@ class MixedConfig(GPTConfig):
     curvature_unit: Literal["row", "coordinate"] = "row"  # coordinate: c is divided by the length D of the rows, so that a ball is as
         # large for each coordinate at every width
     curvature_form: Literal["plain", "softplus"] = "plain"  # what is learned: c itself, or theta of +-softplus(theta), which keeps its sign
-    max_distance: float | None = None  # geodesic, of the residual stream's rows from the origin (None: the ball's edge)
+    max_distance: float | None = None  # geodesic, of the residual stream's rows from the origin, in units of 1/sqrt|c| (None: to the edge)
     update_scale: Literal["none", "conformal"] = "none"  # conformal: v min(1, 2/lambda_x) in place of v, shorter near the edge
     project_gradient: Literal["exact", "straight"] = "exact"  # of rows that are shortened; straight: as if they were not
     embedding_gradient: Literal["euclidean", "riemannian"] = "euclidean"  # riemannian: times min(1, 2/lambda_x)^2, the ball's metric
@@ -264,10 +264,10 @@ class Block(model_baseline.Block):
         longest = geometry.max_norm(c, dtype)
         if self.config.max_distance is None:
             return longest
-        # at distance R from the origin |x| = R/2 tanc(c R^2/4); on the sphere R ends at the antipode
-        half, pole = self.config.max_distance / 2, math.pi / 2 - geometry.SPHERE_CAP[dtype]
-        z = (c.to(longest.dtype) * half ** 2).clamp(min=-pole ** 2)
-        return torch.minimum(longest, half * geometry.tanc(z))
+        # at distance D/sqrt|c| from the origin sqrt(c)|x| = tanh(D/2); on the sphere sqrt(-c)|x| = tan(D/2), up to the antipode
+        half = self.config.max_distance / 2
+        radius = c.to(longest.dtype).abs().clamp(min=torch.finfo(longest.dtype).tiny).rsqrt()
+        return torch.minimum(longest, radius * torch.where(c > 0, math.tanh(half), math.tan(min(half, 1.57))))
 
     def entry_limit(self, c, dtype):
         """How long a row may be that this block reads."""
@@ -428,7 +428,8 @@ class GPT(model_baseline.GPT):
 
     @torch.no_grad()
     def geometry_stats(self, idx):
-        """Per block, after it: mean curvature, share of rows at the ball's edge, mean geodesic distance to the origin."""
+        """Per block, after it: mean curvature, share of rows at the ball's edge, mean geodesic distance to the origin; with max_distance
+        also the share of rows that are that far."""
         stats, training = {}, self.training
         self.eval()  # without dropout, as everything that is measured
         x = self.start(idx)
@@ -437,10 +438,15 @@ class GPT(model_baseline.GPT):
             x = after
             rows = block.heads(x).float()
             norm = rows.norm(dim=-1, keepdim=True)
-            edge = norm > 0.999 * block.limit(c, x.dtype)
+            at_limit = (norm > 0.999 * block.limit(c, x.dtype)).float().mean().item()
+            edge = at_limit
+            if block.config.max_distance is not None:
+                edge = (norm > 0.999 * geometry.max_norm(c, x.dtype)).float().mean().item()
             values = {"curvature": c.mean().item(), "curvature_min": c.min().item(), "curvature_max": c.max().item(),
-                      "edge_share": edge.float().mean().item(),
+                      "edge_share": edge,
                       "geodesic_norm": geometry.dist(torch.zeros_like(rows), rows, c).mean().item()}
+            if block.config.max_distance is not None:
+                values["max_distance_share"] = at_limit
             if block.config.per_head_curvature:  # of dynamic curvature the mean over tokens
                 per_head = c.expand(*c.shape[:-2], block.config.n_head, 1).reshape(-1, block.config.n_head).mean(0)
                 values.update({f"curvature_head{h}": per_head[h].item() for h in range(block.config.n_head)})

