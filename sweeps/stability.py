@@ -4,7 +4,7 @@ The Euclidean baseline and the flat control are in every cell, so that what is d
 curvature. A run has diverged when it stopped at a NaN or an Inf, or ended above its start. `python results/stability/table.py
 out/sweeps/stability` counts them, with where the rows are; results/stability.md says what came out.
 
-8 arms x 2 optimizers x 2 dtypes at 5 rates = 160 runs of a quarter to half a minute of one thread.
+12 models x 2 optimizers x 2 dtypes at 5 rates = 240 runs of a quarter to half a minute of one thread.
 """
 
 defaults = dict(
@@ -24,6 +24,7 @@ _models = {
     'flat': dict(config='config/demo_flat.py', role='flat'),
     **{f'c{c:g}': dict(_mixed, curvature_mode='fixed', curvature=c) for c in (-1.0, -0.1, 0.1, 1.0, 10.0)},
     'learned': dict(_mixed, curvature_mode='random', curvature=1.0),
+    **{f'c{c:g}-within': dict(_mixed, curvature_mode='fixed', curvature=c, max_distance=1.5) for c in (-1.0, 0.1, 1.0, 10.0)},
 }
 arms = {}
 for _name, _keys in _models.items():
