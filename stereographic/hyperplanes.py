@@ -1,0 +1,125 @@
+"""
+Logits by distance to hyperplanes. With u the product of a row and a normal w, scaled as the space wants it,
+
+    l = u F(k u^2/|w|^2),    F(z) = asinh(sqrt z)/sqrt z,    asin(sqrt -z)/sqrt -z for z < 0
+
+which is |w|/sqrt(k) asinh(sqrt(k) u/|w|): the length of the normal times the signed distance to its hyperplane through the origin.
+Analytic in k: at k = 0 it is u.
+"""
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from geometry import SPHERE_CAP
+from geometry.float32 import wide_on
+
+SERIES_BELOW = 0.05  # |z| under which F' and sinhc are power series
+TERMS = {torch.float32: 7, torch.float64: 14}
+# F(z) = sum_k a_k z^k and sinh(sqrt z)/sqrt z = sum_k z^k/(2k + 1)!
+_ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(TERMS[torch.float64] + 1)]
+_SINHC = [1 / math.factorial(2 * k + 1) for k in range(TERMS[torch.float64])]
+REACH = 20.0  # rows and hyperplanes further from the origin than this, in units of 1/sqrt c, count as being there: exp(2 REACH)^2 fits
+# float32
+
+
+def _series(z, coefficients):
+    total = torch.full_like(z, coefficients[-1])
+    for a in coefficients[-2::-1]:
+        total = total * z + a
+    return total
+
+
+def arsinc(z):
+    """F(z) and P(z) = 1/sqrt(1 + z), with which 2 z F' = P - F. Any shape; z >= -1 (less counts as -1)."""
+    p = torch.rsqrt((1 + z).clamp(min=torch.finfo(z.dtype).eps))
+    size = z.abs().clamp(min=torch.finfo(z.dtype).tiny)
+    r = torch.sqrt(size)
+    # torch.asinh takes 30 times as long on a CPU; small r keep their digits
+    asinh = torch.log1p(r + size / (1 + torch.sqrt(1 + size)))
+    return torch.where(z < 0, torch.asin(r.clamp(max=1)), asinh) / r, p
+
+
+def arsinc_slope(z, f, p):
+    """F'(z), given F and P."""
+    series = _series(z.clamp(-SERIES_BELOW, SERIES_BELOW), [k * a for k, a in enumerate(_ARSINC[:TERMS[z.dtype] + 1])][1:])
+    small = z.abs() < SERIES_BELOW
+    return torch.where(small, series, 0.5 * (p - f) / torch.where(small, 1.0, z))
+
+
+def sinhc(z):
+    """sinh(sqrt z)/sqrt z, sin(sqrt -z)/sqrt -z for z < 0; autograd differentiates it."""
+    small = z.abs() < SERIES_BELOW
+    s = torch.sqrt(torch.where(small, 1.0, z.abs()))
+    return torch.where(small, _series(torch.where(small, z, 0.0), _SINHC[:TERMS[z.dtype]]),
+                       torch.where(z < 0, torch.sin(s), torch.sinh(torch.where(z < 0, 1.0, s))) / s)
+
+
+def cosh_root(z):
+    """cosh(sqrt z), cos(sqrt -z) for z < 0; likewise."""
+    return 1 + 0.5 * z * sinhc(0.25 * z).square()
+
+
+def norm2(row):
+    """|row|^2, (..., D) -> (..., 1), in the dtype of geometry/'s row scalars. (At most 1e30, so that float32 holds what follows.)"""
+    wide = torch.float64 if row.dtype == torch.float64 else wide_on(row.device)
+    return row.to(wide).square().sum(-1, keepdim=True).clamp(max=1e30)
+
+
+def _reached(z, farthest=REACH):
+    """z, within what REACH and, for z < 0, `farthest` (an angle) allow; and the square root of the ratio of the two."""
+    bounded = z.clamp(-farthest ** 2, REACH ** 2)
+    beyond = bounded != z
+    return bounded, torch.sqrt(torch.where(beyond, bounded, 1.0) / torch.where(beyond, z, 1.0))
+
+
+def row_coefficients(hh, c, stored):
+    """Of x = exp_0(h), with s = 2 sqrt(c)|h|: a = sinh(s)/s, which is lambda_x |x|/(2 |h|), and cosh(s), (1 + c|x|^2)/(1 - c|x|^2); without
+    x itself, which float32 would put at the ball's edge. hh: |h|^2 (..., 1) and c (), wide. Rows beyond REACH, or beyond a sphere's last
+    point before the antipode, count as being there."""
+    z, ratio = _reached(4 * c * hh, math.pi - 2 * SPHERE_CAP[stored])
+    return sinhc(z) * ratio, cosh_root(z)
+
+
+def offset_products(d, a, t, norm, r, k):
+    """d cosh(sqrt k r) - t/a |w| sinh(sqrt k r)/sqrt k: what takes the place of d where the hyperplanes are at a (signed) distance from the
+    origin, through r w/|w|. t: what the constant of a row is, cosh(s) or sqrt(1 + c|h|^2). r, norm: (V,)."""
+    z, ratio = _reached(k * r.square(), 1.5)
+    return d * cosh_root(z).to(d.dtype) - (t / a).to(d.dtype) * (norm * (r * ratio * sinhc(z))).to(d.dtype)
+
+
+class _Hyperplanes(torch.autograd.Function):
+    """l = a d F(k a^2 d^2/n). d: products (N, V); a: (N, 1); n: |w|^2 (V,); k: (). Of (N, V) only d is kept."""
+
+    @staticmethod
+    def forward(ctx, d, a, n, k):
+        ctx.save_for_backward(d, a, n, k)
+        return a * d * arsinc(_Hyperplanes.argument(d, a, n, k)[0])[0]
+
+    @staticmethod
+    def argument(d, a, n, k):
+        """z = k a^2 d^2/n, at most 1e34 in size, so that it fits float32; and d/sqrt(n)."""
+        along = d * torch.rsqrt(n.clamp(min=torch.finfo(n.dtype).tiny))
+        y = (along * (a * torch.sqrt(k.abs()))).clamp(-1e17, 1e17)
+        return torch.where(k < 0, -y, y) * y, along
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        d, a, n, k = ctx.saved_tensors
+        z, along = _Hyperplanes.argument(d, a, n, k)
+        f, p = arsinc(z)
+        slope = arsinc_slope(z, f, p)
+        by_u = g * p
+        by_f = slope * (g * (a * d))
+        along = a * along
+        largest = torch.finfo(d.dtype).max ** 0.75  # of which many can be added
+        grad_k = (by_f * along * along).clamp(-largest, largest).sum()
+        grad_n = -(by_f * z).sum(0) / n.clamp(min=torch.finfo(n.dtype).tiny)
+        return a * by_u, (by_u * d).sum(-1, keepdim=True), grad_n, grad_k
+
+
+def hyperplanes(d, a, n, k):
+    """u F(k u^2/n), u = a d. d: (..., V) of float32 or float64; a: (..., 1) and n: (V,) and k: (), wide -> (..., V)."""
+    a, n, k = (t.to(d.dtype) for t in (a, n, k))
+    return _Hyperplanes.apply(d.reshape(-1, d.size(-1)), a.reshape(-1, 1), n, k).view(d.shape)
