@@ -54,8 +54,8 @@ class StereographicConfig(model.MixedConfig):
         super().__post_init__()
         if self.ops != "torch":
             raise UserError("ops = 'triton' is for the model 'mixed'; use --ops=torch")
-        if not abs(self.head_curvature) <= 1e30:
-            raise UserError(f"head_curvature = {self.head_curvature:g}: its size must be at most 1e+30")
+        if not abs(self.head_curvature) <= 1e20:
+            raise UserError(f"head_curvature = {self.head_curvature:g}: its size must be at most 1e+20")
         if self.head.startswith("lorentz") and self.head_curvature < 0:
             raise UserError(f"head_curvature = {self.head_curvature:g}: head = {self.head!r} is in hyperbolic space and needs at least 0; "
                             "head = 'stereographic' takes either sign")
@@ -158,8 +158,8 @@ class GPT(model.GPT):
             self.eval()
             rows = self.transformer.ln_f(self.trunk(idx)).float()
             self.train(training)
-            found["geometry/head/curvature"] = head.curvature.item()
-            found["geometry/head/row"] = (rows.norm(dim=-1).mean() * head.curvature.abs().sqrt()).item()  # sqrt|c||h|: at 1, curved
+            found["geometry/head/curvature"] = head.c().item()
+            found["geometry/head/row"] = (rows.norm(dim=-1).mean() * head.c().abs().sqrt()).item()  # sqrt|c||h|
         if head.log_scale is not None:
             found["geometry/head/scale"] = head.log_scale.exp().item()
         if head.offset is not None:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import geometry
-from stereographic.hyperplanes import arsinc, arsinc_slope
+from stereographic.hyperplanes import arsinc, arsinc_slope, inverse_root
 from stereographic.layers import point
 
 LONGEST = 1e8  # of a query, a key or a value as a tangent vector: longer ones are shortened, so that squares fit float32
@@ -27,28 +27,29 @@ LONGEST = 1e8  # of a query, a key or a value as a tangent vector: longer ones a
 
 class _HalfDistance2(torch.autograd.Function):
     """s F(c s)^2, s = |y - x|^2/(a b). x: (..., T, D), y: (..., S, D); a: (..., T, 1), b: (..., 1, S); c: broadcasts against (..., 1, 1).
-    Of (T, S) only |y - x|^2 is kept."""
+    Of (T, S), s and the result are kept."""
 
     @staticmethod
     def forward(ctx, x, y, a, b, c):
-        gap2 = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        ctx.save_for_backward(x, y, a, b, c, gap2)
-        s = gap2 / (a * b)
-        return s * arsinc(c * s)[0].square()
+        s = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square() / (a * b)
+        out = s * arsinc(c * s).square()
+        ctx.save_for_backward(x, y, a, b, c, s, out)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, y, a, b, c, gap2 = ctx.saved_tensors
-        s = gap2 / (a * b)
-        z = c * s
-        f, p = arsinc(z)
+        x, y, a, b, c, s, out = ctx.saved_tensors
+        z, grad_c = c * s, None
+        together = s == 0
+        f, p = torch.sqrt(torch.where(together, 1.0, out / torch.where(together, 1.0, s))), inverse_root(z)
         by_s = g * f * p  # since 2 z F' = P - F
-        by_c = 2 * g * (s * f) * (s * arsinc_slope(z, f, p))
+        if ctx.needs_input_grad[4]:
+            grad_c = (2 * g * (s * f) * (s * arsinc_slope(z, f, p))).sum_to_size(c.shape)
         by_log, by_gap2 = by_s * s, by_s / (a * b)
         grad_x = 2 * (by_gap2.sum(-1, keepdim=True) * x - by_gap2 @ y)
         grad_y = 2 * (by_gap2.sum(-2).unsqueeze(-1) * y - by_gap2.mT @ x)
-        return grad_x, grad_y, -by_log.sum(-1, keepdim=True) / a, -by_log.sum(-2, keepdim=True) / b, by_c.sum_to_size(c.shape)
+        return grad_x, grad_y, -by_log.sum(-1, keepdim=True) / a, -by_log.sum(-2, keepdim=True) / b, grad_c
 
 
 def half_distance2(x, y, c):

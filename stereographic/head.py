@@ -72,22 +72,26 @@ def size(c):
 
 
 class Head(nn.Module):
-    """In the place of nn.Linear as lm_head: rows (..., C) -> logits (..., V), times a scale."""
+    """In the place of nn.Linear as lm_head: rows (..., C) -> logits (..., V), times a scale. Learned is c C, some 1 where curvature
+    matters: rows are sqrt(C) long, and an optimizer's steps are of one size."""
 
     def __init__(self, kind, vocab_size, width, curvature, learned_curvature, scale, learned_scale, offset):
         super().__init__()
-        self.kind, self.fixed_scale = kind, scale
+        self.kind, self.fixed_scale, self.width = kind, scale, width
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
         self.offset = nn.Parameter(torch.zeros(vocab_size)) if offset else None
         self.log_scale = nn.Parameter(torch.full((1,), math.log(scale))) if learned_scale else None  # (1,): FSDP2 takes no scalars
-        c = None if kind == "euclidean" else torch.tensor(float(curvature))
+        c = None if kind == "euclidean" else torch.tensor(float(curvature) * width)
         if c is not None and learned_curvature:
             self.curvature = nn.Parameter(c)
         else:
             self.register_buffer("curvature", c, persistent=False)  # it is the config's number, not a state
 
+    def c(self):
+        return None if self.curvature is None else self.curvature / self.width
+
     def forward(self, h):
-        found = logits(self.kind, h, self.weight, self.curvature, self.offset)
+        found = logits(self.kind, h, self.weight, self.c(), self.offset)
         if self.log_scale is not None:
             return found * self.log_scale.exp().to(found.dtype)
         return found if self.fixed_scale == 1 else found * self.fixed_scale

@@ -14,36 +14,42 @@ from torch.autograd.function import once_differentiable
 from geometry import SPHERE_CAP
 from geometry.float32 import wide_on
 
-SERIES_BELOW = 0.05  # |z| under which F' and sinhc are power series
-TERMS = {torch.float32: 7, torch.float64: 14}
-# F(z) = sum_k a_k z^k and sinh(sqrt z)/sqrt z = sum_k z^k/(2k + 1)!
-_ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(TERMS[torch.float64] + 1)]
+SERIES_BELOW = 0.05  # |z| under which sinhc is a power series, sum_k z^k/(2k + 1)!
+TERMS = {torch.float32: 5, torch.float64: 9}
 _SINHC = [1 / math.factorial(2 * k + 1) for k in range(TERMS[torch.float64])]
+# F(z) = sum_k a_k z^k; |z| under which F' is taken from that, and its number of terms
+_ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(7)]
+SLOPE_SERIES = {torch.float32: (0.02, 4), torch.float64: (1e-3, 5)}
 REACH = 20.0  # rows and hyperplanes further from the origin than this, in units of 1/sqrt c, count as being there: exp(2 REACH)^2 fits
 # float32
 
 
 def _series(z, coefficients):
-    total = torch.full_like(z, coefficients[-1])
-    for a in coefficients[-2::-1]:
+    total = coefficients[-1] * z + coefficients[-2]
+    for a in coefficients[-3::-1]:
         total = total * z + a
     return total
 
 
 def arsinc(z):
-    """F(z) and P(z) = 1/sqrt(1 + z), with which 2 z F' = P - F. Any shape; z >= -1 (less counts as -1)."""
-    p = torch.rsqrt((1 + z).clamp(min=torch.finfo(z.dtype).eps))
+    """F(z). Any shape; z >= -1 (less counts as -1)."""
     size = z.abs().clamp(min=torch.finfo(z.dtype).tiny)
     r = torch.sqrt(size)
     # torch.asinh takes 30 times as long on a CPU; small r keep their digits
     asinh = torch.log1p(r + size / (1 + torch.sqrt(1 + size)))
-    return torch.where(z < 0, torch.asin(r.clamp(max=1)), asinh) / r, p
+    return torch.where(z < 0, torch.asin(r.clamp(max=1)), asinh) / r
+
+
+def inverse_root(z):
+    """P(z) = 1/sqrt(1 + z), with which 2 z F' = P - F."""
+    return torch.rsqrt((1 + z).clamp(min=torch.finfo(z.dtype).eps))
 
 
 def arsinc_slope(z, f, p):
     """F'(z), given F and P."""
-    series = _series(z.clamp(-SERIES_BELOW, SERIES_BELOW), [k * a for k, a in enumerate(_ARSINC[:TERMS[z.dtype] + 1])][1:])
-    small = z.abs() < SERIES_BELOW
+    below, terms = SLOPE_SERIES[z.dtype]
+    small = z.abs() < below
+    series = _series(z.clamp(-below, below), [k * a for k, a in enumerate(_ARSINC[:terms + 1])][1:])
     return torch.where(small, series, 0.5 * (p - f) / torch.where(small, 1.0, z))
 
 
@@ -94,7 +100,7 @@ class _Hyperplanes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, d, a, n, k):
         ctx.save_for_backward(d, a, n, k)
-        return a * d * arsinc(_Hyperplanes.argument(d, a, n, k)[0])[0]
+        return a * d * arsinc(_Hyperplanes.argument(d, a, n, k)[0])
 
     @staticmethod
     def argument(d, a, n, k):
@@ -108,14 +114,12 @@ class _Hyperplanes(torch.autograd.Function):
     def backward(ctx, g):
         d, a, n, k = ctx.saved_tensors
         z, along = _Hyperplanes.argument(d, a, n, k)
-        f, p = arsinc(z)
-        slope = arsinc_slope(z, f, p)
-        by_u = g * p
-        by_f = slope * (g * (a * d))
-        along = a * along
-        largest = torch.finfo(d.dtype).max ** 0.75  # of which many can be added
-        grad_k = (by_f * along * along).clamp(-largest, largest).sum()
-        grad_n = -(by_f * z).sum(0) / n.clamp(min=torch.finfo(n.dtype).tiny)
+        f, p = arsinc(z), inverse_root(z)
+        by_u, weight, grad_k = g * p, g * (a * d), None
+        grad_n = -0.5 * (weight * (p - f)).sum(0) / n.clamp(min=torch.finfo(n.dtype).tiny)
+        if ctx.needs_input_grad[3]:
+            largest, along = torch.finfo(d.dtype).max ** 0.75, a * along  # of such numbers many can be added
+            grad_k = (weight * arsinc_slope(z, f, p) * along * along).clamp(-largest, largest).sum()
         return a * by_u, (by_u * d).sum(-1, keepdim=True), grad_n, grad_k
 
 
