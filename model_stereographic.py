@@ -31,7 +31,7 @@ import torch.nn as nn
 import model
 from common.errors import UserError
 from model_baseline import CausalSelfAttention
-from stereographic import HEADS, Head, MobiusLinear, attend, point, statistics
+from stereographic import HEADS, Head, MobiusLinear, attend, edge_share, point, statistics
 
 
 @dataclass
@@ -132,23 +132,26 @@ class GPT(model.GPT):
 
     @torch.no_grad()
     def geometry_stats(self, idx):
-        """model.py's, and per block of attention by distance: mean beta, the mean of beta (d/2)^2 of a query and the keys it sees, and how
-        far out values and their midpoints are (mean of sqrt|c||y|: in units of a ball's radius; of |y| where c = 0)."""
-        attentions = [block.attn for block in self.transformer.h] if self.config.attention == "distance" else []
-        seen = []
-
-        def remember(attention):
-            own = attention.attend
-            attention.attend = lambda *qkv: (seen.append(qkv), own(*qkv))[1]
-        for attention in attentions:
-            remember(attention)
+        """model.py's. Per block of attention by distance: mean beta, the mean of beta (d/2)^2 of a query and the keys it sees, and how far
+        out values and their midpoints are (mean of sqrt|c||y|: in units of a ball's radius; of |y| where c = 0). Per block of Mobius
+        layers: the share of the MLP's hidden rows at the ball's edge."""
+        attended, hidden = {}, {}
+        hooks = [block.mlp.c_fc.register_forward_hook(lambda layer, _, out, i=i: hidden.update({i: layer.rows(out)}))
+                 for i, block in enumerate(self.transformer.h) if self.config.layers == "mobius"]
+        distances = [(i, block.attn) for i, block in enumerate(self.transformer.h) if self.config.attention == "distance"]
+        for i, attention in distances:
+            attention.attend = lambda *qkv, i=i, own=attention.attend: (attended.update({i: qkv}), own(*qkv))[1]
         try:
             stats = super().geometry_stats(idx)
         finally:
-            for attention in attentions:
-                vars(attention).pop("attend", None)
-        for i, (attention, found) in enumerate(zip(attentions, seen)):
-            stats[f"block{i}"] |= statistics(*found, attention.curvature[0].c, attention.log_beta.exp())
+            for hook in hooks:
+                hook.remove()
+            for _, attention in distances:
+                del attention.attend  # the class's own again
+        for i, attention in distances:
+            stats[f"block{i}"] |= statistics(*attended[i], attention.curvature[0].c, attention.log_beta.exp())
+        for i, rows in hidden.items():
+            stats[f"block{i}"]["hidden_edge_share"] = edge_share(rows, self.transformer.h[i].curvature.c)
         return stats
 
     @torch.no_grad()

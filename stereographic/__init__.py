@@ -11,4 +11,4 @@ and of first order: no torch.func, no second derivatives.
 """
 from stereographic.attention import attend, half_distance2, statistics
 from stereographic.head import HEADS, Head
-from stereographic.layers import MobiusLinear, point, translate
+from stereographic.layers import MobiusLinear, edge_share, point, translate

@@ -1,16 +1,16 @@
 """
 Linear maps on points.
 
-    W (x) p (+) b = exp_0(W log_0(p)) (+) exp_0(b)                Ganea et al. 2018, definition 3.2 and eq. 27
+    W (x) p (+) b = exp_0(W log_0(p)) (+) exp_0(b)                Ganea et al. 2018, section 3.2
 
 What cancels. A layer reads a tangent vector u as the point p = exp_0(u), and gives a point, of which log_0 is taken: by the activation,
 exp_0(gelu(log_0(p))), by scores and by the residual sum. Between two maps exp_0 and log_0 meet and cancel. So a Mobius layer is here
 
     u -> log_0(exp_0(W u) (+) exp_0(b))
 
-and without b it is W u, the Euclidean layer, in exact arithmetic. (Code that makes the points rounds them into the ball, which
-bounds W u: an accident of the dtype that is left out here.) The gyro-translation by b is all that is hyperbolic in a Mobius MLP. So layers
-have b even where Linear has none; it starts at 0, the Euclidean layer.
+and without b it is W u, the Euclidean layer, but for one thing: a point that is stored in float32 is at most (1 - 2^-14) of the ball's
+radius out, which bounds W u of a head to 5.2/sqrt(c). The gyro-translation by b is all that is hyperbolic in a Mobius MLP. So layers have
+b even where Linear has none; it starts at 0, the Euclidean layer.
 """
 import torch
 import torch.nn as nn
@@ -28,6 +28,11 @@ def translate(u, b, c):
     """log_0(exp_0(u) (+) exp_0(b)): u + b at c = 0. u: (..., D), b: broadcasts against it -> (..., D). What is longer than the ball
     lets a point be is shortened to that."""
     return geometry.log_0(geometry.add_exp_0(point(u, c), b, c, geometry.max_norm(c, u.dtype)), c)
+
+
+def edge_share(u, c):
+    """The share of rows u that are at the ball's edge as points, as model.py counts them: beyond 0.999 of what is allowed."""
+    return (point(u, c).norm(dim=-1, keepdim=True) > 0.999 * geometry.max_norm(c, u.dtype)).float().mean().item()
 
 
 class MobiusLinear(nn.Linear):

@@ -322,6 +322,13 @@ def test_a_translation_is_the_mobius_sum(c):
     assert torch.autograd.gradcheck(stereographic.translate, (rows, biases, per_head))
 
 
+def test_a_long_row_is_bounded_by_the_ball():
+    """The one thing beside biases in which a Mobius layer differs: 5.2 / sqrt(c), as stereographic/layers.py says."""
+    c, u = torch.tensor(0.25), torch.tensor([[3.0, 4.0], [30.0, 40.0]])
+    bounded = stereographic.translate(u, torch.zeros(2), c).norm(dim=-1)
+    assert bounded.tolist() == pytest.approx([5.0, 5.2 / 0.5], rel=1e-2)
+
+
 def literal_mlp(mlp, p, c, heads):
     """Ganea et al.'s, point by point: every map and its inverse."""
     def linear(layer, p):
@@ -459,7 +466,13 @@ def test_telemetry(tokens):
     for i in range(2):
         of = {name: found[f"geometry/block{i}/{name}"] for name in ("beta", "score", "value_norm", "midpoint_norm", "edge_share")}
         assert of["beta"] == pytest.approx(1 / (2 * math.sqrt(8))) and of["score"] > 0 and 0 < of["midpoint_norm"] < of["value_norm"] < 1
+        assert found[f"geometry/block{i}/hidden_edge_share"] == 0
+    assert all(not {"attend", "_forward_hooks"} & {k for k, v in vars(block.attn).items() if v} for block in net.transformer.h)
     assert not any("head/" in name for name in build("stereographic", {}).telemetry(tokens[0]))
+    with torch.no_grad():
+        net.transformer.h[1].mlp.c_fc.weight.mul_(1e4)
+    stats = net.geometry_stats(tokens[0])
+    assert stats["block1"]["hidden_edge_share"] > 0.9 and stats["block0"]["hidden_edge_share"] == 0
 
 
 @pytest.mark.parametrize("options, message", [
