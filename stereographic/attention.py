@@ -19,33 +19,43 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import geometry
-from stereographic.hyperplanes import arsinc, arsinc_slope, inverse_root
+from stereographic.hyperplanes import arsinc, arsinc_slope, chunks, inverse_root
 from stereographic.layers import point
 
 LONGEST = 1e8  # of a query, a key or a value as a tangent vector: longer ones are shortened, so that squares fit float32
 
 
 class _HalfDistance2(torch.autograd.Function):
-    """s F(c s)^2, s = |y - x|^2/(a b). x: (..., T, D), y: (..., S, D); a: (..., T, 1), b: (..., 1, S); c: broadcasts against (..., 1, 1).
-    Of (T, S), s and the result are kept."""
+    """s F(c s)^2, s = |y - x|^2/(a b). x: (G, T, D), y: (G, S, D); a: (G, T, 1), b: (G, 1, S); c: (G, 1, 1). Of (G, T, S), s and the result
+    are kept."""
 
     @staticmethod
     def forward(ctx, x, y, a, b, c):
-        s = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square() / (a * b)
-        out = s * arsinc(c * s).square()
+        parts = [_HalfDistance2.values(*(t[i] for t in (x, y, a, b, c))) for i in chunks(len(x), x.size(1) * y.size(1), x.device)]
+        s, out = (torch.cat(each) if len(parts) > 1 else each[0] for each in zip(*parts))
         ctx.save_for_backward(x, y, a, b, c, s, out)
         return out
 
     @staticmethod
+    def values(x, y, a, b, c):
+        s = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square() / (a * b)
+        return s, s * arsinc(c * s).square()
+
+    @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, y, a, b, c, s, out = ctx.saved_tensors
+        saved, by_curvature = (g, *ctx.saved_tensors), ctx.needs_input_grad[4]
+        parts = [_HalfDistance2.gradients(*(t[i] for t in saved), by_curvature) for i in chunks(len(g), g[0].numel(), g.device)]
+        return tuple(None if each[0] is None else torch.cat(each) if len(parts) > 1 else each[0] for each in zip(*parts))
+
+    @staticmethod
+    def gradients(g, x, y, a, b, c, s, out, by_curvature):
         z, grad_c = c * s, None
         together = s == 0
         f, p = torch.sqrt(torch.where(together, 1.0, out / torch.where(together, 1.0, s))), inverse_root(z)
         by_s = g * f * p  # since 2 z F' = P - F
-        if ctx.needs_input_grad[4]:
-            grad_c = (2 * g * (s * f) * (s * arsinc_slope(z, f, p))).sum_to_size(c.shape)
+        if by_curvature:
+            grad_c = (2 * g * (s * f) * (s * arsinc_slope(z, f, p))).sum((-2, -1), keepdim=True)
         by_log, by_gap2 = by_s * s, by_s / (a * b)
         grad_x = 2 * (by_gap2.sum(-1, keepdim=True) * x - by_gap2 @ y)
         grad_y = 2 * (by_gap2.sum(-2).unsqueeze(-1) * y - by_gap2.mT @ x)
@@ -55,9 +65,10 @@ class _HalfDistance2(torch.autograd.Function):
 def half_distance2(x, y, c):
     """(d(x_i, y_j)/2)^2 of all pairs. x: points (..., T, D), y: (..., S, D), float32 or float64; c: tensor, broadcasts against (..., 1, 1)
     -> (..., T, S). At c = 0: |y_j - x_i|^2."""
+    lead = x.shape[:-2]
     a, b = (2 / geometry.conformal_factor(points, c) for points in (x, y))  # 1 - c|x|^2
-    c = c.to(x.dtype).view(*(1,) * (x.dim() - c.dim()), *c.shape)
-    return _HalfDistance2.apply(x, y, a, b.mT, c)
+    inputs = x, y, a, b.mT, c.to(x.dtype).expand(*lead, 1, 1)
+    return _HalfDistance2.apply(*(t.reshape(-1, *t.shape[-2:]) for t in inputs)).view(*lead, x.size(-2), y.size(-2))
 
 
 def shortened(v):

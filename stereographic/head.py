@@ -60,7 +60,9 @@ def logits(kind, h, weight, c=None, offset=None):
         return hyperplanes(exact, a, ww, k).to(d.dtype)
     if kind == "lorentz_product":
         c = size(c)
-        exact = exact - (c * lift(hh, c)).to(exact.dtype) * lift(ww, c).to(exact.dtype)
+        rows, tokens = (c * lift(hh, c)).to(exact.dtype), lift(ww, c).to(exact.dtype)
+        with torch.autocast(h.device.type, enabled=False):
+            exact = torch.addmm(exact.flatten(0, -2), rows.view(-1, 1), tokens.view(1, -1), alpha=-1).view(d.shape)
     if offset is not None:
         exact = exact - (offset * norm).to(exact.dtype)
     return exact.to(d.dtype)

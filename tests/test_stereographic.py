@@ -17,6 +17,7 @@ import model_stereographic
 import stereographic
 from common.errors import UserError
 from model_baseline import CausalSelfAttention
+from stereographic import attention, hyperplanes
 from stereographic.head import logits
 from stereographic.hyperplanes import arsinc, arsinc_slope, cosh_root, inverse_root, sinhc
 from training.optimizer import parameter_groups
@@ -289,8 +290,8 @@ def test_at_c_0_attention_by_distance_is_that_of_flat_space(options, tokens):
 
 def test_the_scale_of_distances_starts_as_that_of_products():
     """-beta|q - k|^2 = q.k/sqrt(hs) less terms of q and of k alone."""
-    attention = build("stereographic", dict(attention="distance")).transformer.h[0].attn
-    assert attention.log_beta.exp().tolist() == pytest.approx([1 / (2 * math.sqrt(8))] * 2)
+    layer = build("stereographic", dict(attention="distance")).transformer.h[0].attn
+    assert layer.log_beta.exp().tolist() == pytest.approx([1 / (2 * math.sqrt(8))] * 2)
 
 
 @pytest.mark.parametrize("c", [-1.0, -1e-12, 0.0, 1e-12, 1.0, 1e6])
@@ -304,6 +305,24 @@ def test_attention_is_finite_for_extreme_rows(c):
     assert y.isfinite().all()
     for grad in torch.autograd.grad(y.clamp(-1e10, 1e10).sum(), inputs):
         assert grad.isfinite().all()
+
+
+def test_the_work_in_parts_is_that_in_one(monkeypatch):
+    """As eager code does it with many rows and tokens, or pairs."""
+    h, w, r = rows_and_tokens()
+    q, k, v = (normal(2, 3, 4, 3, seed=seed, scale=0.4) for seed in range(3))
+    found = []
+    for part in (100, 1, 3):
+        slices = lambda rows, width, device: [slice(first, first + part) for first in range(0, rows, part)]
+        monkeypatch.setattr(hyperplanes, "chunks", slices)
+        monkeypatch.setattr(attention, "chunks", slices)
+        leaves = [t.clone().requires_grad_() for t in (h, w, torch.tensor(0.3, dtype=torch.float64), r)]
+        others = [t.clone().requires_grad_() for t in (q, k, v, torch.full((3, 1), 0.3, dtype=torch.float64), torch.ones(3).double())]
+        out = logits("stereographic", *leaves).square().sum() + stereographic.attend(*others).square().sum()
+        found.append((out, *torch.autograd.grad(out, leaves + others)))
+    for whole, *parts in zip(*found):
+        for each in parts:
+            torch.testing.assert_close(each, whole)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
