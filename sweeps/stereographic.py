@@ -10,8 +10,8 @@ apart, that a Lorentz head gains over a Euclidean one that starts at zero:
 The others are tied to the embedding, as the baseline's head is. The options of the blocks are on the mixed model with c = 0.1 per head;
 flat+distance is the flat twin of c0.1+distance.
 
-The model of sweeps/terms.py: 14 arms at 1 learning rate with 2 seeds = 28 runs of 600 steps of 1,024 tokens, 1 to 3 minutes of one
-thread each.
+The model of sweeps/terms.py: 14 arms at 1 learning rate with 2 seeds = 28 runs of 600 steps of 1,024 tokens, 1 to 4 minutes of one
+thread each on a quiet machine.
 """
 
 defaults = dict(
