@@ -17,8 +17,8 @@ lorentz_product: the Lorentz product of two points (Chen et al. 2022, Fully Hype
 distance up to a constant), seen from the origin: d - c g(h) g(w), g(y) = |y|^2/(1 + sqrt(1 + c|y|^2)). The plain <X, W>_L is this less
 g(h) + g(w) + 1/c. Of these softmax sees g(w), a bias by the length of w that a Euclidean head does not have.
 
-All are d at c = 0. The hyperplanes go through the origin, the one choice of points tied to w for which that holds. With `offset` each goes
-through r_v w_v/|w_v|, r_v learned from 0, as published heads have it (at c = 0: d - r_v|w_v|, and so for the two heads without
+All are d at c = 0. The hyperplanes go through the origin, the one choice of points along w for which that holds. With `offset` each goes
+through exp_0(r_v w_v/|w_v|), r_v learned from 0, as published heads have it (at c = 0: d - r_v|w_v|, and so for the two heads without
 hyperplanes). For c < 0 'stereographic' is on the sphere; the hyperboloid's heads take c > 0, and of a learned number its size.
 No tensor of (B, T, V, C) is made: beside the one matrix product there are numbers for each row and each token.
 """

@@ -20,8 +20,7 @@ _SINHC = [1 / math.factorial(2 * k + 1) for k in range(TERMS[torch.float64])]
 # F(z) = sum_k a_k z^k; |z| under which F' is taken from that, and its number of terms
 _ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(7)]
 SLOPE_SERIES = {torch.float32: (0.02, 4), torch.float64: (1e-3, 5)}
-REACH = 20.0  # rows and hyperplanes further from the origin than this, in units of 1/sqrt c, count as being there: exp(2 REACH)^2 fits
-# float32
+REACH = 20.0  # in units of 1/sqrt c: rows and hyperplanes further from the origin count as being there. exp(2 REACH)^2 fits float32
 
 
 def _series(z, coefficients):
@@ -95,7 +94,7 @@ def offset_products(d, a, t, norm, r, k):
 
 
 def chunks(rows, width, device):
-    """Slices of rows in which eager code works, so that the numbers in between stay in a CPU's cache (4 times as fast for a vocabulary of
+    """Slices of rows in which eager code works, so that the numbers in between stay in a CPU's cache (half the time for a vocabulary of
     50,000), or are no large part of a GPU's memory."""
     if torch.compiler.is_compiling():
         return [slice(0, rows)]
