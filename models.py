@@ -9,6 +9,7 @@ import model_baseline
 import model_controls
 import model_mhc
 import model_mhc_mixed
+import model_stereographic
 import model_tau
 import model_terms
 from common.errors import UserError
@@ -20,6 +21,7 @@ MODELS = {  # name -> (config dataclass, module class)
     "mhc": (model_mhc.MHCConfig, model_mhc.GPT),
     "mhc_mixed": (model_mhc_mixed.MixedMHCConfig, model_mhc_mixed.GPT),
     "tau": (model_tau.TauConfig, model_tau.GPT),
+    "stereographic": (model_stereographic.StereographicConfig, model_stereographic.GPT),
     "terms": (model_terms.TermsConfig, model_terms.GPT),
 }
 CONFIGS = {name: config for name, (config, _) in MODELS.items()}

@@ -1,11 +1,12 @@
 """
-Training-step time and peak memory of the mixed-curvature model, of models with several streams, and of attention by distance, relative
-to the baseline, same shapes.
+Training-step time and peak memory of the mixed-curvature model, of models with several streams, of attention by distance and of
+stereographic layers, relative to the baseline, same shapes.
 
     python bench/bench_model.py                              both shapes, eager and compiled
     python bench/bench_model.py --shape=small --mode=eager --rounds=20
     python bench/bench_model.py --of=streams                 hyper-connections, mHC, AltUp and value residual
     python bench/bench_model.py --of=distance --shape=6x384x8192 --mode=eager --rounds=3    attention by distance at T = 8,192
+    python bench/bench_model.py --of=stereographic           stereographic layers, attention, norm and heads
     python bench/bench_model.py --profile=True --shape=small --mode=eager
     python bench/bench_model.py --nanogpt=../nanoGPT         our default step against nanoGPT's (a clone of its repository)
 
@@ -96,16 +97,25 @@ OPTIONS = {  # --of=options
     "residual reference": ("mixed", dict(_fixed, residual="reference")),
     "reference mean": ("mixed", dict(_fixed, reference="mean")),
 }
+STEREOGRAPHIC = {  # --of=stereographic
+    "baseline": ("baseline", {}),
+    "mixed, c per head": ("mixed", {}),
+    **{name: ("stereographic", options) for name, options in {
+        "mobius layers": dict(layers="mobius"), "attention by distance": dict(attention="distance"),
+        "stereographic norm": dict(norm="stereographic"), "stereographic head": dict(head="stereographic"),
+        "lorentz head": dict(head="lorentz"), "lorentz_product head": dict(head="lorentz_product"),
+        "all": dict(layers="mobius", attention="distance", head="stereographic")}.items()},
+}
 ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
-EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **OPTIONS}
+EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **STEREOGRAPHIC, **OPTIONS}
 
 
 @dataclass
 class BenchConfig:
     shape: str = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large | toy: to try the script
         # | LAYERSxWIDTHxT, such as 6x384x8192: one sequence, heads of 64
-    of: Literal["curvature", "options", "streams", "distance"] = "curvature"  # which models: the curved ones, each option of the mixed
-        # model, those with several residual streams, or attention by distance (model_tau.py)
+    of: Literal["curvature", "options", "streams", "distance", "stereographic"] = "curvature"  # which models: the curved ones, each option
+        # of the mixed model, several residual streams, attention by distance (model_tau.py), stereographic layers (model_stereographic.py)
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -260,7 +270,7 @@ def memory_in_own_process(arm, shape, compiled, config):
 
 def report(shape, compiled, config, device, dtype):
     steps, compile_seconds = {}, {}
-    arms = {"streams": STREAMS, "distance": DISTANCE, "options": OPTIONS,
+    arms = {"streams": STREAMS, "distance": DISTANCE, "options": OPTIONS, "stereographic": STEREOGRAPHIC,
             "curvature": [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]}[config.of]
     for arm in arms:
         began = time.perf_counter()

@@ -79,11 +79,18 @@ GATED = [("baseline", dict(head_gate="read", token_shift="difference")), ("basel
 MODERN = GATED + [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
 MODERN += [("mixed", dict(curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate", max_distance=2.0,
                           update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))]
-EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN
+STEREOGRAPHIC = [("stereographic", o) for o in (
+    dict(layers="mobius", curvature_mode="fixed"), dict(attention="distance", dynamic_curvature=True), dict(norm="stereographic"),
+    dict(head="stereographic", head_curvature_mode="parametric", head_offset=True), dict(head="lorentz", head_tied=False),
+    dict(head="lorentz_product", head_scale_mode="learned"),
+    dict(layers="mobius", attention="distance", head="stereographic", per_head_curvature=False, reference="mean", qk_norm=True,
+         position="rope"))]
+EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN + STEREOGRAPHIC
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
 BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS,
-                "values": VALUES, "modern": MODERN, **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
-                                                       for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
+                "values": VALUES, "modern": MODERN, "stereographic": STEREOGRAPHIC,
+                **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
+                   for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
 # in parts, so that two processes share the work
 in_parts = pytest.mark.parametrize(
     "part", [pytest.param(part, marks=pytest.mark.exhaustive) if "every" in part else part for part in BY_REFERENCE])

@@ -113,6 +113,7 @@ def test_it_is_the_same_in_several_processes_and_compiled(small_run, tmp_path, c
 
 @pytest.mark.parametrize("more,said", [
     (["--qk_clip=0"], "more than 0"), (["--qk_clip=1", "--qk_norm=True"], "qk_norm"), (["--qk_clip=1", "--model=tau"], "no products"),
+    (["--qk_clip=1", "--model=stereographic", "--attention=distance"], "no products"),
     (["--qk_clip=1", "--parallel=fsdp"], "ddp"),
     (["--muon_momentum_warmup=3"], "no effect"), (["--muon_adjust_lr=match_rms_adamw"], "muon")])
 def test_what_cannot_be(more, said, small_run, tmp_path, capsys):

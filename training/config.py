@@ -18,7 +18,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 @dataclass
 class TrainConfig:
     model: Literal[*models.MODELS] = "baseline"  # which file: model_baseline.py | model.py | model_controls.py |
-        # model_terms.py | model_mhc.py | model_mhc_mixed.py | model_tau.py
+        # model_terms.py | model_mhc.py | model_mhc_mixed.py | model_stereographic.py | model_tau.py
     out_dir: Path = "out"  # the run's own directory
     overwrite: bool = False  # replace the run that out_dir holds
     init_from: Path = "scratch"  # 'resume' goes on from out_dir/ckpt/last; 'auto' does so if out_dir holds a run, and starts one if

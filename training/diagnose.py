@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODELS = [REPOSITORY, *(os.path.join(REPOSITORY, package) for package in ("geometry", "kernels", "scalar_attention", "streams"))]
+MODELS = [REPOSITORY, *(os.path.join(REPOSITORY, package) for package in ("geometry", "kernels", "scalar_attention", "stereographic",
+                                                                    "streams"))]
 
 
 def _finite(value):

@@ -19,7 +19,9 @@ class QKClip:
     def __init__(self, model, limit):
         self.limit = limit
         self.layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
-        if not self.layers:
+        # (of another attention, or on points, the logits are no products of what W_q and W_k give)
+        if not self.layers or any(type(layer).attend is not CausalSelfAttention.attend or type(layer.c_attn) is not torch.nn.Linear
+                                  for layer in self.layers):
             raise UserError("qk_clip: this model's attention has no products of queries and keys")
         if model.config.qk_norm:
             raise UserError("qk_clip has no effect with qk_norm = True, which keeps the weights' size from the logits; take one of them")

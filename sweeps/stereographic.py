@@ -1,0 +1,50 @@
+"""Stereographic layers, attention, norm and heads: each switched on by itself (docs/stereographic.md). This is their ablation.
+
+Heads are on a plain GPT (curvature 0, reference 'origin'), so that nothing but the head is curved. Four of them take a published claim
+apart, that a Lorentz head gains over a Euclidean one that starts at zero:
+
+    head-zero -> head-untied                 initialisation: zero, N(0, 0.02)
+    head-untied -> head-lorentz              curvature (c = 1), with the same initialisation
+    head-lorentz -> head-lorentz-scale       scale: a learned factor
+
+The others are tied to the embedding, as the baseline's head is. The options of the blocks are on the mixed model with c = 0.1 per head;
+flat+distance is the flat twin of c0.1+distance.
+
+The model of sweeps/terms.py: 14 arms at 1 learning rate with 2 seeds = 28 runs of 600 steps of 1,024 tokens, 1 to 4 minutes of one
+thread each on a quiet machine.
+"""
+
+defaults = dict(
+    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',
+    batch_size=8, block_size=128,  # 1,024 tokens a step
+    min_lr=None, lr_decay_iters=None,
+    warmup_iters=60,
+    eval_interval=300, eval_iters=100,  # 102,400 tokens
+)
+budget = dict(steps=600)
+grid = dict(learning_rate=[3e-3])
+seeds = [1337, 1338]
+
+_mixed = dict(config='config/demo_mixed.py', model='stereographic', curvature_mode='fixed', curvature=0.1, role='mixed')
+_plain = dict(_mixed, curvature=0.0, reference='origin', role='other')  # the baseline's trunk
+
+arms = {
+    'baseline': dict(config='config/demo_baseline.py', role='baseline'),
+    'flat': dict(config='config/demo_flat.py', role='flat'),
+    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
+    # heads: untied, as published, and tied
+    'head-zero': dict(_plain, head_tied=False, head_init='published', role='control'),
+    'head-untied': dict(_plain, head_tied=False, role='control'),
+    'head-lorentz': dict(_plain, head='lorentz', head_curvature=1.0, head_tied=False, head_init='published'),
+    'head-lorentz-scale': dict(_plain, head='lorentz', head_curvature=1.0, head_tied=False, head_init='published',
+                               head_scale_mode='learned'),
+    'head-stereographic': dict(_plain, head='stereographic'),
+    'head-product': dict(_plain, head='lorentz_product'),
+    # blocks
+    'c0.1+mobius': dict(_mixed, layers='mobius'),
+    'c0.1+distance': dict(_mixed, attention='distance'),
+    'c0.1+norm': dict(_mixed, norm='stereographic'),
+    'c0.1+head': dict(_mixed, head='stereographic'),
+    'flat+distance': dict(_mixed, attention='distance', curvature=0.0, role='control'),
+}
