@@ -29,7 +29,8 @@ ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "p
 
 def added_since(name):
     """ADDED_SINCE of the model of that name."""
-    own = {"mhc": {"ops": "torch"}, "tau": {"ops": "torch"}, "baseline": {"head_gate": "none"}, "terms": {"ball": True}}
+    own = {"mhc": {"ops": "torch"}, "tau": {"ops": "torch", "laplacian_heads": 0}, "baseline": {"head_gate": "none"},
+           "terms": {"ball": True}}
     return {**ADDED_SINCE, **own.get(name, {})}
 
 
