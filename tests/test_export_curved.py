@@ -56,6 +56,7 @@ def make_run(folder, name, options):
     model = randomised(models.build(name, models.CONFIGS[name](**{**SHAPE, **options})), scale=0.1)
     meta = {"tokenizer": "char", "characters": CHARACTERS, "vocab_size": VOCABULARY}
     config = {"model": name, "tokenizer": meta, "corpus": "test text", "data_dir": "/somewhere/else", **vars(model.config)}
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(str(folder), "best", checkpoint.weights_of(model), {})
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -82,7 +83,6 @@ def exported(place):
             if options.get("laplacian") == "corpus":
                 np.save(place / "L.npy", laplacian.laplacian(np.random.default_rng(0).random((40, options["manifold_dim"])), k=3))
                 options = {**options, "laplacian_file": str(place / "L.npy")}
-            source.mkdir(parents=True)
             with pytest.raises(SystemExit) as stop:
                 export.main([str(make_run(source, name, options)), "--out", str(out)])
             assert stop.value.code == 0
