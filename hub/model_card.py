@@ -59,7 +59,7 @@ def sweep_section(run):
     except ModuleNotFoundError as error:
         return "", f"{error.name} is not installed (pip install -r requirements-eval.txt)"
     try:
-        summary = comparison.summarize(folder, batches=0)
+        summary = comparison.summarize(folder, batches=0, planned=False)  # a folder from somebody else runs no code here
     except UserError as error:
         return "", str(error)
     found = [(arm, lr, seed) for arm in summary.arms for (lr, seed), other in arm.runs.items() if os.path.realpath(other.folder) == place]
@@ -68,8 +68,7 @@ def sweep_section(run):
     arm, lr, seed = found[0]
     baseline, table = summary.reference("baseline"), report.results_table(summary)
     rows = [row for row in table[1:] if row[0] in (arm.name, baseline and baseline.name)]
-    parts = [("heading", ""), ("heading", f"In the sweep {summary.name}"),
-             ("text", f"This run is of the arm {arm.name}: learning rate {lr:g}, seed {seed}. What the sweep says of its arm"
-                      + (", and of the baseline:" if baseline and baseline is not arm else ":")),
-             ("table", [table[0], *rows]), *[("text", text) for text in (summary.answered, summary.headline) if text]]
-    return report.as_markdown(parts).partition("\n")[2].strip(), ""
+    told = (f"This run is of the arm {arm.name}: learning rate {lr:g}, seed {seed}. What the sweep says of its arm"
+            f"{', and of the baseline' if baseline not in (None, arm) else ''}:")
+    parts = [("text", told), ("table", [table[0], *rows]), ("text", summary.headline)]
+    return f"## In the sweep {summary.name}\n\n{report.as_markdown(parts).strip()}", ""

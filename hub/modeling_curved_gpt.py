@@ -4,7 +4,7 @@ repository has it; this one is what from_pretrained(), generate(), pipeline() an
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
     print(tokenizer.decode(model.generate(**tokenizer("ROMEO:", return_tensors="pt"), max_new_tokens=100)[0]))
 
 - Generation reads each token once (a cache), beam search included. Positions are absolute: text longer than block_size is made by

@@ -85,8 +85,9 @@ def test_imports_become_relative(tmp_path, monkeypatch):
 
 def test_the_card_has_the_row_of_the_sweep(tmp_path, capsys):
     losses = {"baseline": 2.0, "curved": 1.5}
+    (tmp_path / "sweep.py").write_text("raise SystemExit('run')")  # of the sweep, and not to be run
     sweep = Written(tmp_path / "three_arms", {"baseline": "baseline", "flat": "flat", "curved": "mixed"},
-                    lambda arm, lr, seed: losses.get(arm, 1.75) + 0.01 * seed + lr)
+                    lambda arm, lr, seed: losses.get(arm, 1.75) + 0.01 * seed + lr, file=str(tmp_path / "sweep.py"))
     source = make_run(sweep.folder / "runs" / "curved-0.003-2", "mixed", {})
     (source / "summary.json").write_text('{"parameters": 1234, "val_loss": 1.523, "tokens": 4000}')
     status, said, error = run(export.main, [source, "--out", tmp_path / "out"], capsys)
@@ -96,6 +97,7 @@ def test_the_card_has_the_row_of_the_sweep(tmp_path, capsys):
     assert "## In the sweep three_arms" in card and "of the arm curved: learning rate 0.003, seed 2." in card
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith(("| arm ", "| curved ",
                                                                                                           "| baseline ", "| flat "))]
+    assert "Best mixed arm (curved, lr 0.001) against best control (flat, lr 0.001): mixed minus control = -0.2500" in card
     assert [row[0] for row in rows] == ["arm", "baseline", "curved"]
     of = dict(zip(rows[0], rows[2]))
     assert of["validation loss [95%]"].startswith("1.531") and of["minus baseline [95%]"].startswith("-0.5000")
