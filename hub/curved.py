@@ -11,14 +11,14 @@ from hub.source_files import flat, flat_files, source_of
 from training.parallel import full
 
 MODELLING = "modeling_curved_gpt"
-ARCHITECTURE = '''"""Which model this is, and the files that it is made of. Written by export.py."""
-from .{model} import GPT
+REPLACED = "from .model import GPT, Cache, Keys  # what export.py replaces\n"
+IMPORTS = """from .{model} import GPT
 from .{config} import {keys} as Keys
 from .model_baseline import Cache
 
-# transformers takes along the files that lines of this form name, and no others
+# transformers takes along the files that such lines of this file name, and no others
 {files}
-'''
+"""
 
 
 @functools.cache
@@ -27,8 +27,8 @@ def code(name):
     keys, gpt = models.MODELS[name]
     files = flat_files([keys, gpt, models.model_baseline.Cache])
     lines = "\n".join(f"from .{file.removesuffix('.py')} import __name__ as _" for file in files)
-    made = ARCHITECTURE.format(model=flat(gpt.__module__), config=flat(keys.__module__), keys=keys.__name__, files=lines)
-    return {f"{MODELLING}.py": source_of(f"hub.{MODELLING}"), "architecture.py": made, **files}
+    imports = IMPORTS.format(model=flat(gpt.__module__), config=flat(keys.__module__), keys=keys.__name__, files=lines)
+    return {f"{MODELLING}.py": source_of(f"hub.{MODELLING}").replace(REPLACED, imports), **files}
 
 
 def curved_config(name, model, vocab_size, end_of_text):

@@ -13,17 +13,17 @@ repository has it; this one is what from_pretrained(), generate(), pipeline() an
   labels of -100 there, is fine in training and wherever nothing is generated.
 - Assisted generation is refused by transformers: what was read cannot be taken back.
 
-(export.py copies this file. It imports what export.py writes beside it: architecture.py.)
+(In the repository this is hub/modeling_curved_gpt.py. export.py copies it, and writes the imports of the model in the place of one line.)
 """
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .architecture import GPT, Cache, Keys
+from .model import GPT, Cache, Keys  # what export.py replaces
 
 
-class CurvedGPTConfig(PreTrainedConfig):
+class CurvedGPTConfig(PretrainedConfig):
     """keys: those of the repository's config.json that say what the model is, but for vocab_size."""
 
     model_type = "mixed_curvature_gpt"
@@ -55,13 +55,15 @@ class TokenCache(Cache):
 
 class CurvedGPTForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = CurvedGPTConfig
-    _tied_weights_keys = {"gpt.lm_head.weight": "gpt.transformer.wte.weight"}
     _is_stateful = True  # a cache cannot be cut
     supports_gradient_checkpointing = True
 
     def __init__(self, config):
         super().__init__(config)
         self.gpt = GPT(Keys(vocab_size=config.vocab_size, **config.keys))
+        first = {}  # parameter -> its first name; the others, of the output head and of a curvature that blocks share, are tied to it
+        names = [(name, first.setdefault(p, name)) for name, p in self.named_parameters(remove_duplicate=False)]
+        self._tied_weights_keys = {name: source for name, source in names if name != source}
         for module in self.gpt.modules():
             # Numbers that follow from the keys are part of the file of weights here: from_pretrained() makes a model without numbers and
             # fills in those of the file, and no others.
@@ -129,9 +131,12 @@ class CurvedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         found = CausalLMOutputWithPast(loss, logits, cache, tuple(rows) if all_of_them else None)
         return found if (self.config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None, **more):
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None,
+                                      cache_position=None, **more):
         """What forward() gets of all tokens so far: those that it has not read or, beyond block_size, the last window."""
         check_mask(attention_mask, input_ids.size(1))
+        if cache_position is not None:  # releases of transformers before there was next_sequence_length
+            next_sequence_length = len(cache_position)
         new = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
         window = self.config.max_position_embeddings
         read = past_key_values.get_seq_length() if past_key_values is not None else 0

@@ -189,7 +189,7 @@ def test_loss_and_gradients_are_the_repositorys(kind, both):
     ours.zero_grad()
 
 
-@pytest.mark.parametrize("kind", ["fixed", "mhc_mixed", "alibi"])
+@pytest.mark.parametrize("kind", ["fixed", "dynamic", "mhc_mixed", "alibi"])
 def test_fine_tuned_saved_and_loaded_again(kind, exported, tmp_path):
     """Some steps lower the loss; save_pretrained() keeps the code and every number; other dtypes are near."""
     from transformers import AutoModelForCausalLM
@@ -221,7 +221,7 @@ def test_fine_tuned_saved_and_loaded_again(kind, exported, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mixed", "frozen"])
-def test_a_model_from_its_config_alone_starts_as_the_repositorys(kind, exported, both):
+def test_a_model_from_its_config_alone_starts_as_the_repositorys(kind, exported, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
     config = AutoConfig.from_pretrained(exported(kind)[1], trust_remote_code=True)
     torch.manual_seed(7)
@@ -234,6 +234,9 @@ def test_a_model_from_its_config_alone_starts_as_the_repositorys(kind, exported,
     model.resize_token_embeddings(50)
     assert model.config.vocab_size == 50 and model(idx).logits.shape == (2, 12, 50)
     assert model.gpt.lm_head.weight is model.gpt.transformer.wte.weight
+    model.eval().save_pretrained(tmp_path / "more_tokens")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "more_tokens", trust_remote_code=True)
+    assert torch.equal(again(idx).logits, model(idx).logits)
 
 
 def test_what_cannot_be_done_right_is_refused(both):
