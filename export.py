@@ -1,14 +1,27 @@
 """
-A trained baseline as a folder that transformers loads: a plain GPT-2, with its tokenizer and a model card.
+A trained model as a folder that transformers loads, with its tokenizer, generation config and a model card.
 
     python export.py out/demo_baseline --out out/gpt
     python -c "from transformers import pipeline as p; print(p('text-generation', 'out/gpt')('ROMEO:', max_new_tokens=50))"
 
-Written are config.json, model.safetensors, generation_config.json, tokenizer.json, tokenizer_config.json and README.md. The logits are
-those of the run's checkpoint (tested, to 1e-6). Only the plain GPT block is a GPT-2: model = 'baseline' with token_shift = 'none',
-value_residual = 'none', position = 'learned', no QK norm, no head gate. Rows of a padded vocabulary, which no text has, are left out.
-Without biases (bias = False) they are zeros there. To share it: the command that is printed at the end. transformers is needed to load the
-folder, not to write it: pip install transformers.
+    python export.py out/demo_mixed --out out/curved
+    python -c "from transformers import pipeline as p
+    print(p('text-generation', 'out/curved', trust_remote_code=True)('ROMEO:', max_new_tokens=50))"
+
+The plain GPT block becomes a GPT-2 of transformers' own: model = 'baseline' with token_shift = 'none', value_residual = 'none', position =
+'learned', no QK norm, no head gate. Without biases (bias = False) they are zeros there. Every other model of models.py takes its code
+along: the source files that it is made of, copied from here with their imports changed (hub/source_files.py), and what generate(),
+pipeline() and Trainer need around them (hub/modeling_curved_gpt.py). Such a folder needs torch and transformers, not this repository, and
+is loaded with trust_remote_code=True, for it holds code; look at it before you trust one from somebody else. Nothing here runs code of a
+folder or a checkpoint.
+
+The logits are those of the run's checkpoint (tested, to 1e-6). Rows of a padded vocabulary, which no text has, are left out. generate()
+keeps a cache, and beyond block_size reads the last window anew for each token, as sample.py does. Padding on the left is refused. A
+graph of a corpus (laplacian = 'corpus') is among the weights. ops = 'triton' is computed in PyTorch. With kv_bins generation is as
+approximate as here. A tau that is a statistic (tau = 'median', 'mean') stays as it is when the model is trained on.
+
+The card is filled from config.json and summary.json and, of a run of a sweep (SWEEP/runs/NAME), from the sweep's table. To share the
+folder: the command that is printed at the end. transformers is needed to load the folder, not to write it: pip install transformers.
 """
 from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
@@ -19,61 +32,15 @@ import os
 import shutil
 import sys
 
-import torch
 from safetensors.torch import save_file
 
+import models
 from common import paths
 from common.errors import UserError, exit_cleanly
 from configurator import Parser
 from data.tokenizer import as_hugging_face, load_tokenizer
+from hub import curved, gpt2, model_card
 from training import checkpoint
-from training.config import OWN_STARTS
-from training.start import ACTIVATIONS, TRANSPOSED
-
-NEEDED = {"model": "baseline", "token_shift": "none", "value_residual": "none", "position": "learned", "qk_norm": False,
-          "head_gate": "none"}
-
-
-def gpt2_config(config, vocab_size, end_of_text):
-    """transformers' config.json of a run's."""
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config["activation"])
-    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocab_size, "n_positions": config["block_size"],
-            "n_embd": config["n_embd"], "n_layer": config["n_layer"], "n_head": config["n_head"], "n_inner": None,
-            "activation_function": activation, "resid_pdrop": config["dropout"], "embd_pdrop": config["dropout"],
-            "attn_pdrop": config["dropout"], "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "tie_word_embeddings": True,
-            "bos_token_id": end_of_text, "eos_token_id": end_of_text, "dtype": "float32"}
-
-
-def gpt2_weights(model, vocab_size):
-    """name -> tensor, as GPT2LMHeadModel names and lays them out; the head is the embedding."""
-    found = {}
-    for name, tensor in checkpoint.weights_of(model).items():
-        tensor = tensor.detach().float().cpu()
-        if name == "transformer.wte.weight":
-            tensor = tensor[:vocab_size]
-        found[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous().clone()
-        bias = name.removesuffix("weight") + "bias"
-        if not model.config.bias and (name.endswith(TRANSPOSED) or ".ln_" in name):  # GPT-2 has them
-            found[bias] = torch.zeros(found[name].shape[-1])
-    found.pop("lm_head.weight", None)
-    return found
-
-
-def model_card(run, config, summary, tokenizer):
-    start = "a random start" if config.get("init_from", "scratch") in OWN_STARTS else config["init_from"]
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
-             f"# {os.path.basename(os.path.abspath(run))}", "",
-             f"A GPT-2 of {summary['parameters']:,} parameters (without positions), trained from {start} with the repository "
-             "mixed-curvature-gpt, `model = 'baseline'`.", "", "| | |", "|---|---|",
-             f"| text | {config['corpus']} |", f"| tokens | {tokenizer}, {config['vocab_size']:,} |",
-             f"| blocks, width, heads, context | {', '.join(str(config[k]) for k in ('n_layer', 'n_embd', 'n_head', 'block_size'))} |"]
-    for key, text in (("val_loss", "validation loss at the end, nats a token"), ("best_val_loss", "lowest validation loss"),
-                      ("step", "steps"), ("tokens", "tokens of training"), ("train_seconds", "seconds of training")):
-        if summary.get(key) is not None:
-            value = summary[key]
-            lines.append(f"| {text} | {f'{value:,.4f}' if isinstance(value, float) else f'{value:,}'} |")
-    lines += ["", "Every key of the run:", "", "```json", json.dumps(config, indent=1), "```", ""]
-    return "\n".join(lines)
 
 
 @exit_cleanly
@@ -84,45 +51,61 @@ def main(argv):
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which of the run's (best)")
     options = parser.parse_args(argv)
     config = checkpoint.load_config(options.run)
-    other = [key for key, value in NEEDED.items() if config.get(key, value) != value]
-    if other:
-        raise UserError(f"{options.run}: {other[0]} = {config[other[0]]!r}: only {other[0]} = {NEEDED[other[0]]!r} is a GPT-2")
     if not isinstance(config.get("tokenizer"), dict):
         raise UserError(f"{options.run}/config.json does not say how its tokens are made")
     paths.folder_to_write(options.out, f"--out {options.out}")
     if os.path.isdir(options.out) and os.listdir(options.out):
         raise UserError(f"--out {options.out} is not empty: give a new folder")
     model, config = checkpoint.load_model(options.run, options.checkpoint)
-    write(options.run, options.out, model, config)
-    print(f"{options.out}: a GPT-2 for transformers. To share it: hf upload USER/NAME {options.out}")
+    made = as_gpt2(options.run, model, config) if gpt2.is_gpt2(config) else as_curved(options.run, model, config)
+    write(options.out, *made, config)
+    what = "a GPT-2 for transformers" if gpt2.is_gpt2(config) else "for transformers, with trust_remote_code=True"
+    print(f"{options.out}: {what}. To share it: hf upload USER/NAME {options.out}")
     return 0
 
 
-def write(run, out, model, config):
+def as_gpt2(run, model, config):
+    """(weights, transformers' config, {file: text} of its own)"""
     tokenizer = load_tokenizer(config["tokenizer"])
-    end = getattr(tokenizer, "end_of_text", None)
-    config = {"activation": "gelu", **config}
-    summary, path = {"parameters": model.num_params()}, os.path.join(run, "summary.json")
-    if os.path.isfile(path):  # a run that has not ended has none
-        try:
-            with open(path, encoding="utf-8") as f:
-                summary.update(json.load(f))
-        except ValueError:
-            raise UserError(f"{path} is damaged: not JSON") from None
+    about = gpt2.gpt2_config(config, tokenizer.vocab_size, getattr(tokenizer, "end_of_text", None))
+    return gpt2.gpt2_weights(model, tokenizer.vocab_size), about, {"README.md": card(run, model, config, tokenizer, "A GPT-2")}
+
+
+def as_curved(run, model, config):
+    """As as_gpt2()."""
+    tokenizer, name = load_tokenizer(config["tokenizer"]), config["model"]
+    prompt = "ROMEO:" if all(map(tokenizer.has, "ROMEO:")) else tokenizer.decode([0])
+    use = model_card.CURVED.format(model=f"{models.MODELS[name][1].__module__}.py", block_size=config["block_size"],
+                                   prompt=prompt.encode("unicode_escape").decode())
+    about = curved.curved_config(name, model, tokenizer.vocab_size, getattr(tokenizer, "end_of_text", None))
+    readme = card(run, model, config, tokenizer, f"A GPT of the kind '{name}'", use)
+    return curved.curved_weights(model, tokenizer.vocab_size), about, {"README.md": readme, **curved.code(name)}
+
+
+def card(run, model, config, tokenizer, what, use=""):
+    sweep, why_not = model_card.sweep_section(run)
+    if why_not:
+        print(f"the card is without the sweep's table: {why_not}", file=sys.stderr)
+    summary = model_card.read_summary(run, model.num_params())
+    return model_card.model_card(run, config, summary, tokenizer.vocab_size, what, use, sweep)
+
+
+def write(out, weights, about, texts, config):
+    """The folder, whole or not at all."""
+    end = about["eos_token_id"]
     texts = {
-        "config.json": json.dumps(gpt2_config(config, tokenizer.vocab_size, end), indent=1),
+        "config.json": json.dumps(about, indent=1),
         "generation_config.json": json.dumps({"do_sample": True, "bos_token_id": end, "eos_token_id": end}, indent=1),
         "tokenizer.json": as_hugging_face(config["tokenizer"]).to_str(),
         "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["block_size"],
-                                             "clean_up_tokenization_spaces": False}, indent=1),
-        "README.md": model_card(run, config, summary, config["tokenizer"]["tokenizer"])}
+                                             "clean_up_tokenization_spaces": False}, indent=1), **texts}
     new = f"{os.path.abspath(out)}.{os.getpid()}.new"  # renamed when it is whole
     try:
         os.makedirs(new)
         for name, text in texts.items():
             with open(os.path.join(new, name), "w", encoding="utf-8") as f:
                 f.write(text)
-        save_file(gpt2_weights(model, tokenizer.vocab_size), os.path.join(new, "model.safetensors"), {"format": "pt"})
+        save_file(weights, os.path.join(new, "model.safetensors"), {"format": "pt"})
         if os.path.isdir(out):
             os.rmdir(out)
         os.rename(new, out)

@@ -94,8 +94,7 @@ def value_mix(config, index):
     """What attention in block `index` multiplies the first block's values and its own with; None where nothing is mixed."""
     if index == 0 or config.value_residual == "none":
         return None
-    half = torch.full((2,), 0.5)
-    return nn.Parameter(half) if config.value_residual == "learned" else half.tolist()
+    return nn.Parameter(torch.full((2,), 0.5)) if config.value_residual == "learned" else [0.5, 0.5]
 
 
 def mix_values(v, values, mix):

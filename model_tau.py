@@ -31,7 +31,7 @@ import torch.nn as nn
 import model_baseline
 import scalar_attention
 from common.errors import UserError
-from configurator import Path
+from configurator import Path, derived
 from model_baseline import GPTConfig, QueriesAndKeys, append, mix_values, value_mix
 from scalar_attention import bins
 from scalar_attention.laplacian import energy
@@ -44,6 +44,8 @@ KINDS = {"chain": "chain", "corpus": "matrix", "learned": "factor"}
 class TauConfig(GPTConfig):
     laplacian: Literal["chain", "corpus", "learned", "none"] = "chain"  # the graph of coordinates; 'none': lambda = sigmoid(w . x)
     laplacian_file: Path | None = None  # of 'corpus': what data/laplacian.py wrote
+    laplacian_heads: int = derived(default=0)  # of 'corpus' in an exported model (export.py), which has L among its weights: how many there
+        # are, one or one a key head (0: read laplacian_file)
     laplacian_per_head: bool = False  # a learned L, or w, of each key head
     manifold_dim: int = 0  # numbers in a query and a key (0: the head size)
     tau: Literal["learned", "fixed", "median", "mean"] = "learned"  # lambda = E / (E + tau), a tau a key head
@@ -105,7 +107,9 @@ class ScalarAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         own = self.n_kv if config.laplacian_per_head else 1
-        if config.laplacian == "corpus":
+        if config.laplacian == "corpus" and config.laplacian_heads:
+            self.register_buffer("matrix", torch.empty(config.laplacian_heads, 1, self.m, self.m))
+        elif config.laplacian == "corpus":
             from data import laplacian as corpus  # here: it imports SciPy, which other models would wait for
             given = torch.from_numpy(corpus.load(config.laplacian_file, self.m, self.n_kv))
             self.register_buffer("matrix", given.float().unsqueeze(1))

@@ -2,6 +2,10 @@
 import signal
 
 
+class Stopped(Exception):
+    """A signal asked for an end, and what was done so far is kept."""
+
+
 class Stop:
     """SIGINT, SIGTERM and SIGUSR1 (Slurm's warning) are noted in .signal, so that the work in hand ends and is saved. A second
     SIGINT (Ctrl-C) does not wait."""

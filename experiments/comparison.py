@@ -326,10 +326,10 @@ def words_of_question(summary):
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8):
-    """The Summary of a sweep's folder. selection_seed: an int, 'auto' or None; the rest as the options of the command
-    line. Raises UserError."""
-    summary = read_sweep(folder, metric)
+def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8, planned=True):
+    """The Summary of a sweep's folder. selection_seed: an int, 'auto' or None; planned: of read_sweep(); the rest as the options of the
+    command line. Raises UserError."""
+    summary = read_sweep(folder, metric, planned)
     if selection_seed == "auto":
         selection_seed = selection_seed_of(summary.arms, summary.seeds)
     elif selection_seed is not None and selection_seed not in summary.seeds:
@@ -343,6 +343,6 @@ def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8
     time_to_target(summary, target)
     look_at_curvature(summary, batches)
     write_headline(summary)
-    if summary.question:
+    if summary.question and planned:
         summary.answered = words_of_question(summary)
     return summary

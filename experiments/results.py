@@ -240,9 +240,9 @@ def target_of(plan):
     return targets.pop() if len(targets) == 1 else None
 
 
-def read_sweep(folder, metric):
+def read_sweep(folder, metric, planned=True):
     """Summary with the arms and their runs, nothing computed yet. metric None: 'target' if the sweep has one, else
-    'final'."""
+    'final'. planned False: without the runs that have not ended, which the sweep's file has: it is Python, and is not run then."""
     path = os.path.join(folder, "sweep.json")
     plan = read_plan(path)
     target = target_of(plan)
@@ -253,7 +253,7 @@ def read_sweep(folder, metric):
     found, unknown = read_rows(folder, plan, metric)
     if not found:
         raise UserError(f"no run of {folder} has ended yet: there is nothing to summarise")
-    planned, note = planned_runs(plan, folder, sorted({lr for _, _, lr, _, _ in found}))
+    planned, note = planned_runs(plan, folder, sorted({lr for _, _, lr, _, _ in found})) if planned else ([], None)
     arms, notes = {}, [note] if note else []
     for name, role, lr, seed in planned:
         arms.setdefault(name, Arm(name, role)).planned.add((lr, seed))

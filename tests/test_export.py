@@ -74,17 +74,6 @@ def test_tokenizers_give_the_same_tokens(kind):
             theirs.encode("to see")
 
 
-@pytest.mark.parametrize("option, message", [
-    ("--model=mixed", "only model = 'baseline' is a GPT-2"), ("--token_shift=smear", "token_shift = 'smear'"),
-    ("--position=rope", "position = 'rope'"), ("--qk_norm=True", "qk_norm = True"), ("--value_residual=fixed", "value_residual = 'fixed'")])
-def test_what_is_no_gpt2_is_one_line(option, message, small_run, tmp_path, capsys):
-    status, _, error = ended("train", [*small_run, "--max_iters=2", "--eval_interval=2", option])
-    assert status == 0, error
-    status, _, error = run(export.main, [tmp_path / "run", "--out", tmp_path / "out"], capsys)
-    assert status == 2 and not (tmp_path / "out").exists()
-    one_line(error, message)
-
-
 def test_bad_places_are_one_line(exported, tmp_path, capsys):
     exported()
     for arguments, message in (([tmp_path / "run", "--out", tmp_path / "out"], "is not empty"),

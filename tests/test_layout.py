@@ -18,6 +18,7 @@ PYTHON = [p for p in FILES if p.suffix == ".py"]
 LAYERS = [
     {"train", "sample", "sweep", "summarize_sweep", "plot_runs", "ablate_curvature", "analyze_representations", "evaluate", "export",
      "bench"},
+    {"hub"},
     {"experiments"},
     {"analysis"},
     {"training"},

@@ -1,8 +1,10 @@
 """init_from = a run, or GPT-2 in Hugging Face's layout: what is taken, what is said, and that functions stay what they were."""
+import hashlib
 import http.server
 import json
 import pathlib
 import re
+import shutil
 import threading
 
 import pytest
@@ -58,19 +60,29 @@ def test_a_longer_context_and_a_padded_vocabulary_take_the_rows_that_are_there(p
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A model's two files, as the hub gives them."""
+    """A model's two files, as the hub gives them, with the faults that `server.faults` says."""
 
     def do_GET(self):
-        file = pathlib.Path(self.server.folder, self.path.rpartition("/")[2])
+        file, faults = pathlib.Path(self.server.folder, self.path.rpartition("/")[2]), self.server.faults
         if not self.path.startswith("/openai-community/gpt2/resolve/main/") or not file.exists():
             return self.send_error(404)
         body = file.read_bytes()
-        self.send_response(200)
-        for name, value in (("ETag", f'"{len(body)}"'), ("X-Repo-Commit", "c" * 40), ("Content-Length", str(len(body)))):
+        tag = (hashlib.sha256(body) if file.suffix == ".safetensors" else hashlib.sha1(f"blob {len(body)}\0".encode() + body)).hexdigest()
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        if "changed" in faults:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if self.command == "GET":
+            self.server.asked.append((file.name, start))
+        self.send_response(206 if start else 200)
+        for name, value in (("ETag", f'"{tag}"'), ("X-Repo-Commit", "c" * 40), ("Content-Length", str(len(body) - start)),
+                            ("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            breaks = file.suffix == ".safetensors" and faults.get("breaks", 0) > 0
+            faults["breaks"] = faults.get("breaks", 0) - breaks
+            self.close_connection = True
+            self.wfile.write(body[start:start + self.server.piece] if breaks else body[start:])
 
     do_HEAD = do_GET
 
@@ -78,28 +90,85 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_name_is_downloaded(published, tokens, tmp_path, monkeypatch):
-    """From a stand-in for the hub, whose two files these are; then from the cache; and what it does not have is one line."""
-    theirs, folder = published(activation_function="gelu")
+@pytest.fixture
+def hub(published, tmp_path, monkeypatch):
+    """A stand-in for the hub with a random GPT-2, .theirs."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.folder = folder
+    server.theirs, server.folder = published(activation_function="gelu")
+    server.faults, server.asked, server.piece = {}, [], 1 << 16
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    try:
-        ours = build("baseline", bias=True).eval()
-        start.take(start.find("gpt2"), ours, GPT2)
-        torch.testing.assert_close(ours(*tokens)[0], theirs(tokens[0]).logits, rtol=1e-5, atol=1e-5)
-        with pytest.raises(UserError, match="init_from = 'gpt2-xl': openai-community/gpt2-xl cannot be downloaded") as caught:
-            start.find("gpt2-xl")
-        assert "\n" not in str(caught.value)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    assert start.find("gpt2").wanted["n_head"] == 2  # without a network
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def blobs(tmp_path):
+    return tmp_path / "cache" / "models--openai-community--gpt2" / "blobs"
+
+
+def weights_are(hub, tokens):
+    ours = build("baseline", bias=True).eval()
+    start.take(start.find("gpt2"), ours, GPT2)
+    torch.testing.assert_close(ours(*tokens)[0], hub.theirs(tokens[0]).logits, rtol=1e-5, atol=1e-5)
+    return True
+
+
+def test_a_name_is_downloaded(hub, tokens):
+    """Then taken from the cache, also without a network; what the hub does not have is one line."""
+    assert weights_are(hub, tokens) and hub.asked == [("config.json", 0), ("model.safetensors", 0)]
+    with pytest.raises(UserError, match="init_from = 'gpt2-xl': openai-community/gpt2-xl cannot be downloaded") as caught:
+        start.find("gpt2-xl")
+    assert "\n" not in str(caught.value)
+    hub.asked.clear()
+    assert weights_are(hub, tokens) and not hub.asked
+    hub.shutdown()
+    hub.server_close()
+    assert start.find("gpt2").wanted["n_head"] == 2
+
+
+def test_a_download_that_breaks_off_goes_on(hub, tokens, tmp_path, monkeypatch):
+    """Within a process; in the next one, where the server broke off for good or the first one was killed; and what is whole is checked."""
+    monkeypatch.setattr("data.downloads.BLOCK", 512)
+    whole = pathlib.Path(hub.folder, "model.safetensors").read_bytes()
+    hub.piece, hub.faults["breaks"] = len(whole) // 3, 1
+    assert weights_are(hub, tokens)
+    first, second = (start for name, start in hub.asked if name == "model.safetensors")
+    assert first == 0 and 0 < second <= hub.piece
+    tag = hashlib.sha256(whole).hexdigest()
+    assert (blobs(tmp_path) / tag).read_bytes() == whole and not list(blobs(tmp_path).glob("*.part"))
+
+    for have in (whole[:1000], whole[:-1]):
+        shutil.rmtree(tmp_path / "cache")
+        blobs(tmp_path).mkdir(parents=True)
+        (blobs(tmp_path) / f"{tag}.part").write_bytes(have)
+        hub.asked.clear()
+        assert weights_are(hub, tokens) and ("model.safetensors", len(have)) in hub.asked
+
+    shutil.rmtree(tmp_path / "cache")
+    hub.piece, hub.faults["breaks"] = 600, 100
+    with pytest.raises(UserError, match="cannot be downloaded .*broke off.* what has come is kept and the same command goes on") as caught:
+        start.find("gpt2")
+    assert "\n" not in str(caught.value)
+    hub.faults.clear()
+    assert weights_are(hub, tokens) and hub.asked[-1][1] == 5 * 512
+
+
+def test_bytes_that_are_not_the_hubs_are_refused(hub, tokens, tmp_path):
+    hub.faults["changed"] = True
+    with pytest.raises(UserError, match="its hash is [0-9a-f]{40}, the hub announced [0-9a-f]{40}; it was removed"):
+        start.find("gpt2")
+    hub.faults.clear()
+    assert weights_are(hub, tokens)
+    blob = blobs(tmp_path) / hashlib.sha256(pathlib.Path(hub.folder, "model.safetensors").read_bytes()).hexdigest()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")  # damaged since
+    with pytest.raises(UserError, match="model.safetensors: its hash is"):
+        start.find("gpt2")
+    assert weights_are(hub, tokens)
 
 
 def test_what_does_not_fit_is_one_line(published, tmp_path):

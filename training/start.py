@@ -37,7 +37,8 @@ class Source:
 def find(init_from):
     """The Source that init_from names. Raises UserError."""
     if init_from in GPT2:
-        return hugging_face(download(init_from), init_from)
+        from training import hub_files  # here: it takes a while, and few runs need it
+        return hugging_face(hub_files.download(GPT2[init_from], init_from), init_from)
     if not os.path.lexists(init_from):
         raise UserError(f"init_from = '{init_from}': no such folder, and none of scratch, resume, auto, {', '.join(GPT2)}")
     paths.folder_to_read(init_from, f"init_from = '{init_from}'", "a run or a model")
@@ -50,20 +51,6 @@ def find(init_from):
     weights = checkpoint.read_weights(os.path.join(checkpoint.folder(init_from, which), checkpoint.WEIGHTS))
     wanted = {key: config[key] for key in ("n_head", "activation") if key in config}  # what no shape shows
     return Source(f"{init_from} ({config['model']}, checkpoint '{which}')", weights, wanted, config.get("tokenizer") or {})
-
-
-def download(name):
-    """The folder of one of OpenAI's models, in huggingface_hub's cache. Raises UserError."""
-    from huggingface_hub import hf_hub_download  # here: it takes a while, and few runs need it
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    try:
-        for file in ("config.json", "model.safetensors"):
-            place = hf_hub_download(GPT2[name], file, endpoint=os.environ.get("HF_ENDPOINT"))
-        return os.path.dirname(place)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"init_from = '{name}': {GPT2[name]} cannot be downloaded ({reason}); give a folder that holds its "
-                        "config.json and model.safetensors") from None
 
 
 def hugging_face(folder, name):

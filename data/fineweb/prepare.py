@@ -54,11 +54,11 @@ import tqdm
 
 import configurator
 from common.errors import UserError, exit_cleanly
-from common.interrupts import Stop
+from common.interrupts import Stop, Stopped
 from configurator import Path
-from data import shards
+from data import downloads, shards
 from data.documents import first_line, forget_what_was_said, local_files, local_fingerprint, open_local
-from data.sources import CONNECT_SECONDS, READ_SECONDS, network_reason, preparing
+from data.sources import READ_SECONDS, network_reason, preparing
 from data.tokenizer import GPT2_END_OF_TEXT, gpt2_encoding
 
 HUB = "https://huggingface.co"
@@ -66,7 +66,6 @@ SHARDS_REPO = "kjj0/fineweb10B-gpt2"
 SHARDS_TRAIN = 103            # upstream's train shards, of 100M tokens each
 SHARDS_TOKENS = 100_000_000
 SHARDS_DEFAULT = 9
-ATTEMPTS = 5                  # at a download that keeps breaking off but each time brings something
 
 TEXT_REPO, TEXT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 
@@ -143,26 +142,8 @@ def refuse(folder, what):
     raise UserError(f"{folder} {what}; give another --out_dir, or --overwrite=True to remove it")
 
 
-class Stopped(Exception):
-    """A signal asked for an end, and what was done so far is kept."""
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # tokens made by others
-
-def announced_sha256(response):
-    """The SHA-256 that the hub tells of a file in Git LFS, or None. The storage that it redirects to has ETags of other
-    kinds, so only the first answer counts."""
-    headers = (response.history or [response])[0].headers
-    tag = headers.get("X-Linked-Etag") or headers.get("ETag") or ""
-    tag = tag.removeprefix("W/").strip('"')
-    return tag if re.fullmatch("[0-9a-f]{64}", tag) else None
-
-
-def bad_answer(url, response):
-    return UserError(f"{url}: the server answered {response.status_code} {response.reason}; is it the hub, or a mirror "
-                     "of it (--mirror, HF_ENDPOINT)?")
-
 
 def unreachable(url, error):
     return UserError(f"{url}: {network_reason(error)}; what has come is kept and the same command goes on; where the "
@@ -171,53 +152,20 @@ def unreachable(url, error):
 
 def check_reachable(url):
     try:
-        response = requests.head(url, allow_redirects=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
+        response = downloads.head(url, allow_redirects=True)
     except requests.exceptions.RequestException as error:
         raise unreachable(url, error) from None
     if not response.ok:
-        raise bad_answer(url, response)
-
-
-def fetch_once(url, part, stop):
-    """One request for what the file `part` does not have yet. Returns the announced SHA-256 or None. What came stays
-    there when the connection breaks off (RequestException). Raises UserError for an answer that is no file."""
-    have = os.path.getsize(part) if os.path.exists(part) else 0
-    ask = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with requests.get(url, headers=ask, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-        if have and response.status_code == 416:  # nothing beyond what there is: it was whole already
-            return announced_sha256(response)
-        goes_on = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if response.status_code != 200 and not goes_on:
-            raise bad_answer(url, response)
-        have = have if goes_on else 0  # a server that cannot begin in the middle sends everything
-        length = response.headers.get("Content-Length")
-        with (open(part, "r+b" if goes_on else "wb") as f,
-              tqdm.tqdm(desc=url.rpartition("/")[2], initial=have, total=length and have + int(length), unit="B",
-                        unit_scale=True, disable=None, leave=False) as bar):
-            f.seek(have)
-            for block in response.iter_content(1 << 16):
-                with shards.writing(part):
-                    f.write(block)
-                bar.update(len(block))
-                if stop.signal:
-                    raise Stopped
-            with shards.writing(part):
-                f.flush()
-                os.fsync(f.fileno())
-        return announced_sha256(response)
+        raise downloads.bad_answer(url, response)
 
 
 def fetch_shard(url, path, stop):
     """Fetch one shard, or the rest of it, check it and give it its name. Raises UserError."""
     part = path + shards.PART
-    for attempt in range(1, ATTEMPTS + 1):
-        before = os.path.getsize(part) if os.path.exists(part) else 0
-        try:
-            expected = fetch_once(url, part, stop)
-            break
-        except requests.exceptions.RequestException as error:
-            if attempt == ATTEMPTS or not os.path.exists(part) or os.path.getsize(part) <= before:
-                raise unreachable(url, error) from None
+    try:
+        expected = downloads.fetch(url, part, stop)
+    except requests.exceptions.RequestException as error:
+        raise unreachable(url, error) from None
     try:
         shards.token_count(part)
         digest = expected and shards.sha256_of_file(part)

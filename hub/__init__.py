@@ -1,0 +1,1 @@
+"""What export.py is made of: a model as a folder for transformers."""
