@@ -39,8 +39,9 @@ def curved_config(name, model, vocab_size, end_of_text):
         keys["laplacian_file"] = os.path.basename(keys["laplacian_file"])
         keys["laplacian_heads"] = len(model.transformer.h[0].attn.matrix)
     classes = {"AutoConfig": f"{MODELLING}.CurvedGPTConfig", "AutoModelForCausalLM": f"{MODELLING}.CurvedGPTForCausalLM"}
+    tied = model.lm_head.weight is model.transformer.wte.weight
     return {"architectures": ["CurvedGPTForCausalLM"], "model_type": "mixed_curvature_gpt", "auto_map": classes, "model": name,
-            "keys": keys, "vocab_size": vocab_size, "tie_word_embeddings": True, "bos_token_id": end_of_text, "eos_token_id": end_of_text,
+            "keys": keys, "vocab_size": vocab_size, "tie_word_embeddings": tied, "bos_token_id": end_of_text, "eos_token_id": end_of_text,
             "dtype": "float32"}
 
 
@@ -52,5 +53,6 @@ def curved_weights(model, vocab_size):
     found = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         tensor = full(tensor.detach()).float().cpu()
-        found[f"gpt.{name}"] = (tensor[:vocab_size] if name == "transformer.wte.weight" else tensor).contiguous().clone()
+        by_token = name == "transformer.wte.weight" or name.startswith("lm_head.") and tensor.shape[:1] == (model.config.vocab_size,)
+        found[f"gpt.{name}"] = (tensor[:vocab_size] if by_token else tensor).contiguous().clone()
     return found

@@ -27,3 +27,4 @@ arms = {
     'at-once': dict(_curved, start='half', max_iters=400, grid=_rates),
 }
 seeds = [1337]
+runs = [dict(arms=list(arms), grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340, 1341, 1342])]  # best for all of them

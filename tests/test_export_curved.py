@@ -35,6 +35,10 @@ MORE = {
     "dynamic": ("mixed", dict(dynamic_curvature=True, curvature_mode="tied", use_embedding_curvature=True)),
     "window": ("mixed", dict(reference="window", residual="transport", position="rope", value_residual="fixed")),
     "ema": ("mixed", dict(reference="ema", residual="reference", curvature_mode="parametric", curvature_initialization=[0.1, 0.2])),
+    "grown": ("mixed", dict(curvature_mode="fixed", curvature=0.3, curvature_warmup=9, max_distance=1.5, curvature_heads=[1.0, -0.5])),
+    "softplus": ("mixed", dict(curvature_form="softplus", update_scale="conformal", project_gradient="straight")),
+    "points": ("stereographic", dict(layers="mobius", attention="distance", head="stereographic", head_offset=True)),
+    "lorentz": ("stereographic", dict(norm="stereographic", head="lorentz", head_tied=False, head_scale_mode="learned")),
     "frozen": ("mhc", dict(hc_freeze="res", hc_maps="dynamic", token_shift="difference")),
     "frozen_too": ("mhc", dict(hc_freeze="pre+post", hc_res="permutations", hc_num_streams=3)),
     "hc": ("mhc", dict(hc="hc", hc_maps="dynamic")),
@@ -126,7 +130,8 @@ expected = load_file(sys.argv[1])
 for name, folder in zip(sys.argv[2::2], sys.argv[3::2]):
     model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    assert not model.training and model.gpt.lm_head.weight is model.gpt.transformer.wte.weight
+    tied = model.gpt.lm_head.weight is model.gpt.transformer.wte.weight
+    assert not model.training and tied == model.config.keys.get("head_tied", True)
     found = model(expected["idx"]).logits
     print(name, (found - expected[name]).abs().max().item() / expected[name].abs().max().item(), sep=":")
 """
