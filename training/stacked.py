@@ -88,13 +88,14 @@ class Member:
 
 def why_not(config, model_config):
     """Why a run cannot be in a stack, in a line, or None."""
+    device_type = torch.device(pick_device(config.device)).type
     refused = {
         "distill_from": config.distill_from is not None, "freeze": bool(config.freeze),
         "eval_only = True": config.eval_only,
         "max_seconds, which are those of a run alone": config.max_seconds is not None,
         "ops = 'triton', whose kernels take one LayerNorm": getattr(model_config, "ops", "torch") == "triton",
         "activation_checkpointing with dropout": config.activation_checkpointing and model_config.dropout > 0,
-        "dtype = 'float16', whose scaler is one for all": pick_dtype(config.dtype, torch.device(pick_device(config.device)).type) == "float16",
+        "dtype = 'float16', whose scaler is one for all": pick_dtype(config.dtype, device_type) == "float16",
     }
     for what, is_so in refused.items():
         if is_so:
@@ -225,8 +226,11 @@ class Stack:
         self.step = Step(self.model, runs, weights, autocast, self.config.grad_clip, deal.own,
                          graph=on_gpu and options.cuda_graph and not dropout and self.config.model != "tau", start=self.start)
         self.draws_own = dropout and not on_gpu and not compiled
-        self.waits = not on_gpu  # reading a number of the device costs nothing
         self.clock = Clock(None)
+
+    def reads_every_step(self):
+        """Does it cost nothing to read a number of the device?"""
+        return not self.device.startswith("cuda")
 
     def open(self):
         return [(n, member) for n, member in enumerate(self.members) if member.open]
@@ -264,7 +268,7 @@ class Stack:
 
                 logging, counts = step % config.log_interval == 0, not (self.compiled and step == self.start)
                 stopping = bool(stop.signal)
-                reading = self.waits or logging or not counts or stopping or any(m.run.is_due(step + 1) for _, m in self.open())
+                reading = self.reads_every_step() or logging or not counts or stopping or any(m.run.is_due(step + 1) for _, m in self.open())
                 if reading:
                     losses, norms, bad = self.step.read()
                     for n, member in self.open():
