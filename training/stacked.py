@@ -268,7 +268,8 @@ class Stack:
 
                 logging, counts = step % config.log_interval == 0, not (self.compiled and step == self.start)
                 stopping = bool(stop.signal)
-                reading = self.reads_every_step() or logging or not counts or stopping or any(m.run.is_due(step + 1) for _, m in self.open())
+                due = any(member.run.is_due(step + 1) for _, member in self.open())
+                reading = self.reads_every_step() or logging or not counts or stopping or due
                 if reading:
                     losses, norms, bad = self.step.read()
                     for n, member in self.open():
