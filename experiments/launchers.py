@@ -69,8 +69,9 @@ def run_local(units, rows, options, command, stack_command, table, stop, not_nee
                 del jobs[slot]
                 again = [run for run, status in ended if status == AGAIN]
                 if again:
-                    table.say(f"a stack of {len(job.runs)} runs crashed; {len(again)} are done one by one: {crash_reason(again[0])}")
-                    waiting.extendleft([run] for run in reversed(again))
+                    table.say(f"a stack of {len(job.runs)} runs crashed, which are done in two halves: {crash_reason(again[0])}")
+                    half = -(-len(again) // 2)
+                    waiting.extendleft(part for part in (again[half:], again[:half]) if part)
                 for run, status in ended:
                     if status != AGAIN:
                         table.ended(run, status, rows.read().get(run.hash))

@@ -25,7 +25,7 @@ from training.run_directory import LOCK
 from training.stacked import alike, why_not
 
 STACK = (sys.executable, "-m", "training.stacked")
-AGAIN = "again"  # what became of a run whose stack crashed: it is done by itself
+AGAIN = "again"  # what became of a run whose stack crashed: it is done in a smaller one, or by itself
 MOST = 64  # runs; at 4 x 128 some 200,000 tokens a step, which is enough for a card to be busy
 
 
@@ -91,8 +91,8 @@ def fitting(main, model, jobs):
 
 
 class StackJob:
-    """Runs in the care of this process, as one process: their locks, their rows. What it says is in stacks/. A stack that crashes is not
-    tried again: its runs are then done one by one, each from its checkpoint."""
+    """Runs in the care of this process, as one process: their locks, their rows. What it says is in stacks/. A stack that crashes (it may
+    have been too large for the card) is done in two halves, each run from its checkpoint, down to single runs."""
 
     def __init__(self, runs, rows, command=STACK, threads=1, gpu=None):
         self.runs, self.rows, self.command, self.threads, self.gpu = list(runs), rows, command, threads, gpu

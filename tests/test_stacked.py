@@ -14,8 +14,8 @@ from training.config import TrainConfig
 from training.optimizer import make_optimizers, set_lr
 from training.schedule import lr_at, seed_micro_batch
 from training.stacked_modules import stack_modules
-from training.stacked_optimizer import StackedWeights, orthogonal
-from training.stacked_step import Step
+from training.stacked_optimizer import orthogonal
+from training.stacked_step import stacked_step
 
 N, B = 3, 2
 CASES = [
@@ -151,12 +151,9 @@ def configs(**more):
     return [TrainConfig(learning_rate=lr, muon_lr=2 * lr, warmup_iters=2, max_iters=8, seed=n, **more) for n, lr in enumerate(rates)]
 
 
-def stack_of(members, settings, **options):
+def stack_of(members, settings):
     optimizers = [make_optimizers(member, config, "cpu") for member, config in zip(members, settings)]
-    model, runs = together(members)
-    weights = StackedWeights(model, members, optimizers, settings, "cpu")
-    return Step(model, runs, weights, contextlib.nullcontext,
-                settings[0].grad_clip, 1, graph=False, start=0, **options), optimizers
+    return stacked_step("test", copy.deepcopy(members[0]), members, optimizers, settings, "cpu", contextlib.nullcontext), optimizers
 
 
 @pytest.mark.parametrize("name, options, within", [

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from training import stacked
+from training.stacked_step import Step
 
 RUNS = [(1, 1e-3), (7, 1e-2)]  # seed, learning rate
 SECONDS = {"train_seconds", "dt", "tok_per_s", "data_wait"}
@@ -123,9 +124,9 @@ def test_as_on_a_gpu_nothing_is_read_off_the_device_where_it_is_not_logged(write
     assert run(stacked.main, stack, capsys)[0] == 3
     monkeypatch.setattr(stacked.Stack, "reads_every_step", lambda self: False)
     reads, counts, looks = Reads(), [], []
-    finish, read = stacked.Step.finish, stacked.Step.read
-    monkeypatch.setattr(stacked.Step, "finish", lambda self, step: (counts.append(reads.count), finish(self, step)))
-    monkeypatch.setattr(stacked.Step, "read", lambda self: (looks.append(len(counts) - 1), read(self))[1])
+    finish, read = Step.finish, Step.read
+    monkeypatch.setattr(Step, "finish", lambda self, step: (counts.append(reads.count), finish(self, step)))
+    monkeypatch.setattr(Step, "read", lambda self: (looks.append(len(counts) - 1), read(self))[1])
     _, stack = write("few", *more, "--log_interval=8", runs=runs)
     with reads:
         assert run(stacked.main, stack, capsys)[0] == 3

@@ -42,7 +42,6 @@ from common.interrupts import Stop
 from configurator import Path
 from training import start
 from training.clock import Clock, Console
-from training.compiled import compile_parts
 from training.config import OWN_STARTS, TrainConfig
 from training.dataloader import Loader, Together, load_meta
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
@@ -52,8 +51,7 @@ from training.run import Run, facts, kept, resolved
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, step_again
 from training.stacked_modules import stack_modules
-from training.stacked_optimizer import StackedWeights
-from training.stacked_step import Step
+from training.stacked_step import stacked_step
 
 OWN = ("seed", "learning_rate", "min_lr", "muon_lr", "curvature_lr_mult", "out_dir", "init_from", "overwrite", "wandb_run_name")  # keys
 SAVERS = 8  # threads that write checkpoints
@@ -204,7 +202,7 @@ def train(members, parallel, options):
                 member.run.begin(f"python -m training.stacked --runs={options.runs} ({len(together)} runs at once; alone: python train.py "
                                  f"{' '.join(member.argv)})", {**facts(member.model, meta), "stacked": len(together)})
                 member.run.finish_last_save()
-            stack = Stack(together, new_model(together[0]), device, autocast, compiled, loaders, deal, parallel, options)
+            stack = Stack(together, new_model(together[0]), device, autocast, compiled, loaders, deal, options)
             stack.train(stop)
             del stack
     return 3 if any(member.diverged for member in members) else 0
@@ -213,18 +211,15 @@ def train(members, parallel, options):
 class Stack:
     """Runs that begin at one step, under way."""
 
-    def __init__(self, members, model, device, autocast, compiled, loaders, deal, parallel, options):
+    def __init__(self, members, model, device, autocast, compiled, loaders, deal, options):
         self.members, self.device, self.autocast, self.compiled, self.deal = members, device, autocast, compiled, deal
-        self.config, self.loaders, self.parallel, N = members[0].config, loaders, parallel, len(members)
-        self.start = members[0].run.start
-        runs = stack_modules(model, N, self.config.model)
-        model.activation_checkpointing = self.config.activation_checkpointing
-        model.to(device).train()
-        weights = StackedWeights(model, [m.model for m in members], [m.optimizers for m in members], [m.config for m in members], device)
-        self.model = compile_parts(model) if compiled else model
+        self.config, self.loaders, self.start = members[0].config, loaders, members[0].run.start
         on_gpu, dropout = device.startswith("cuda"), members[0].model_config.dropout > 0
-        self.step = Step(self.model, runs, weights, autocast, self.config.grad_clip, deal.own,
-                         graph=on_gpu and options.cuda_graph and not dropout and self.config.model != "tau", start=self.start)
+        # (attention by distance asks its numbers how to compute, and dropout draws other numbers in each step)
+        graph = on_gpu and options.cuda_graph and not dropout and self.config.model != "tau"
+        self.step = stacked_step(self.config.model, model, [m.model for m in members], [m.optimizers for m in members],
+                                 [m.config for m in members], device, autocast, compiled, deal.own, graph, self.start)
+        self.model = self.step.model
         self.draws_own = dropout and not on_gpu and not compiled
         self.clock = Clock(None)
 

@@ -86,8 +86,8 @@ class StackedEmbedding:
         N, V, _ = self.weight.shape
         if idx.dim() == 1:  # positions: the same for all sequences
             return self.runs.spread(self.weight.index_select(1, idx), ones=0)
-        table = torch.arange(0, N * V, V, device=idx.device).repeat_interleave(self.runs.batch)
-        return F.embedding(idx + table.unsqueeze(1), self.weight.flatten(0, 1))
+        table = torch.arange(0, N * V, V, device=idx.device).view(N, 1, 1)
+        return F.embedding((idx.unflatten(0, (N, -1)) + table).flatten(0, 1), self.weight.flatten(0, 1))
 
 
 class StackedLayerNorm:

@@ -55,8 +55,9 @@ class StackedWeights:
                     self.muon = options
                 else:
                     self.adam, adam_width = options, width
-        self.weights, self.gradients, self.first = (torch.zeros(N, width, device=device) for _ in range(3))
-        self.second = torch.zeros(N, adam_width, device=device)
+        kind = dict(dtype=next(members[0].parameters()).dtype, device=device)
+        self.weights, self.gradients, self.first = (torch.zeros(N, width, **kind) for _ in range(3))
+        self.second = torch.zeros(N, adam_width, **kind)
         self.steps = torch.zeros(N, device=device)  # updates that were made, AdamW's 'step'
         self.taken = 0  # the same on the host: all runs of a stack begin at one step
         for n, (member, own) in enumerate(zip(members, optimizers)):
@@ -108,7 +109,7 @@ class StackedWeights:
             correction = 1.0 if group.matrices else 1 - beta1 ** made
             rows += [[1 - lr * group.weight_decay for lr in rates], [lr / correction for lr in rates]]
         self.taken = made
-        return torch.tensor(rows, dtype=torch.float32)
+        return torch.tensor(rows, dtype=self.weights.dtype)
 
     @torch.no_grad()
     def clip(self, most, norms):

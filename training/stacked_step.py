@@ -6,6 +6,10 @@ the weights are then still those of before that step.
 """
 import torch
 
+from training.compiled import compile_parts
+from training.stacked_modules import stack_modules
+from training.stacked_optimizer import StackedWeights
+
 
 class Captured:
     """function(*tensors) -> None, as a CUDA graph: called some times, which makes what it needs, then captured once and repeated."""
@@ -40,7 +44,7 @@ class Step:
         self.model, self.runs, self.weights, self.autocast = model, runs, weights, autocast
         self.grad_clip, self.micro_batches = grad_clip, micro_batches
         device, N = weights.weights.device, runs.number
-        self.loss, self.norms, self.shown = (torch.zeros(N, device=device) for _ in range(3))
+        self.loss, self.norms, self.shown = (weights.weights.new_zeros(N) for _ in range(3))
         self.going = torch.ones(N, dtype=torch.bool, device=device)
         self.number = torch.tensor(start, device=device)
         self.first_bad = torch.full((N,), -1, device=device)  # the step
@@ -77,3 +81,13 @@ class Step:
     def read(self):
         """Of the last step, (losses, gradient norms), and of each run its first bad step or -1: lists. Waits for the device."""
         return self.shown.tolist(), self.norms.tolist(), self.first_bad.tolist()
+
+
+def stacked_step(name, model, members, optimizers, configs, device, autocast, compiled=False, micro_batches=1, graph=False, start=0):
+    """The Step of runs with these models, optimizers and configurations. model: one like theirs, which becomes the stack. name: of the
+    model. compiled: by torch.compile. The others: of Step."""
+    runs = stack_modules(model, len(members), name)
+    model.activation_checkpointing = configs[0].activation_checkpointing
+    model.to(device).train()
+    weights = StackedWeights(model, members, optimizers, configs, device)
+    return Step(compile_parts(model) if compiled else model, runs, weights, autocast, configs[0].grad_clip, micro_batches, graph, start)
