@@ -15,7 +15,7 @@ from training.optimizer import make_optimizers, set_lr
 from training.schedule import lr_at, seed_micro_batch
 from training.stacked_modules import stack_modules
 from training.stacked_optimizer import orthogonal
-from training.stacked_step import stacked_step
+from training.stacked_step import Captured, stacked_step
 
 N, B = 3, 2
 CASES = [
@@ -214,6 +214,29 @@ def test_a_run_stands_still_from_its_first_bad_step_on():
     assert step.first_bad.tolist() == [-1, 2, -1] and step.going.tolist() == [True, False, True]
     now = step.weights.weights
     assert torch.equal(now[1], before[1]) and not torch.equal(now[0], before[0]) and torch.isfinite(now).all()
+
+
+def test_a_graph_is_captured_after_some_steps_and_then_repeated_with_new_inputs(monkeypatch):
+    """With a GPU that is pretended: what would be captured is not computed then."""
+    said, capturing = [], []
+
+    class Graph:
+        def replay(self):
+            said.append(("replayed", captured.given[0].item()))
+
+    @contextlib.contextmanager
+    def graph(of, capture_error_mode):
+        capturing.append(of)
+        yield
+        capturing.pop()
+    stream = type("Stream", (), {"wait_stream": lambda self, other: None})
+    fakes = dict(Stream=stream, current_stream=stream, stream=lambda s: contextlib.nullcontext(), CUDAGraph=Graph, graph=graph)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    captured = Captured(lambda x: said.append(("captured" if capturing else "computed", x.item())))
+    for number in range(6):
+        captured(torch.tensor(number))
+    assert said == [("computed", 0), ("computed", 1), ("computed", 2), ("captured", 3), ("replayed", 3), ("replayed", 4), ("replayed", 5)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def why_not(config, model_config):
     device_type = torch.device(pick_device(config.device)).type
     refused = {
         "distill_from": config.distill_from is not None, "freeze": bool(config.freeze),
-        "eval_only = True": config.eval_only,
+        "eval_only": config.eval_only, "wandb_log, which takes one run a process": config.wandb_log,
         "max_seconds, which are those of a run alone": config.max_seconds is not None,
         "ops = 'triton', whose kernels take one LayerNorm": getattr(model_config, "ops", "torch") == "triton",
         "activation_checkpointing with dropout": config.activation_checkpointing and model_config.dropout > 0,

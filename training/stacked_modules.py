@@ -28,7 +28,7 @@ PLACES = {
     "control_write": (2, 1),  # of two sub-layers: alpha and beta, of a head
     "value_mix": (1, 3),  # two numbers, with values (B, nh, T, hs)
     "log_temperature": (0, 0), "log_tau": (0, 0), "matrix": (0, 0), "scalar_weight": (0, 0),  # of key heads, before T
-    "stream_embedding": (1, 1), "collapse": (0, 1),
+    "stream_embedding": (1, 1), "collapse": (0, 1), "res": (1, 1), "post": (1, 1),  # of streams (the last two AltUp's, a block in front)
 }
 # of streams/connections.py, one a sub-layer in front: 1s behind the batch
 OF_CONNECTIONS = {"pre": 1, "res": 1, "post": 1, "gates": 1, "phi": 0, "gain": 1, "to_mix": 0, "to_write": 0}
@@ -165,47 +165,36 @@ OWN_WEIGHTS = (StackedLinear, StackedEmbedding, StackedLayerNorm, StackedQueries
 
 
 def presented(name, front, ones):
-    """A property in the place of a parameter or buffer: what the model's code reads."""
+    """A property in the place of a parameter (N, s...): what the model's code reads."""
     def read(module):
-        own = module._parameters[name] if name in module._parameters else module._buffers[name]
-        if own is None:
-            return None
-        scalar = own.dim() == 1 and name in module._parameters  # a number: (N B, 1, 1)
-        return module.runs.spread(own, front, ones + scalar)
+        own = module._parameters[name]
+        return None if own is None else module.runs.spread(own, front, ones + (own.dim() == 1))  # a number: (N B, 1, 1)
     return property(read)
 
 
 def of_connections(name, ones):
-    """The same in streams/connections.py, a number of sub-layers in front: (S, N, 1..., s...); frozen ones are the same for all runs."""
+    """The same in streams/connections.py: (S, N, 1..., s...), S sub-layers in front. What is frozen there, a buffer (S, s...), is the same
+    for all runs."""
     def read(module):
         frozen = name in module._buffers
-        own = module._buffers[name].unsqueeze(0) if frozen else module._parameters[name]
-        own = own.movedim(0, 1)
+        own = module._buffers[name].unsqueeze(1) if frozen else module._parameters[name].movedim(0, 1)
         own = own.reshape(*own.shape[:2], *[1] * ones, *own.shape[2:])
         return own.expand(-1, module.runs.number, *own.shape[2:]) if frozen else own
     return property(read)
 
 
 def properties(module, mixins, model_name):
-    """name -> property of the parameters that the module's code reads itself."""
+    """name -> property, of the parameters that the module's code reads itself."""
     if any(mixin in OWN_WEIGHTS for mixin in mixins):
         return {}
+    found = {}
     if StackedConnections in mixins:
-        found = {name: of_connections(name, ones) for name, ones in OF_CONNECTIONS.items()
-                 if name in module._parameters or name in module._buffers}
-        names = set(module._parameters) - set(found)
-    else:
-        found, names = {}, set(module._parameters)
-    if isinstance(module, nn.Module) and type(module) is nn.Module:  # AltUp's: one a block in front
-        found |= {name: presented(name, 1, 1) for name in ("res", "post") if name in names}
-        names -= set(found)
-    for name in names:
-        if module._parameters[name] is None:
-            continue
-        if name not in PLACES:
+        found = {name: of_connections(name, ones) for name, ones in OF_CONNECTIONS.items() if hasattr(module, name)}
+    for name in module._parameters.keys() - found.keys():
+        if name not in PLACES and module._parameters[name] is not None:
             raise UserError(f"model = {model_name!r} cannot be stacked: how {type(module).__module__}.{type(module).__name__} reads its "
                             f"parameter {name!r} is not in PLACES of training/stacked_modules.py")
-        found[name] = presented(name, *PLACES[name])
+        found[name] = presented(name, *PLACES.get(name, (0, 1)))
     return found
 
 
@@ -213,20 +202,17 @@ def stack_modules(model, number, model_name="model"):
     """Makes of a model, in place, one of `number` runs. Its parameters are (N, ...), empty: whoever has them fills them. -> Runs.
     Raises UserError where the model has something that cannot be stacked."""
     runs, stacked = Runs(number), {}
-    modules = list(model.modules())
     swaps = []
-    for module in modules:
+    for module in model.modules():  # first: what cannot be stacked leaves the model as it is
         mixins = tuple(mixin for kind, mixin in KINDS.items() if isinstance(module, kind))
         swaps.append((module, mixins, properties(module, mixins, model_name)))
     for module, mixins, found in swaps:
         kind = type(module)
         for name, p in module._parameters.items():
             if p is not None:  # a tied one is one again
-                stacked.setdefault(id(p), nn.Parameter(p.new_empty(number, *p.shape), p.requires_grad))
-                module._parameters[name] = stacked[id(p)]
-        if "tau_sum" in module._buffers:
-            for name in StackedTau.own_buffers:
-                module._buffers[name] = torch.stack([module._buffers[name]] * number)
+                module._parameters[name] = stacked.setdefault(id(p), nn.Parameter(p.new_empty(number, *p.shape), p.requires_grad))
+        for name in StackedTau.own_buffers if "tau_sum" in module._buffers else ():
+            module._buffers[name] = torch.stack([module._buffers[name]] * number)
         if mixins or found:
             module.__class__ = type(f"Stacked{kind.__name__}", (*mixins, kind), {"runs": runs, "__module__": kind.__module__, **found})
     return runs

@@ -30,7 +30,8 @@ class Captured:
             return
         if self.graph is None:
             self.given, self.graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # nothing is computed here
+            # nothing is computed here. thread_local: the loader's threads may pin memory meanwhile
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.function(*self.given)
         for own, new in zip(self.given, given):
             own.copy_(new)
