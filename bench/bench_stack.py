@@ -79,9 +79,8 @@ def make_step(arm, shape, N, compiled, device, dtype, graph):
 
 
 def measure(steps, rounds, device):
-    """name -> (seconds a step, MiB at the peak or None). steps: name -> function that makes a step. On a GPU one after the other: they
+    """Yields (name, seconds a step, MiB at the peak or None). steps: name -> function that makes a step. On a GPU one after the other: they
     need not be in memory together."""
-    found = {}
     for group in [steps] if device == "cpu" else [{name: make} for name, make in steps.items()]:
         made = {name: make() for name, make in group.items()}
         for step in made.values():
@@ -95,8 +94,8 @@ def measure(steps, rounds, device):
             return lambda: (step(), synchronize(device))
         times = interleaved({name: and_wait(step) for name, step in made.items()}, rounds, device)
         peak = torch.cuda.max_memory_allocated() / 2 ** 20 if device.startswith("cuda") else None
-        found.update({name: (statistics.median(taken), peak) for name, taken in times.items()})
-    return found
+        yield from ((name, statistics.median(taken), peak) for name, taken in times.items())
+        made.clear()
 
 
 def rows_of(arm, config, device, dtype):
@@ -105,7 +104,7 @@ def rows_of(arm, config, device, dtype):
     steps = {"alone": lambda: step_alone(arm, config.shape, compiled, device, dtype, checked=False)[0]}
     steps |= {N: lambda N=N: make_step(arm, config.shape, N, compiled, device, dtype, config.graph) for N in numbers}
     _, _, _, block_size, batch_size, _ = SHAPES[config.shape]
-    for name, (seconds, peak) in measure(steps, config.rounds, device).items():
+    for name, seconds, peak in measure(steps, config.rounds, device):
         runs = 1 if name == "alone" else name
         hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
         yield dict(arm=arm, shape=config.shape, N=name, mode=config.mode, graph=config.graph and name != "alone" and device != "cpu",

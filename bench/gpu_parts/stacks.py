@@ -13,10 +13,10 @@ ARMS = ("baseline", "mixed, c per head")
 
 def jobs(settings):
     if settings.quick:
-        cases = [("baseline", 2, True)]
+        cases = [("baseline", (2,), True)]
     else:
-        cases = [(arm, N, True) for N in (64, 16, 1) for arm in ARMS] + [("baseline", 64, False)]
-    return [Job(f"{arm}, N = {N}{'' if graph else ', no graph'}", (arm, N, graph), seconds=30) for arm, N, graph in cases]
+        cases = [(arm, (64, 16, 1), True) for arm in ARMS] + [("baseline", (16,), False)]
+    return [Job(f"{arm}, N = {Ns}{'' if graph else ', no graph'}", (arm, Ns, graph), seconds=30) for arm, Ns, graph in cases]
 
 
 def workers(settings):
@@ -24,8 +24,8 @@ def workers(settings):
 
 
 def run(job, settings, record):
-    arm, N, graph = job.arguments
+    arm, Ns, graph = job.arguments
     shape, rounds = ("toy", 1) if settings.quick else ("small", 20)
-    config = bench_stack.BenchConfig(N=[N], shape=shape, steps=STEPS, graph=graph, rounds=rounds)
+    config = bench_stack.BenchConfig(N=list(Ns), shape=shape, steps=STEPS, graph=graph, rounds=rounds)
     for row in bench_stack.rows_of(arm, config, settings.device, "float32" if settings.quick else "bfloat16"):
         record(what="stack", **row)
