@@ -254,7 +254,8 @@ class Block(model_baseline.Block):
                 points = geometry.project(points, base)  # each was in the ball of its own token
             if self.config.per_head_curvature:
                 points = points.transpose(1, 2)  # (B, nh, T_all, hs)
-                r = geometry.gyromidpoint(points, weights, base.unsqueeze(-1)).transpose(1, 2)
+                base = base.unsqueeze(-1) if base.dim() == 2 else base.transpose(1, 2)  # (nh, 1, 1); one c a sequence: (B, nh, 1, 1)
+                r = geometry.gyromidpoint(points, weights, base).transpose(1, 2)
             else:
                 r = geometry.gyromidpoint(points, weights, base)
         return geometry.project(r, c) if self.config.dynamic_curvature else r

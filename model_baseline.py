@@ -139,8 +139,11 @@ class QueriesAndKeys(nn.Module):
     def forward(self, q, k, start=0):
         """(..., T, m) each. start: the position of the first."""
         if self.norm:
-            q, k = (F.rms_norm(x, x.shape[-1:], gain.to(x.dtype)) for x, gain in ((q, self.q_gain), (k, self.k_gain)))
+            q, k = self.normed(q, self.q_gain), self.normed(k, self.k_gain)
         return (rotate(q, start), rotate(k, start)) if self.rotation else (q, k)
+
+    def normed(self, x, gain):
+        return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype))
 
 
 class CausalSelfAttention(nn.Module):
@@ -420,7 +423,11 @@ class GPT(nn.Module):
             return self.lm_head(x[:, -1:]), None
         logits = self.lm_head(x)
         # without a gradient: compiled code would take one of the logits, zeros, as a further input of their size
-        return logits.detach(), F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+        return logits.detach(), self.loss(logits, targets)
+
+    def loss(self, logits, targets):
+        """Mean cross-entropy in nats. (B, T, V), (B, T) -> ()"""
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
 
     def after_blocks(self, x, cache=None):
         """The residual stream after each block, one after the other. x: start()'s."""

@@ -202,7 +202,7 @@ class AltUpBlock(model_baseline.Block):
         for name, norm, layer in sublayers:
             y = y + layer(norm(y - previous_token(y, state, "previous_" + name) if self.difference else y), state)
         predicted = mixing.write(x, torch.zeros_like(y), mix, torch.zeros_like(w))
-        return predicted + w[:, None, None, None] * (y - predicted[self.active])
+        return predicted + mixing.spread(y - predicted[self.active], w)
 
 
 class StreamsGPT:

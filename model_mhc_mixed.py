@@ -69,7 +69,7 @@ class Block(model.Block):
         rows, per_head = rows.movedim(0, -2), self.config.per_head_curvature
         if per_head and weights.dim() == 4:
             weights = weights.unsqueeze(2)
-        c = c.unsqueeze(-1) if per_head else c
+        c = c.unsqueeze(-1) if per_head or c.dim() else c
         return geometry.gyromidpoint(rows, weights, c).movedim(-2, 0).reshape(-1, *x.shape[1:])
 
     def update(self, x, sublayers, state=None, limit=None, *own):
@@ -118,7 +118,7 @@ class GPT(StreamsGPT, model.GPT):
             return x
         n, last = self.config.hc_num_streams, self.transformer.h[-1]
         if self.config.hc_collapse == "learned":
-            weights = torch.softmax(self.hyper.collapse, 0)
+            weights = torch.softmax(self.hyper.collapse, -1)
         else:
             weights = torch.full((n,), 1 / n if self.config.hc_collapse == "mean" else 1.0, device=x.device)
-        return last.gather(x, weights.unsqueeze(0), last.curvature.c)[0]
+        return last.gather(x, weights.unsqueeze(-2), last.curvature.c)[0]

@@ -143,21 +143,28 @@ class ScalarAttention(nn.Module):
             return tuple(torch.sigmoid(x @ self.scalar_weight.to(x.dtype)).squeeze(-1) for x in (q, k))
         kind = KINDS[self.config.laplacian]
         e_q, e_k = (energy(x, kind, None if kind == "chain" else self.matrix.to(x.dtype)) for x in (q, k))
-        tau = (self.log_tau.exp() if self.config.tau == "learned" else self.tau).view(-1, 1, 1)
+        tau = self.current_tau()[..., None, None]
         if self.config.tau in ("median", "mean") and self.training and torch.is_grad_enabled():
-            both = torch.cat((e_q, e_k), 2).detach().transpose(0, 1).flatten(1)  # (n_kv, B (G + 1) T)
+            both = self.by_head(torch.cat((e_q, e_k), 2).detach())
             # (a block that the backward pass computes again counts twice, here as there)
             self.tau_sum.add_(both.median(-1).values if self.config.tau == "median" else both.mean(-1))
             self.tau_seen.add_(1)
         return e_q / (e_q + tau), e_k / (e_k + tau)
 
+    def by_head(self, energies):
+        return energies.transpose(0, 1).flatten(1)  # (n_kv, B (G + 1) T)
+
+    def current_tau(self):
+        return self.log_tau.exp() if self.config.tau == "learned" else self.tau  # (n_kv,)
+
     @torch.no_grad()
     def take_tau(self, average):
         """tau becomes the mean over the steps so far, of which the one that ends now is the last."""
         of_step = average(self.tau_sum / self.tau_seen.clamp(min=1))
-        counts = (self.tau_steps < TAU_STEPS) & (self.tau_seen > 0) & torch.isfinite(of_step).all()  # float16 overflows now and then
+        counts = (self.tau_steps < TAU_STEPS) & (self.tau_seen > 0) & torch.isfinite(of_step).all(-1)  # float16 overflows now and then
         self.tau_steps.add_(counts)
-        self.tau.copy_(torch.where(counts, self.tau + (of_step - self.tau) / self.tau_steps.clamp(min=1), self.tau))
+        moved = self.tau + (of_step - self.tau) / self.tau_steps.unsqueeze(-1).clamp(min=1)
+        self.tau.copy_(torch.where(counts.unsqueeze(-1), moved, self.tau))
         self.tau_sum.zero_()
         self.tau_seen.zero_()
 
@@ -171,7 +178,7 @@ class ScalarAttention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # 16 bits are too few for a distance
             q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
             q, k = self.queries_and_keys(q, k, start)
-            temperature = self.log_temperature.exp().view(-1, 1, 1)
+            temperature = self.log_temperature.exp()[..., None, None]
             a, b = (t / temperature for t in self.lambdas(q, k))
         return a.flatten(1, 2), b.squeeze(2), v
 

@@ -5,6 +5,7 @@ Run a sweep: every arm at every point of a grid with every seed, what is missing
     python sweep.py sweeps/shakespeare_lr.py --jobs 2 --threads 8         the runs alone; 4 threads each
     python sweep.py sweeps/shakespeare_lr.py --dry-run                    print the commands, create nothing
     python sweep.py sweeps/fineweb_lr.py --jobs 8 --launcher slurm        the same on a Slurm cluster (submitit)
+    python sweep.py sweeps/verdict.py --stack=auto                        on a GPU: many runs of an arm as one program (docs/sweeps.md)
 
 A sweep file is Python with flat assignments, like a config file:
 
@@ -69,6 +70,7 @@ from experiments.job import TRAIN, command_of, crash_reason, readiness
 from experiments.launchers import run_local, run_submitit, threads_of_a_run
 from experiments.rows import Rows
 from experiments.runs import description, make_runs, short, sweep_name
+from experiments.stacks import STACK, make_units, stack_size
 from experiments.terminal import Table
 
 
@@ -82,17 +84,22 @@ def parse(argv):
                         help="CPU threads of all jobs together (%(default)s); on Slurm each has the cpus of the file")
     parser.add_argument("--launcher", choices=("local", "slurm", "local-submitit"), default="local",
                         help="where the runs are done; local-submitit is there to try what slurm does (local)")
+    parser.add_argument("--stack", type=stack_size, default="off", metavar="auto|N|off",
+                        help="runs of an arm that differ in seed and learning rate as one process: auto: on a GPU as many as fit; N at "
+                             "most (off)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and create nothing")
     parser.add_argument("--retry-crashed", action="store_true", help="run again what crashed before")
     options = parser.parse_args(argv)
     for name in ("jobs", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
+    if options.stack != "off" and options.launcher != "local":
+        raise UserError(f"--stack={options.stack} is for --launcher local: a Slurm job is one run")
     return options
 
 
 @exit_cleanly
-def main(argv, command=TRAIN):
+def main(argv, command=TRAIN, stack_command=STACK):
     options = parse(argv)
     sweep = sweep_file.load(options.sweep)
     given = options.out or os.path.join("out", "sweeps", sweep_name(options.sweep))
@@ -106,8 +113,11 @@ def main(argv, command=TRAIN):
         ended = {h: r for h, r in rows.known().items() if not (options.retry_crashed and r["status"] == "crashed")}
         missing = [run for run in runs if run.hash not in ended]
         print(f"# {len(runs)} runs, {len(missing)} to do, {options.jobs} at a time, {threads} threads each")
-        for run in missing:
-            print(shlex.join(["python", *command[1:], *command_of(run, threads)]))
+        for unit in make_units(missing, options.stack, options.jobs, print):
+            if len(unit) > 1:
+                print(f"# {len(unit)} runs as one process:")
+            for run in unit:
+                print(shlex.join(["python", *command[1:], *command_of(run, threads)]))
         return 0
 
     if options.launcher == "slurm":
@@ -133,7 +143,8 @@ def main(argv, command=TRAIN):
     table = Table(runs, [row["status"] for row in ended.values()])
     stop = Stop()
     if missing and options.launcher == "local":
-        run_local(missing, rows, options, command, table, stop, not_needed)
+        units = make_units(missing, options.stack, options.jobs, table.say)
+        run_local(units, rows, options, command, stack_command, table, stop, not_needed)
     elif missing:
         run_submitit(missing, rows, options, command, table, stop, sweep["slurm"], not_needed)
 

@@ -40,7 +40,7 @@ from common.interrupts import Stop
 from training import start
 from training.clock import Console
 from training.config import OWN_STARTS, TrainConfig
-from training.dataloader import TOKENIZER_KEYS, Loader, load_meta
+from training.dataloader import Loader, load_meta
 from training.distill import Lessons, freeze
 from training.evaluation import evaluate
 from training.guard import Guard
@@ -48,9 +48,9 @@ from training.machine import padded_vocabulary, pick_compile, pick_device, pick_
 from training.optimizer import make_optimizers, set_lr, set_momentum
 from training.parallel import Parallel, clip_gradients, gradient_norm
 from training.qk_clip import QKClip
-from training.run import Run
+from training.run import Run, facts, kept, resolved
 from training.run_directory import hold_run
-from training.schedule import Deal, lr_at, seed_micro_batch
+from training.schedule import Deal, lr_at, seed_micro_batch, step_again
 from training.watch import Watch, map_norms
 
 
@@ -91,23 +91,16 @@ def train(config, model_config, parallel, argv):
         compiled, why = False, "layers are listened to"
 
     # the run: from its start, or from a checkpoint
-    full = {**configurator.as_dict(config, model_config),
-            "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
-            "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
-            "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
-    fixed = ["model", "optimizer", "dataset", "corpus_sha256", "seed", "freeze", *models.CONFIGS[config.model].__dataclass_fields__]
-    run = Run(config, full, fixed, parallel, model, scaler, deal)
+    run = Run(config, resolved(config, model_config, device_type, dtype, compiled, meta), kept(config), parallel, model, scaler, deal)
     from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
     if config.freeze:
         from_trained = [*from_trained, f"frozen: {freeze(model, config.freeze):,} numbers"]
     lessons = Lessons(config, model, meta, device) if config.distill_from else None
-    facts = {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"],
-             "val_bytes_per_token": meta["val_bytes"] / meta["val_tokens"] if "val_bytes" in meta else None}
     qk_clip = QKClip(model, config.qk_clip) if config.qk_clip is not None else None
     step_model, eval_model = parallel.wrap(model, compiled)
     optimizers = make_optimizers(model, config, device_type)
     run.attach(optimizers)
-    run.begin(" ".join(["python train.py", *argv]), facts)
+    run.begin(" ".join(["python train.py", *argv]), facts(model, meta))
     if parallel.main:
         introduce(run, model_config, deal, meta, [*from_trained, *([f"learns from {lessons.name}"] if lessons else [])],
                   f"{device_type}{parallel.describe()}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
@@ -241,14 +234,6 @@ def telemetry(model, loader, compiled, watch):
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         idx = next(loader.eval_batches(1))[0][:8]
         return {**model.telemetry(idx), **(map_norms(model, idx[:2]) if watch else {})}
-
-
-def step_again(loader, micro_batches, seed):
-    """The micro-batches of a step once more, with their random numbers."""
-    for k in micro_batches:
-        batch = loader.batch(k)
-        seed_micro_batch(seed, k)
-        yield batch
 
 
 def results(run, step):

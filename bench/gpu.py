@@ -6,7 +6,8 @@ All that this project says of a GPU, measured on one card by one command (docs/g
     python bench/gpu.py --device=cpu --quick=True --out=DIR      does the script run? Toy sizes, no GPU, under a minute
     python bench/gpu.py --replot=DIR                             tables and plots again, from the JSON files in DIR
 
-Parts, in this order: ceilings (always), correctness, gpt2, kernels, equality, shapes, target. Each works in processes of its own;
+Parts, in this order: ceilings (always), correctness, gpt2, kernels, equality, shapes, stacks,
+target. Each works in processes of its own;
 what fails is a row with its error, and the rest goes on. <card>.json and <card>.md are written again as rows come, so that a run
 that is cut off (SIGTERM, or killed) leaves what it measured. Exit status: 0 everything was measured, whatever the verdicts;
 1 something failed or there was no time for it, or the run was stopped; 2 bad input.

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.whole_files import naming
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
-INHERITED = "RUN_LOCK"  # environment: the number of an open file that holds a run's lock for the process that gets it
+INHERITED = "RUN_LOCK"  # environment: numbers of open files, each of which holds a run's lock for the process that gets them
 
 
 def try_lock(path):
@@ -52,10 +52,11 @@ def is_held(path):
 
 def is_inherited(path):
     """Does the process that started this one hold the lock for it? (sweep.py does.)"""
-    try:
-        return os.path.samestat(os.fstat(int(os.environ.get(INHERITED, ""))), os.stat(path))
-    except (ValueError, OSError):
-        return False
+    for number in os.environ.get(INHERITED, "").split():
+        with contextlib.suppress(ValueError, OSError):
+            if os.path.samestat(os.fstat(int(number)), os.stat(path)):
+                return True
+    return False
 
 
 @contextlib.contextmanager

@@ -88,16 +88,48 @@ DIE_WITH_PARENT = (sys.executable, "-c", "import ctypes, os, signal, sys; ctypes
                    "os.execvp(sys.argv[1], sys.argv[1:])") if sys.platform == "linux" else ()
 
 
+def spawn(command, log, held, threads, gpu):
+    """A trainer's process. log: the file that gets what it says. held: open files that hold the locks of its runs, which it inherits:
+    they hold as long as either process lives. gpu: for CUDA_VISIBLE_DEVICES, or None."""
+    numbers = [lock.fileno() for lock in held]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", locks.INHERITED: " ".join(map(str, numbers))}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    with open(log, "ab") as out:
+        # a session of its own: Ctrl-C reaches the sweep alone, which passes it on as SIGTERM
+        return subprocess.Popen([*DIE_WITH_PARENT, *command], cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=out,
+                                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=numbers)
+
+
+def summary_of(run):
+    """Its summary.json; {} if there is none."""
+    try:
+        with open(os.path.join(run.folder, "summary.json"), encoding="utf-8") as f:
+            return json.load(f)
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def how_it_ended(code):
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
 class Job:
     """A run in the care of this process: its lock, its attempts, its row.
 
-    The lock is of the open file, which train.py inherits: it holds as long as either process lives.
+    What launchers.run_local asks of it StackJob has, too: start(), left, runs, ended(), stop(), stopping, process.
     """
+
+    left = ()  # of its runs, those that start() did not take
 
     def __init__(self, run, rows, command=TRAIN, threads=1, gpu=None):
         self.run, self.rows, self.command, self.threads, self.gpu = run, rows, command, threads, gpu
         self.process = self.lock = None
         self.tries, self.stopping = 0, False
+
+    @property
+    def runs(self):
+        return [self.run]
 
     def start(self):
         """False: another process has this run in use."""
@@ -112,17 +144,14 @@ class Job:
     def _attempt(self):
         self.tries += 1
         arguments = command_of(self.run, self.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1",
-                       locks.INHERITED: str(self.lock.fileno())}
-        if self.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpu
         note(self.run, f"# attempt of {time.strftime('%Y-%m-%dT%H:%M:%S%z')} on {platform.node()}: "
                        f"{shlex.join([*self.command, *arguments])}")
-        with open(log_of(self.run), "ab") as log:
-            # a session of its own: Ctrl-C reaches the sweep alone, which passes it on as SIGTERM
-            self.process = subprocess.Popen([*DIE_WITH_PARENT, *self.command, *arguments], cwd=REPOSITORY, env=environment,
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                            start_new_session=True, pass_fds=[self.lock.fileno()])
+        self.process = spawn([*self.command, *arguments], log_of(self.run), [self.lock], self.threads, self.gpu)
+
+    def ended(self):
+        """None while it runs; then [(run, what poll() says)]."""
+        status = self.poll()
+        return status and [(self.run, status)]
 
     def poll(self):
         """None while it runs; then finished | diverged | crashed, and a row in runs.csv, or stopped, to go on later."""
@@ -134,8 +163,7 @@ class Job:
             return None
         status, summary = self._outcome(code)
         if status == "crashed":
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            note(self.run, f"\n# {how}")
+            note(self.run, f"\n# {how_it_ended(code)}")
             if self.stopping:
                 status = "stopped"
             elif self.tries < TRIES:  # whatever its exit status: 2 is bad input, but a full disk or memory too
@@ -148,11 +176,7 @@ class Job:
 
     def _outcome(self, code):
         """(status, summary.json) by train.py's contract; what does not keep to it crashed."""
-        try:
-            with open(os.path.join(self.run.folder, "summary.json"), encoding="utf-8") as f:
-                summary = json.load(f)
-        except (FileNotFoundError, ValueError):
-            return "crashed", {}
+        summary = summary_of(self.run)
         expected = {0: ("finished", "stopped"), 3: ("diverged",)}.get(code, ())
         return (summary["status"] if summary.get("status") in expected else "crashed"), summary
 

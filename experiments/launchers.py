@@ -11,9 +11,10 @@ import types
 import torch
 
 from common.errors import UserError
-from experiments.job import TRIES, Job, in_use, note, progress, readiness, row_of
+from experiments.job import TRIES, Job, crash_reason, in_use, note, progress, readiness, row_of
 from experiments.rows import Rows
 from experiments.runs import short
+from experiments.stacks import AGAIN, StackJob
 from experiments.sweep_file import SLURM
 from training.config import REPOSITORY
 
@@ -32,40 +33,53 @@ def threads_of_a_run(options, slurm):
     return slurm.get("cpus", 1) if options.launcher == "slurm" else max(1, options.threads // options.jobs)
 
 
-def run_local(runs, rows, options, command, table, stop, not_needed):
-    """not_needed: of a Run, whether the sweep's question is decided without it (question.py); asked before it starts."""
+def run_local(units, rows, options, command, stack_command, table, stop, not_needed):
+    """units: lists of runs, each of which is one process: train.py's where it is one run, else a stack's (stacks.py).
+    not_needed: of a Run, whether the sweep's question is decided without it (question.py); asked before it starts."""
     gpus = gpus_of_this_machine()
     threads = threads_of_a_run(options, {})
-    waiting, jobs, told = collections.deque(runs), {}, set()  # jobs: slot -> Job
+    waiting, jobs, told = collections.deque(units), {}, set()  # jobs: slot -> Job or StackJob
     try:
         while jobs or (waiting and not stop.signal):
             ended = rows.read()
             for slot in range(options.jobs) if not stop.signal else ():
                 for _ in range(len(waiting) if slot not in jobs else 0):
-                    run = waiting.popleft()
-                    if not_needed(run) or readiness(run, ended) == "impossible":
+                    unit = [run for run in waiting.popleft() if not not_needed(run) and readiness(run, ended) != "impossible"]
+                    if any(readiness(run, ended) == "waiting" for run in unit):
+                        waiting.append(unit)
                         continue
-                    if readiness(run, ended) == "waiting":
-                        waiting.append(run)
+                    if not unit:
                         continue
-                    job = Job(run, rows, command, threads, gpus[slot % len(gpus)] if gpus else None)
-                    if job.start():
+                    gpu = gpus[slot % len(gpus)] if gpus else None
+                    job = Job(*unit, rows, command, threads, gpu) if len(unit) == 1 else StackJob(unit, rows, stack_command, threads, gpu)
+                    started = job.start()
+                    left = list(job.left) if started else unit
+                    waiting.extend([left] if left else [])
+                    for run in left:
+                        if run.hash not in told:
+                            told.add(run.hash)
+                            table.say(f"in use by another process, waited for: {short(run.folder)}")
+                    if started:
                         jobs[slot] = job
                         break
-                    waiting.append(run)
-                    if run.hash not in told:
-                        told.add(run.hash)
-                        table.say(f"in use by another process, waited for: {short(run.folder)}")
             if stop.signal and not all(job.stopping for job in jobs.values()):
-                table.say(f"{stop.signal}: saving {len(jobs)} runs")
+                table.say(f"{stop.signal}: saving {sum(len(job.runs) for job in jobs.values())} runs")
                 for job in jobs.values():
                     job.stop()
             for slot, job in list(jobs.items()):
-                status = job.poll()
-                if status:
-                    del jobs[slot]
-                    table.ended(job.run, status, rows.read().get(job.run.hash))
-            table.show([job.run for job in jobs.values()])
+                ended = job.ended()
+                if not ended:
+                    continue
+                del jobs[slot]
+                again = [run for run, status in ended if status == AGAIN]
+                if again:
+                    table.say(f"a stack of {len(job.runs)} runs crashed, which are done in two halves: {crash_reason(again[0])}")
+                    half = -(-len(again) // 2)
+                    waiting.extendleft(part for part in (again[half:], again[:half]) if part)
+                for run, status in ended:
+                    if status != AGAIN:
+                        table.ended(run, status, rows.read().get(run.hash))
+            table.show([run for job in jobs.values() for run in job.runs])
             time.sleep(POLL_SECONDS)
     except Exception:  # the sweep's own, a full disk say: what is running saves first, as on a signal
         for job in jobs.values():

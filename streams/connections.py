@@ -95,13 +95,14 @@ class Connections(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(phi.dtype)
             # RMSNorm divides the sums by one number a token: after them
-            found = torch.einsum("nbtc,knc->btk", x, phi.unflatten(-1, (x.size(0), -1)))
+            own = "knc" if phi.dim() == 2 else "bknc"  # one a sequence
+            found = torch.einsum(f"nbtc,{own}->btk", x, phi.unflatten(-1, (x.size(0), -1)))
             found = found * self.rms_factor(x).unsqueeze(-1)
-            each = [base + gate * part for base, gate, part in
-                    zip(logits.split(self.sizes), gates, found.split(self.sizes, -1))]
+            each = [base + gate.unsqueeze(-1) * part for base, gate, part in
+                    zip(logits.split(self.sizes, -1), gates.unbind(-1), found.split(self.sizes, -1))]
             for i, name in enumerate(("pre", "res", "post")):
                 if name in self.frozen:
-                    each[i] = logits.split(self.sizes)[i]
+                    each[i] = logits.split(self.sizes, -1)[i]
             p, mix, w = self.constrained(*each)
             tokens = x.shape[1:3]
             return (p.expand(*tokens, -1), None if mix is None else mix.expand(*tokens, -1, -1), w.expand(*tokens, -1))
@@ -145,5 +146,8 @@ class HyperConnections(nn.Module):
             return pre, res, post
         with torch.autocast(x.device.type, enabled=False):
             x = nn.functional.normalize(x.to(gain.dtype), dim=-1) * (math.sqrt(x.size(-1)) * gain)  # (n, B, T, C)
-            mix = gates[0] * torch.tanh(x @ to_mix).permute(1, 2, 3, 0)  # (B, T, 1 + n, n): row i of what stream j gives
-            return pre + mix[:, :, 0], res + mix[:, :, 1:], post + gates[1] * torch.tanh(x @ to_write).permute(1, 2, 0)
+            of_mix, of_write = gates.unbind(-1)
+            mix = of_mix[..., None, None] * torch.tanh(x @ to_mix).permute(1, 2, 3, 0)  # (B, T, 1 + n, n): row i of what stream j gives
+            # (one a sequence: a batch of products)
+            written = x @ to_write if to_write.dim() == 1 else (x @ to_write.unsqueeze(-1)).squeeze(-1)
+            return pre + mix[:, :, 0], res + mix[:, :, 1:], post + of_write.unsqueeze(-1) * torch.tanh(written).permute(1, 2, 0)

@@ -19,17 +19,17 @@ import torch
 
 def expand(x, kind, embedding=None, n=4):
     """(B, T, C) -> (n, B, T, C). copy: n copies. first: n x in the first, zeros in the others (the mean is x). embed: copies,
-    each with a learned vector of its own, embedding (n, C)."""
+    each with a learned vector of its own, embedding (n, C) or, one a sequence, (n, B, 1, C)."""
     if kind == "first":
         return torch.cat((n * x.unsqueeze(0), x.new_zeros(n - 1, *x.shape)))
     copies = x.unsqueeze(0).expand(n, *x.shape)
-    return copies + embedding[:, None, None] if kind == "embed" else copies.contiguous()
+    return copies + (embedding[:, None, None] if embedding.dim() == 2 else embedding) if kind == "embed" else copies.contiguous()
 
 
 def collapse(x, kind, logits=None):
     """(n, B, T, C) -> (B, T, C). mean, sum, or weights softmax(logits), learned."""
     if kind == "learned":
-        return read(x, torch.softmax(logits, 0))
+        return read(x, torch.softmax(logits, -1))
     return x.mean(0) if kind == "mean" else x.sum(0)
 
 

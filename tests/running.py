@@ -12,13 +12,13 @@ from forked import ROOT, Forked
 MIXED = ["--model=mixed"]
 
 
-def run(main, args, capsys):
-    """(exit status, stdout, stderr) of a script's main."""
+def run(main, args, capsys, **options):
+    """(exit status, stdout, stderr) of a script's main. options: of it."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     capsys.readouterr()
     try:
         with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in args])
+            main([str(a) for a in args], **options)
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)

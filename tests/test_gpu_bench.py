@@ -43,8 +43,10 @@ def test_every_part_runs_at_toy_size(tmp_path):
     assert resumed and all(row["ok"] and row["largest_difference"] == 0 for row in resumed)  # on a CPU it is the same run
     watched = [row for row in rows["equality"] if row["what"] == "watch"]
     assert watched and watched[0]["watched_steps"] > 0 and not watched[0]["applicable"]
+    assert [row["N"] for row in rows["stacks"]] == ["alone", 2] and all(row["runs_hour"] > 0 for row in rows["stacks"])
     assert rows["target"][0]["reached"]
     page = (tmp_path / "cpu-quick.md").read_text()
+    assert "| baseline | 2 | no |" in page
     assert "Toy sizes" in page and page.count("not measured") >= 7 and "| every kernel agrees with float64 |" in page
     # pictures and tables again, from the JSON file alone
     (tmp_path / "cpu-quick.md").unlink()
@@ -295,4 +297,5 @@ def test_jobs_of_a_gpu_are_all_there():
         for job in jobs[part]:
             shape, arm, mode = job.arguments
             assert shape in steps.SHAPES and arm in {**steps.ARMS, **steps.ON_KERNELS} and mode in ("eager", "compiled")
+    assert {job.arguments[0] for job in jobs["stacks"]} <= {*steps.ARMS}
     assert len({job.name for name in PARTS for job in jobs[name]}) == sum(map(len, jobs.values()))

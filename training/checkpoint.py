@@ -63,7 +63,9 @@ def optimizer_state(model, optimizers, keep=True):
         for key, value in kept.get(p, {}).items():
             whole = full(value)
             if keep:
-                found.setdefault(name, {})[key] = whole.cpu()
+                # of a stack (stacked_optimizer.py): torch.save would write all runs with a view, and one 'step' for all parameters
+                is_view = whole.untyped_storage().nbytes() > whole.nbytes or whole.dim() == 0
+                found.setdefault(name, {})[key] = whole.detach().clone().cpu() if is_view else whole.cpu()
     return found
 
 

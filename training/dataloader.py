@@ -13,6 +13,7 @@ keyed by (seed, epoch). So a run resumes exactly from its step number; evaluatio
 what it reads; and the micro-batches of one step can be dealt out to any number of processes.
 """
 import collections
+import copy
 import json
 import os
 import threading
@@ -168,13 +169,22 @@ class Loader:
         # which the offset left out
         return file.window(start if start + self.block_size < len(file) else 0, self.block_size + 1)
 
-    def _read(self, k):
+    def with_seed(self, seed):
+        """The same files in the order of another seed."""
+        other = copy.copy(self)
+        other.seed, other._orders, other._lock = seed, {}, threading.Lock()
+        return other
+
+    def _tokens(self, k):
         rows = []
         for i in range(k * self.batch_size, (k + 1) * self.batch_size):
             epoch, place = divmod(i, self.windows)
             offset, order = self._order_of(epoch)
             rows.append(self._window(int(order[place]), offset))
-        tokens = torch.from_numpy(np.stack(rows))
+        return torch.from_numpy(np.stack(rows))
+
+    def _read(self, k):
+        tokens = self._tokens(k)
         return tokens.pin_memory() if self.device.type == "cuda" else tokens
 
     def _split(self, tokens):
@@ -215,3 +225,13 @@ class Loader:
 
     def num_eval_batches(self, count):
         return max(1, min(count, self.windows // self.batch_size))
+
+
+class Together(Loader):
+    """Loaders that differ in their seeds, as one: micro-batch k is theirs, one behind the other, (N batch_size, block_size)."""
+
+    def __init__(self, loaders):
+        vars(self).update(vars(loaders[0]), loaders=loaders)
+
+    def _tokens(self, k):
+        return torch.cat([loader._tokens(k) for loader in self.loaders])

@@ -15,11 +15,33 @@ import os
 
 import torch
 
+import configurator
+import models
 from common.errors import Diverged, UserError
 from common.whole_files import write_json
 from training import checkpoint
 from training.clock import Clock
+from training.dataloader import TOKENIZER_KEYS
 from training.run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
+
+
+def resolved(config, model_config, device_type, dtype, compiled, meta):
+    """config.json: every key, and what was chosen for it. meta: of the data set."""
+    return {**configurator.as_dict(config, model_config),
+            "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
+            "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
+            "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
+
+
+def kept(config):
+    """The keys of it that a resumed run keeps."""
+    return ["model", "optimizer", "dataset", "corpus_sha256", "seed", "freeze", *models.CONFIGS[config.model].__dataclass_fields__]
+
+
+def facts(model, meta):
+    """For summary.json."""
+    return {"parameters": model.num_params(), "flops_per_token": model.flops_per_token(), "corpus": meta["corpus"],
+            "val_bytes_per_token": meta["val_bytes"] / meta["val_tokens"] if "val_bytes" in meta else None}
 
 
 class Run:

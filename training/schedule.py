@@ -48,3 +48,11 @@ class Deal:
 def seed_micro_batch(seed, k):
     """The random numbers of micro-batch k, whatever was drawn before and whichever process runs it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0]))
+
+
+def step_again(loader, micro_batches, seed):
+    """The micro-batches of a step once more, with their random numbers."""
+    for k in micro_batches:
+        batch = loader.batch(k)
+        seed_micro_batch(seed, k)
+        yield batch

@@ -27,6 +27,7 @@ PARTS = {
         "50 steps of train.py in eager mode, compiled and on the kernels; host synchronisations; resuming",
     ),
     "shapes": ("steps", 50, "training steps of 4 x 128, 6 x 384 and GPT-2 350M"),
+    "stacks": ("stacks", 25, "steps of N runs of 4 x 128 as one program"),
     "target": ("target", 45, "training to a validation loss on the text of this repository"),
 }
 
