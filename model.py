@@ -57,7 +57,8 @@ class MixedConfig(GPTConfig):
     curvature_unit: Literal["row", "coordinate"] = "row"  # coordinate: c is divided by the length D of the rows, so that a ball is as
         # large for each coordinate at every width
     curvature_form: Literal["plain", "softplus"] = "plain"  # what is learned: c itself, or theta of +-softplus(theta), which keeps its sign
-    max_distance: float | None = None  # geodesic, of the residual stream's rows from the origin, in units of 1/sqrt|c| (None: to the edge)
+    max_distance: float | None = 1.5  # geodesic, of the residual stream's rows from the origin, in units of 1/sqrt|c|: at most
+        # tanh(0.75) = 0.64 of the ball's radius, where blocks go on learning (None: to the edge)
     update_scale: Literal["none", "conformal"] = "none"  # conformal: v min(1, 2/lambda_x) in place of v, shorter near the edge
     project_gradient: Literal["exact", "straight"] = "exact"  # of rows that are shortened; straight: as if they were not
     embedding_gradient: Literal["euclidean", "riemannian"] = "euclidean"  # riemannian: times min(1, 2/lambda_x)^2, the ball's metric

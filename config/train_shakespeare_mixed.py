@@ -8,6 +8,7 @@ curvature = 1.0
 per_head_curvature = True
 reference = 'previous'
 residual = 'origin'
+max_distance = 1.5  # rows stay where blocks go on learning (results/stability.md)
 
 dataset = 'shakespeare_char'
 batch_size = 64

@@ -15,7 +15,7 @@ defaults = dict(
     warmup_iters=40,
     eval_interval=100, eval_iters=100,  # 102,400 tokens
 )
-_curved = dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1, reference='origin')
+_curved = dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed', curvature=0.1, reference='origin')
 _rates = dict(learning_rate=[1.5e-3, 3e-3, 6e-3, 1.2e-2])
 
 arms = {

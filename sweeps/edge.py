@@ -18,7 +18,7 @@ budget = dict(steps=600)
 grid = dict(learning_rate=[3e-3, 6e-3])
 seeds = [1337]
 
-_mixed = dict(config='config/demo_mixed.py', role='mixed')
+_mixed = dict(config='config/demo_mixed.py', max_distance=None, role='mixed')
 arms = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
@@ -33,3 +33,6 @@ arms = {
     'fixed-0.1-within': dict(_mixed, curvature_mode='fixed', curvature=0.1, max_distance=1.5),
     'fixed-1-within': dict(_mixed, curvature_mode='fixed', curvature=1.0, max_distance=1.5),
 }
+runs = [dict(arms=['uniform-1', 'uniform-1-within'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340]),
+        dict(arms=['flat', 'fixed-0.1-within'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340]),
+        dict(arms=['fixed-0.1'], grid=dict(learning_rate=[3e-3]), seeds=[1338, 1339, 1340])]

@@ -19,7 +19,7 @@ _models = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
-    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
+    'c0.1-head': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed', curvature=0.1),
 }
 arms = {}
 for _name, _keys in _models.items():

@@ -20,7 +20,7 @@ grid = dict(learning_rate=[1e-3, 3e-3, 6e-3, 1.2e-2])  # the demo's 3e-3 and bot
 seeds = [1337]
 
 _controls = dict(config='config/demo_baseline.py', role='control', model='controls')
-_fixed = dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed')
+_fixed = dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed')
 arms = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'smear': dict(config='config/demo_smear.py', role='control'),
@@ -38,8 +38,8 @@ arms = {
     'c1-head': dict(_fixed, curvature=1.0),
     'c-0.1-head': dict(_fixed, curvature=-0.1),
     # c learned, from U(0, 1) per head and block; and predicted from the token on top of that
-    'learned': dict(config='config/demo_mixed.py', role='mixed'),
-    'dynamic': dict(config='config/demo_mixed.py', role='mixed', dynamic_curvature=True),
+    'learned': dict(config='config/demo_mixed.py', max_distance=None, role='mixed'),
+    'dynamic': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', dynamic_curvature=True),
 }
 
 runs = [

@@ -29,7 +29,7 @@ def _term(**keys):
 
 arms = {
     'baseline': dict(_base, role='baseline'),
-    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),  # read 'log', write 'mobius'
+    'c0.1-head': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed', curvature=0.1),  # log, mobius
     'gate+norm': dict(_base, role='control', model='controls', control='gate+norm'),
     'ball': _term(),  # rows kept in a ball, nothing else
     'read': _term(read='log'),

@@ -20,7 +20,8 @@ seeds = list(range(2001, 2025))
 
 arms = {
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm', learning_rate=6e-3),
-    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1, learning_rate=3e-3),
+    'c0.1-head': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed', curvature=0.1,
+                      learning_rate=3e-3),
 }
 question = dict(hypothesis='curvature per head is worth more than 0.004 nats a token over its best control',
                 arm='c0.1-head', against='gate+norm', margin=0.004, stop='anytime')
