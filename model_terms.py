@@ -1,7 +1,8 @@
 """
 Curvature taken apart: the mixed block with one term of its geometry at a time, the others as they are in flat space.
 
-With fixed curvature c per head, reference 'previous' and residual 'origin' (model.py) a head h of a sub-layer is, r = x_{t-1},
+With fixed curvature c per head, reference 'previous', residual 'origin' and no max_distance (model.py) a head h of a sub-layer is, with
+r = x_{t-1},
 
     u = log_r(x)                     flat: x - r        what the layer reads
     x <- alpha x + beta v            flat: x + v        v = F(LayerNorm(u)), what it writes

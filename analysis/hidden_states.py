@@ -35,7 +35,7 @@ import geometry
 from common.errors import UserError
 from model_baseline import previous_token
 
-CURVED = ("heads", "curvature_of", "limit", "longest", "project_entry", "tangent", "residual")  # what only a curved block has
+CURVED = ("heads", "curvature_of", "limit", "project_entry", "tangent", "residual")  # what only a curved block has
 AT_EDGE = 0.999  # of the longest row that a block leaves, as in geometry_stats
 
 
@@ -138,13 +138,14 @@ def position(chart, rows, at_entry):
     geodesic_norm     distance to the origin in the product space: sqrt(sum over heads of dist(0, x)^2)
     geodesic_norm_of_heads   the same of each head
     boundary_margin   1 - sqrt(c) |x|, the distance to the ball's edge in radii; NaN where c <= 0: no edge
-    edge_share        rows (per head) longer than 0.999 of the longest that the block leaves
+    edge_share        rows (per head) longer than 0.999 of the longest that the block leaves; with max_distance, than 0.999 of the radius
     at_entry: the rows are what a block reads, not what it leaves.
     """
     x, c = points(chart, rows)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     geodesic = geometry.dist(torch.zeros_like(x), x, c)
-    limit = chart.block.longest(chart.c, x.dtype) if at_entry else chart.block.limit(chart.c, x.dtype)
+    bounded = chart.block.config.max_distance is not None
+    limit = geometry.max_norm(chart.c, x.dtype) if at_entry or bounded else chart.block.limit(chart.c, x.dtype)
     return {"curvature": c.squeeze(-1),
             "geodesic_norm": _whole_row(geodesic),
             "geodesic_norm_of_heads": geodesic.squeeze(-1),

@@ -7,8 +7,8 @@ The data, made once, in seconds:
     python data/tree/prepare.py --structure=0.5 --out_dir=data/tree_50
     python data/tree/prepare.py --structure=0 --out_dir=data/tree_0
 
-Their floors, the loss of a model that knows everything, are 1.2216, 1.2268 and 1.2297 nats a token. 5 arms at 3 learning rates with one
-seed = 15 runs, of one to two minutes of one thread each. The model is small on purpose: 364 nodes in 32 dimensions.
+Their floors, the loss of a model that knows everything, are 1.2216, 1.2268 and 1.2297 nats a token. 5 arms at 2 learning rates with one
+seed = 10 runs, of one to two minutes of one thread each. The model is small on purpose: 364 nodes in 32 dimensions.
 """
 
 defaults = dict(
@@ -21,7 +21,7 @@ defaults = dict(
     eval_interval=200, eval_iters=40,  # 81,920 tokens
 )
 budget = dict(steps=1000)  # 2M tokens, two epochs
-grid = dict(learning_rate=[6e-3, 1.2e-2, 2.4e-2])
+grid = dict(learning_rate=[6e-3, 1.2e-2])
 seeds = [1337]
 
 arms = {

@@ -195,7 +195,7 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
 def test_surrogates_are_the_models_of_the_terms(tokens):
     """The same weights in model_terms.py, with log_r(x) and a part of the sum, or the full sum and a part of log_r(x)."""
     c = 2.0
-    mixed = tiny_mixed(curvature_mode="fixed", curvature=c)
+    mixed = tiny_mixed(curvature_mode="fixed", curvature=c, max_distance=None)
     with torch.no_grad():
         mixed.transformer.wte.weight.mul_(8)
     whole = mixed(*tokens)[1].item()

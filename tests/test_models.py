@@ -302,7 +302,7 @@ def test_learned_curvature_crosses_zero(tokens):
 
 
 def test_what_follows_from_a_fixed_curvature_is_computed_once(tokens, monkeypatch):
-    net = build("mixed", {**DEFAULT, "curvature_mode": "fixed"})
+    net = build("mixed", {**DEFAULT, "curvature_mode": "fixed", "max_distance": None})
     monkeypatch.setattr(geometry, "max_norm", lambda *args: pytest.fail("computed again"))
     net(*tokens)
     for block in net.transformer.h:
@@ -542,7 +542,7 @@ def test_many_steps_stay_finite_and_learn(dtype, part, steps, tokens):
 
 
 def test_telemetry_reports_curvature_edge_and_distance(tokens):
-    net = build("mixed", {**DEFAULT, "curvature": 4.0}, n_layer=2)
+    net = build("mixed", {**DEFAULT, "curvature": 4.0, "max_distance": None}, n_layer=2)
     with torch.no_grad():
         net.transformer.wte.weight.mul_(1000)  # all embeddings far outside: everything is at the edge
     stats = net.geometry_stats(tokens[0])

@@ -26,7 +26,7 @@ def rows(n=200, D=8, longest=0.98):
 def test_all_terms_together_are_the_mixed_model(bias, tokens):
     options = dict(curvature=C, bias=bias)
     terms = randomised(build("terms", dict(read="log", write="mobius", **options)))
-    same_function(terms, build("mixed", dict(curvature_mode="fixed", **options)), tokens)
+    same_function(terms, build("mixed", dict(curvature_mode="fixed", max_distance=None, **options)), tokens)
 
 
 def test_no_term_at_all_is_the_flat_control_in_a_ball(tokens):

@@ -1,0 +1,35 @@
+"""Does curvature gain anything once rows are kept from the ball's edge? Curved models with max_distance, and flat ones in a ball as small.
+
+At c = 1 with max_distance = 1.5 a head's row is at most tanh(0.75) = 0.635 long. The flat models with the same bound, and nothing curved,
+are model_terms.py's with a ball of that radius (curvature = 2.48 is only its size there).
+
+The runs of sweeps/terms.py. Seed 1337 chooses the rates. A run takes one to two minutes of one thread.
+"""
+
+defaults = dict(
+    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
+    dtype='float32',
+    batch_size=8, block_size=128,  # 1,024 tokens a step
+    min_lr=None, lr_decay_iters=None,
+    warmup_iters=60,
+    eval_interval=300, eval_iters=100,  # 102,400 tokens
+)
+budget = dict(steps=600)
+grid = dict(learning_rate=[6e-3, 1.2e-2])
+seeds = [1337]
+
+_base = dict(config='config/demo_baseline.py')
+_within = dict(config='config/demo_mixed.py', max_distance=1.5, role='mixed', curvature_mode='fixed')
+_ball = dict(_base, model='terms', curvature=2.48, role='control')
+
+arms = {
+    'baseline': dict(_base, role='baseline'),
+    'flat': dict(config='config/demo_flat.py', role='flat'),
+    'gate+norm': dict(_base, role='control', model='controls', control='gate+norm'),
+    'c1-within': dict(_within, curvature=1.0),
+    'c3-within': dict(_within, curvature=3.0),
+    'ball': dict(_ball),  # rows kept in the ball, nothing else
+    'ball-limit': dict(_ball, write='limit'),  # and updates shortened as exp_0 does
+    'ball-v': dict(_ball, write='v'),
+    'bound+gate+norm': dict(_base, role='control', model='controls', control='bound+gate+norm'),  # a learned bound
+}
