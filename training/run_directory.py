@@ -82,7 +82,8 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
             if key not in before:
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
             if before[key] != full[key]:
-                raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now")
+                raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now"
+                                + (f"; add --{key}={before[key]}" if key in models.added_since(full["model"]) else ""))
         return True, checkpoint.can_resume(out_dir)
     if holds_run(out_dir) and not overwrite:
         raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
