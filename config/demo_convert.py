@@ -8,6 +8,7 @@ curvature_mode = 'fixed'
 curvature = 0.1  # per head; at 0 the function would be the baseline's
 reference = 'origin'
 residual = 'origin'
+max_distance = None  # rows stay as long as the baseline's
 
 # the first 100 steps: the teacher's layers and logits, no text
 distill_from = 'out/demo_baseline'

@@ -34,8 +34,8 @@ def test_every_shipped_sweep_resolves(file):
                "residual_streams.py": 31 + 10 * 5, "deep_streams.py": 4 * 5,
                "attention.py": 8 * 3 + 2 * 2 + 9 * 5, "attention_bpe.py": 8 * 3 + 9 * 5, "attention_size.py": 6 * 3 + 3 + 4 * 3,
                "terms.py": 21 * 2 + 6, "stereographic.py": 14 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 4 * 2 + 4 * 4,
-               "edge.py": 11 * 2 + 6 + 6 + 3, "stability.py": 8 * 4 * 5, "verdict.py": 2 * 24, "tree.py": 5 * 2, "tree_half.py": 5 * 2,
-               "tree_random.py": 5 * 2}  # as their comments count
+               "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 8 * 4 * 5, "verdict.py": 2 * 24,
+               "tree.py": 5 * 2, "tree_half.py": 5 * 2, "tree_random.py": 5 * 2}  # as their comments count
     assert len(runs) == counted[file]
     if file != "fineweb_lr.py":
         steps = {200, 300, 600} if flat else {400, 800} if file == "conversion.py" else {600, 1000, 1500, 3000}
