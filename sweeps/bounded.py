@@ -34,4 +34,4 @@ arms = {
     'bound+gate+norm': dict(_base, role='control', model='controls', control='bound+gate+norm'),  # a learned bound
 }
 runs = [dict(arms=['c1-within'], grid=dict(learning_rate=[1.2e-2]), seeds=[1338, 1339, 1340]),
-        dict(arms=['gate+norm'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340])]
+        dict(arms=['ball-v'], grid=dict(learning_rate=[6e-3]), seeds=[1338, 1339, 1340])]
