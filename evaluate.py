@@ -19,6 +19,8 @@ import sys
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of the harness and of datasets; read when tqdm is imported
 
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap forks a process that has threads, and hangs now and then
+
 # isort: split
 
 import contextlib

@@ -45,7 +45,8 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
     (["--overwrite"], "options are written --key=value"),
     (["-x"], "options are written --key=value"),
     (["--curvature=0.5"],
-     "curvature belongs to model = 'mixed' or model = 'mhc_mixed' or model = 'terms' and has no effect on model = 'baseline'"),
+     "curvature belongs to model = 'mixed' or model = 'mhc_mixed' or model = 'stereographic' or model = 'terms' and has no effect on "
+     "model = 'baseline'"),
     (["--model=mixed", "--token_shift=smear"], "token_shift belongs to model = 'baseline'"),
     (["--vocab_size=10"], "unknown key 'vocab_size'"),
     (["--model=mixed", "--curvature_initialization=[1,'a']"], "curvature_initialization takes a list, each a number"),

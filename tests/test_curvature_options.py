@@ -80,7 +80,7 @@ def test_no_row_is_farther_from_the_origin_than_max_distance(c, tokens):
     assert torch.equal(learned(*tokens)[0], build(curvature_mode="fixed", curvature=c, max_distance=1.5)(*tokens)[0])
     far_off = build(curvature_mode="fixed", curvature=c, max_distance=100.0)
     far_off.transformer.wte.weight.data.mul_(100)
-    plain = build(curvature_mode="fixed", curvature=c)
+    plain = build(curvature_mode="fixed", curvature=c, max_distance=None)
     plain.transformer.wte.weight.data.mul_(100)
     assert c < 0 or torch.equal(far_off(*tokens)[0], plain(*tokens)[0])
 

@@ -74,6 +74,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder / "modules"))
         patch.setattr(sys, "path", [*sys.path])
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:  # another test file's folder
+            patch.delitem(sys.modules, name)
         yield folder
 
 
