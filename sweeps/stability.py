@@ -26,8 +26,8 @@ _models = {
     'default': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='random', curvature=1.0, max_distance=1.5),
 }
 arms = {}
-for _name, _keys in _models.items():
-    for _dtype, _short in (('float32', '32'), ('bfloat16', '16')):
+for _dtype, _short in (('float32', '32'), ('bfloat16', '16')):
+    for _name, _keys in _models.items():
         # Muon's rate is that of the matrices; the rest (embeddings, gains, c) keeps AdamW's 3e-3
         arms[f'{_name}-adamw-{_short}'] = dict(_keys, dtype=_dtype, optimizer='adamw', grid=dict(learning_rate=_rates))
         arms[f'{_name}-muon-{_short}'] = dict(_keys, dtype=_dtype, optimizer='muon', learning_rate=3e-3, grid=dict(muon_lr=_rates))
