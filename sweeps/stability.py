@@ -21,9 +21,10 @@ _rates = [1e-4, 1e-3, 1e-2, 3e-2, 1e-1]
 _mixed = dict(config='config/demo_mixed.py', max_distance=None, role='mixed')
 _models = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
-    **{f'c{c:g}': dict(_mixed, curvature_mode='fixed', curvature=c) for c in (-1.0, -0.1, 0.1, 1.0, 10.0)},
+    'default': dict(_mixed, curvature_mode='random', curvature=1.0, max_distance=1.5),
+    **{f'c{c:g}': dict(_mixed, curvature_mode='fixed', curvature=c) for c in (1.0, 10.0, -1.0)},
     'learned': dict(_mixed, curvature_mode='random', curvature=1.0),
-    'default': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='random', curvature=1.0, max_distance=1.5),
+    **{f'c{c:g}': dict(_mixed, curvature_mode='fixed', curvature=c) for c in (0.1, -0.1)},
 }
 arms = {}
 for _dtype, _short in (('float32', '32'), ('bfloat16', '16')):
