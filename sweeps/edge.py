@@ -5,16 +5,9 @@ baseline and controls beside them, in short runs. metrics.jsonl has the share of
 
 11 arms with seed 1337 at 2 learning rates, then more seeds where it matters. A run takes one to two minutes of one thread.
 """
+from sweeps import terms as _terms
 
-defaults = dict(
-    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
-    dtype='float32',
-    batch_size=8, block_size=128,  # 1,024 tokens a step
-    min_lr=None, lr_decay_iters=None,
-    warmup_iters=60,
-    eval_interval=300, eval_iters=100,  # 102,400 tokens
-)
-budget = dict(steps=600)
+defaults, budget = _terms.defaults, _terms.budget  # 0.8M parameters, 600 steps of 1,024 tokens
 grid = dict(learning_rate=[3e-3, 6e-3])
 seeds = [1337]
 

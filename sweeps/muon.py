@@ -3,16 +3,9 @@
 Each arm under AdamW at two rates, and under Muon at four rates of the matrices (the rest keeps AdamW, at the arm's better rate of
 results/terms: 6e-3, and 3e-3 for c0.1-head). Seed 1337 chooses. A run takes one to two minutes of one thread.
 """
+from sweeps import terms as _terms
 
-defaults = dict(
-    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
-    dtype='float32',
-    batch_size=8, block_size=128,  # 1,024 tokens a step
-    min_lr=None, lr_decay_iters=None,
-    warmup_iters=60,
-    eval_interval=300, eval_iters=100,  # 102,400 tokens
-)
-budget = dict(steps=600)
+defaults, budget = _terms.defaults, _terms.budget  # 0.8M parameters, 600 steps of 1,024 tokens
 seeds = [1337]
 
 _models = {

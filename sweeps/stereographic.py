@@ -13,16 +13,9 @@ flat+distance is the flat twin of c0.1+distance.
 The model of sweeps/terms.py: 14 arms at 1 learning rate with 2 seeds = 28 runs of 600 steps of 1,024 tokens, 1 to 4 minutes of one
 thread each on a quiet machine.
 """
+from sweeps import terms as _terms
 
-defaults = dict(
-    n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters
-    dtype='float32',
-    batch_size=8, block_size=128,  # 1,024 tokens a step
-    min_lr=None, lr_decay_iters=None,
-    warmup_iters=60,
-    eval_interval=300, eval_iters=100,  # 102,400 tokens
-)
-budget = dict(steps=600)
+defaults, budget = _terms.defaults, _terms.budget  # 0.8M parameters, 600 steps of 1,024 tokens
 grid = dict(learning_rate=[3e-3])
 seeds = [1337, 1338]
 
