@@ -24,7 +24,8 @@ _TANC = _tanc_coefficients(max(TANC_TERMS.values()))
 _ARTANC = [1.0 / (2 * k + 1) for k in range(max(ARTANC_TERMS.values()))]
 
 
-def _horner(z, coefficients):
+def horner(z, coefficients):
+    """sum_k a_k z^k. z: any shape; coefficients: two numbers or more."""
     total = coefficients[-1] * z + coefficients[-2]
     for a in coefficients[-3::-1]:
         total = total * z + a
@@ -48,7 +49,7 @@ def tanc(z):
     """
     small, series_z, s = _branches(z)
     tan = torch.tan(torch.where(z < 0, s, 0.5))
-    series = _horner(series_z, _TANC[:TANC_TERMS[z.dtype]])
+    series = horner(series_z, _TANC[:TANC_TERMS[z.dtype]])
     return torch.where(small, series, torch.where(z < 0, tan, torch.tanh(s)) / s)
 
 
@@ -64,7 +65,7 @@ def artanc(z, one_minus_z=None):
     tiny = torch.finfo(z.dtype).tiny
     artanh = torch.log1p(r) - 0.5 * torch.log(torch.where(z > 0, one_minus_z, 1.0).clamp(min=tiny))
     arctan = torch.atan(r)
-    series = _horner(series_z, _ARTANC[:ARTANC_TERMS[z.dtype]])
+    series = horner(series_z, _ARTANC[:ARTANC_TERMS[z.dtype]])
     return torch.where(small, series, torch.where(z < 0, arctan, artanh) / r)
 
 
@@ -72,7 +73,7 @@ def _slope(z, numerator, coefficients):
     """numerator/(2 z), or the derivative of the power series where z is small. z: wide."""
     below, terms = SLOPE_SERIES[z.dtype]
     size = z.abs()
-    series = _horner(z.clamp(-below, below), [k * a for k, a in enumerate(coefficients[:terms + 1])][1:])
+    series = horner(z.clamp(-below, below), [k * a for k, a in enumerate(coefficients[:terms + 1])][1:])
     return torch.where(size < below, series, 0.5 * numerator / torch.copysign(size.clamp(min=below), z))
 
 

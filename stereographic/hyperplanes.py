@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from geometry import SPHERE_CAP
 from geometry.float32 import wide_on
+from geometry.scalar_functions import horner
 
 SERIES_BELOW = 0.05  # |z| under which sinhc is a power series, sum_k z^k/(2k + 1)!
 TERMS = {torch.float32: 5, torch.float64: 9}
@@ -21,13 +22,6 @@ _SINHC = [1 / math.factorial(2 * k + 1) for k in range(TERMS[torch.float64])]
 _ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(7)]
 SLOPE_SERIES = {torch.float32: (0.02, 4), torch.float64: (1e-3, 5)}
 REACH = 20.0  # in units of 1/sqrt c: rows and hyperplanes further from the origin count as being there. exp(2 REACH)^2 fits float32
-
-
-def _series(z, coefficients):
-    total = coefficients[-1] * z + coefficients[-2]
-    for a in coefficients[-3::-1]:
-        total = total * z + a
-    return total
 
 
 def arsinc(z):
@@ -48,7 +42,7 @@ def arsinc_slope(z, f, p):
     """F'(z), given F and P."""
     below, terms = SLOPE_SERIES[z.dtype]
     small = z.abs() < below
-    series = _series(z.clamp(-below, below), [k * a for k, a in enumerate(_ARSINC[:terms + 1])][1:])
+    series = horner(z.clamp(-below, below), [k * a for k, a in enumerate(_ARSINC[:terms + 1])][1:])
     return torch.where(small, series, 0.5 * (p - f) / torch.where(small, 1.0, z))
 
 
@@ -56,7 +50,7 @@ def sinhc(z):
     """sinh(sqrt z)/sqrt z, sin(sqrt -z)/sqrt -z for z < 0; autograd differentiates it."""
     small = z.abs() < SERIES_BELOW
     s = torch.sqrt(torch.where(small, 1.0, z.abs()))
-    return torch.where(small, _series(torch.where(small, z, 0.0), _SINHC[:TERMS[z.dtype]]),
+    return torch.where(small, horner(torch.where(small, z, 0.0), _SINHC[:TERMS[z.dtype]]),
                        torch.where(z < 0, torch.sin(s), torch.sinh(torch.where(z < 0, 1.0, s))) / s)
 
 

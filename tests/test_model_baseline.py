@@ -18,6 +18,21 @@ def randomised(model, seed=0, scale=0.2):
     return model
 
 
+def check_finite_differences(net, tokens, what):
+    """The gradient of a model's loss in float64, along a random direction in all parameters at once. Spoils the model."""
+    net = net.double()
+    direction = [torch.randn_like(p) for p in net.parameters()]
+    net(*tokens)[1].backward()
+    slope = sum((p.grad * d).sum() for p, d in zip(net.parameters(), direction)).item()
+    losses = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for p, d in zip(net.parameters(), direction):
+                p.add_(step * d)
+        losses.append(net(*tokens)[1].item())
+    assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=2e-5, abs=1e-6), what
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_logits_loss_and_gradients_are_those_of_the_published_gpt2(bias, tokens):
     """transformers' GPT-2 with exact GELU is the function that nanoGPT loads its weights from."""

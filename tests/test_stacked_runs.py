@@ -8,7 +8,7 @@ from conftest import wait_for_step
 from forked import Forked
 from running import MIXED, one_line, records, run
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
+from test_guard import Reads
 
 import train
 from training import stacked
@@ -107,15 +107,6 @@ def test_a_run_that_diverges_is_reported_and_the_others_go_on(where, write, tmp_
         assert_same(tmp_path / f"stack{n}", tmp_path / f"alone{n}")
     mine, theirs = summary(tmp_path / "stack1"), summary(tmp_path / "alone1")
     assert mine["status"] == "diverged" and {k: mine[k] for k in ("step", "where")} == {k: theirs[k] for k in ("step", "where")}
-
-
-class Reads(TorchDispatchMode):
-    """Counts the numbers that the host reads off tensors."""
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def test_as_on_a_gpu_nothing_is_read_off_the_device_where_it_is_not_logged(write, tmp_path, capsys, monkeypatch):

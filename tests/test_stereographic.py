@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 from spaces import radius, relative, unit
-from test_model_baseline import randomised
+from test_model_baseline import check_finite_differences, randomised
 from test_models import STEREOGRAPHIC, build, same_function
 from torch.nn import functional as F
 
@@ -411,17 +411,7 @@ def test_by_default_it_is_the_mixed_model(tokens):
 def test_gradients_agree_with_finite_differences(curvature, tokens):
     for name, options in STEREOGRAPHIC:
         options = {**options, "curvature_mode": "parametric", "curvature": curvature}
-        net = randomised(build(name, options), scale=0.05).double()
-        direction = [torch.randn_like(p) for p in net.parameters()]
-        net(*tokens)[1].backward()
-        slope = sum((p.grad * d).sum() for p, d in zip(net.parameters(), direction)).item()
-        losses = []
-        for step in (1e-6, -2e-6):
-            with torch.no_grad():
-                for p, d in zip(net.parameters(), direction):
-                    p.add_(step * d)
-            losses.append(net(*tokens)[1].item())
-        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=2e-5, abs=1e-6), options
+        check_finite_differences(randomised(build(name, options), scale=0.05), tokens, options)
 
 
 def test_the_pieces_compile_to_one_graph():
