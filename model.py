@@ -9,7 +9,7 @@ One sub-layer (attention, then MLP), with F the baseline's own layer and c the b
     x   = residual(x, r, v)         'origin':    x (+) exp_0(v)                   flat: x + v
                                     'transport': exp_x(PT_{r->x} v)               flat: x + v
                                     'reference': x (+) exp_r(v)                   flat: x + r + v
-    x   = project(x)                in the same step
+    x   = project(x)                in the same step: into the ball, and to max_distance from the origin where that is set
 
 With per_head_curvature the residual stream is a product of n_head spaces of dimension head_size, each with its own c; the
 maps act per head, LayerNorm on the whole row.

@@ -33,6 +33,13 @@ def threads_of_a_run(options, slurm):
     return slurm.get("cpus", 1) if options.launcher == "slurm" else max(1, options.threads // options.jobs)
 
 
+def never(run, ended, not_needed):
+    """Will this run not be made? The sweep's question is decided without it, or the run that is to give its weights has none, or will not
+    be made."""
+    state = readiness(run, ended)
+    return not_needed(run) or state == "impossible" or state == "waiting" and not_needed(run.start)
+
+
 def run_local(units, rows, options, command, stack_command, table, stop, not_needed):
     """units: lists of runs, each of which is one process: train.py's where it is one run, else a stack's (stacks.py).
     not_needed: of a Run, whether the sweep's question is decided without it (question.py); asked before it starts."""
@@ -44,7 +51,7 @@ def run_local(units, rows, options, command, stack_command, table, stop, not_nee
             ended = rows.read()
             for slot in range(options.jobs) if not stop.signal else ():
                 for _ in range(len(waiting) if slot not in jobs else 0):
-                    unit = [run for run in waiting.popleft() if not not_needed(run) and readiness(run, ended) != "impossible"]
+                    unit = [run for run in waiting.popleft() if not never(run, ended, not_needed)]
                     if any(readiness(run, ended) == "waiting" for run in unit):
                         waiting.append(unit)
                         continue
@@ -67,16 +74,16 @@ def run_local(units, rows, options, command, stack_command, table, stop, not_nee
                 for job in jobs.values():
                     job.stop()
             for slot, job in list(jobs.items()):
-                ended = job.ended()
-                if not ended:
+                outcome = job.ended()
+                if not outcome:
                     continue
                 del jobs[slot]
-                again = [run for run, status in ended if status == AGAIN]
+                again = [run for run, status in outcome if status == AGAIN]
                 if again:
                     table.say(f"a stack of {len(job.runs)} runs crashed, which are done in two halves: {crash_reason(again[0])}")
                     half = -(-len(again) // 2)
                     waiting.extendleft(part for part in (again[half:], again[:half]) if part)
-                for run, status in ended:
+                for run, status in outcome:
                     if status != AGAIN:
                         table.ended(run, status, rows.read().get(run.hash))
             table.show([run for job in jobs.values() for run in job.runs])
@@ -183,10 +190,9 @@ def run_submitit(runs, rows, options, command, table, stop, slurm, not_needed):
             ready, ended = [], rows.read()
             for _ in range(len(waiting)):
                 run = waiting.popleft()
-                state = readiness(run, ended)
-                if not_needed(run) or state == "impossible":
+                if never(run, ended, not_needed):
                     continue
-                if state == "ready" and not (local and len(jobs) + len(ready) >= options.jobs):
+                if readiness(run, ended) == "ready" and not (local and len(jobs) + len(ready) >= options.jobs):
                     ready.append(run)
                 else:
                     waiting.append(run)

@@ -13,6 +13,7 @@ import models
 import sweep
 import train
 from common.errors import UserError
+from experiments.launchers import never
 
 GROWN = ["--model=mixed", "--curvature_mode=fixed", "--curvature=0.4", "--curvature_warmup=8"]
 
@@ -91,3 +92,11 @@ def test_a_start_without_weights_is_told(sweep_file, folder, stub, capsys):
         status, _, err = run(stub, [sweep_file("budget = {}", seeds=[5], arms=START.replace(*change)), f"--out={folder}"], capsys)
         assert status == 2
         one_line(err, said)
+
+
+def test_what_waits_for_a_run_that_is_not_needed_is_not_made(sweep_file, folder):
+    half, converted = runs_of(sweep_file("budget = {}", arms=START), folder)
+    for needed, expected in ((lambda run: False, False), (lambda run: run == half, True), (lambda run: run == converted, True)):
+        assert never(converted, {}, needed) == expected
+    assert never(converted, {half.hash: {"status": "diverged"}}, lambda run: False)
+    assert not never(half, {}, lambda run: run == converted)
