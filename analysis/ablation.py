@@ -2,7 +2,6 @@
 The validation loss of a trained model when its curvature is changed, and the loss' gradient by c: what ablate_curvature.py
 prints and a sweep's summary has.
 """
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,10 @@ import torch
 
 import models
 from analysis import surrogates
+from analysis.validation_text import loader_of
 from common.errors import UserError
 from common.intervals import Estimate, mean_interval
 from training import checkpoint
-from training.dataloader import Loader, load_meta
 from training.machine import pick_device
 
 
@@ -159,11 +158,7 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
         raise UserError(f"{out_dir}: curvature_form = 'softplus': such a c cannot be set to 0 or to the other sign")
     device = pick_device(device)
     model, config = checkpoint.load_model(out_dir, name, device)
-    folder = os.path.join(config["data_dir"], config["dataset"])
-    meta = load_meta(folder)
-    if meta.get("sha256") != config.get("corpus_sha256"):
-        raise UserError(f"{folder} holds another text than the one {out_dir} was trained on; prepare that one again")
-    loader = Loader(folder, "val", meta, config["batch_size"], config["block_size"], config["seed"], device)
+    loader = loader_of(out_dir, config, device)
     data = list(loader.eval_batches(config["eval_iters"] if batches is None else batches))
 
     trained, start = values_of(model), starting_values(config, device)

@@ -1,0 +1,19 @@
+"""Does curvature help once rows are kept from the ball's edge? The question of sweeps/bounded.py, on 24 new seeds, until it is decided.
+
+c1-within, the best arm there, against ball-v, a flat model in a ball as small, each at the rate that seed 1337 chose there. After every
+pair the sweep looks (experiments/sequential.py) and stops when it knows. gate+norm, the best control of sweeps/shakespeare_lr.py, runs on
+the first 8 seeds beside them.
+
+The runs of sweeps/terms.py (0.6M tokens), at most 56 of one to two minutes of one thread.
+"""
+from sweeps import bounded as _bounded
+
+defaults, budget = _bounded.defaults, _bounded.budget
+_all = list(range(2001, 2025))
+
+_rates = {'ball-v': 6e-3, 'c1-within': 1.2e-2, 'gate+norm': 6e-3}
+arms = {name: dict(_bounded.arms[name], learning_rate=rate) for name, rate in _rates.items()}
+seeds = _all[:8]
+runs = [dict(arms=['ball-v', 'c1-within'], seeds=_all[8:])]
+question = dict(hypothesis='curvature is worth more than 0.004 nats a token over a flat model in a ball as small',
+                arm='c1-within', against='ball-v', margin=0.004, stop='anytime')
