@@ -135,12 +135,19 @@ class GPT(model.GPT):
         """model.py's. Per block of attention by distance: mean beta, the mean of beta (d/2)^2 of a query and the keys it sees, and how far
         out values and their midpoints are (mean of sqrt|c||y|: in units of a ball's radius; of |y| where c = 0). Per block of Mobius
         layers: the share of the MLP's hidden rows at the ball's edge."""
-        attended, hidden = {}, {}
-        hooks = [block.mlp.c_fc.register_forward_hook(lambda layer, _, out, i=i: hidden.update({i: layer.rows(out)}))
-                 for i, block in enumerate(self.transformer.h) if self.config.layers == "mobius"]
-        distances = [(i, block.attn) for i, block in enumerate(self.transformer.h) if self.config.attention == "distance"]
+        attended, hidden, blocks = {}, {}, list(enumerate(self.transformer.h))
+
+        def remember(i, attention):  # with c and beta of the forward pass: there FSDP2 has the weights together
+            def attend(*qkv):
+                attended[i] = (*qkv, attention.curvature[0].c.clone(), attention.log_beta.exp())
+                return type(attention).attend(attention, *qkv)
+            attention.attend = attend
+        hooks = [block.mlp.c_fc.register_forward_hook(
+                    lambda layer, _, out, i=i, curvature=block.curvature: hidden.update({i: (layer.rows(out), curvature.c.clone())}))
+                 for i, block in blocks if self.config.layers == "mobius"]
+        distances = [(i, block.attn) for i, block in blocks if self.config.attention == "distance"]
         for i, attention in distances:
-            attention.attend = lambda *qkv, i=i, own=attention.attend: (attended.update({i: qkv}), own(*qkv))[1]
+            remember(i, attention)
         try:
             stats = super().geometry_stats(idx)
         finally:
@@ -148,10 +155,10 @@ class GPT(model.GPT):
                 hook.remove()
             for _, attention in distances:
                 del attention.attend  # the class's own again
-        for i, attention in distances:
-            stats[f"block{i}"] |= statistics(*attended[i], attention.curvature[0].c, attention.log_beta.exp())
-        for i, rows in hidden.items():
-            stats[f"block{i}"]["hidden_edge_share"] = edge_share(rows, self.transformer.h[i].curvature.c)
+        for i, found in attended.items():
+            stats[f"block{i}"] |= statistics(*found)
+        for i, (rows, c) in hidden.items():
+            stats[f"block{i}"]["hidden_edge_share"] = edge_share(rows, c)
         return stats
 
     @torch.no_grad()

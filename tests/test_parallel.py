@@ -41,6 +41,9 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
     "terms": ["--model=terms", "--read=log", "--write=constant"],
     "tau": ["--model=tau", "--tau=median", "--position=alibi", "--n_kv_head=1"],
+    "mobius": ["--model=stereographic", "--layers=mobius", "--attention=distance", "--head=lorentz", "--head_tied=False",
+               "--head_scale_mode=learned", "--head_curvature_mode=parametric"],
+    "hyperplanes": ["--model=stereographic", "--norm=stereographic", "--head=stereographic", "--head_offset=True", "--optimizer=muon"],
     # from the first case's run
     "lessons": ["--model=mixed", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight','*curvature*']"],
     "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
