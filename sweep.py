@@ -22,7 +22,8 @@ A sweep file is Python with flat assignments, like a config file:
     defaults = dict(key=value, ...)          for all arms
     slurm = dict(partition=, account=, qos=, constraint=, time_min=, gpus=, cpus=, mem_gb=)     of one run
     question = dict(hypothesis='...', arm=name, against=name, margin=0.004, stop='fixed' | 'anytime')    what the sweep is to decide, stated
-                        before its runs; with 'anytime' it stops when it is decided (experiments/question.py)
+                        before its runs; with 'anytime' it stops when it is decided; spread=0.0065, of a pair
+                        of seeds, has it say first how many pairs that takes (experiments/question.py)
     after = ['python analyze_representations.py {runs} --out={out}/analysis']    commands for when every run has ended; {runs} are the
                                                                  folders of the finished ones
 
@@ -107,9 +108,11 @@ def main(argv, command=TRAIN, stack_command=STACK):
     check_folder(folder, given)
     threads = threads_of_a_run(options, sweep["slurm"])
     runs = make_runs(sweep, options.sweep, folder, threads)
-    rows = Rows(folder)
+    rows, pairs_needed = Rows(folder), question.planned(sweep["question"], runs)
 
     if options.dry_run:
+        if pairs_needed:
+            print(f"# {pairs_needed}")
         ended = {h: r for h, r in rows.known().items() if not (options.retry_crashed and r["status"] == "crashed")}
         missing = [run for run in runs if run.hash not in ended]
         print(f"# {len(runs)} runs, {len(missing)} to do, {options.jobs} at a time, {threads} threads each")
@@ -140,6 +143,8 @@ def main(argv, command=TRAIN, stack_command=STACK):
     missing = [run for run in runs if run.hash not in ended and not not_needed(run)]
     print(f"{sweep_name(options.sweep)}: {len(runs)} runs, {len(missing)} to do; everything is in {short(folder)}",
           flush=True)
+    if missing and pairs_needed:
+        print(pairs_needed, flush=True)
     table = Table(runs, [row["status"] for row in ended.values()])
     stop = Stop()
     if missing and options.launcher == "local":

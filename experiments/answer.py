@@ -92,11 +92,25 @@ def what_would_change_it(question, differences):
     """How many pairs would decide, with the spread so far."""
     if len(differences) < 2 or t_test(differences) is None or not question.margin:
         return "More seeds are needed to say how many would decide."
-    effect = question.margin / float(np.std(differences, ddof=1))
-    different = pairs_needed(lambda n: power_of_difference(n, effect, question.alpha))
-    alike = pairs_needed(lambda n: power_of_equivalence(n, effect, question.alpha))
-    return (f"With this spread ({np.std(differences, ddof=1):.4f} a pair) {different:,} pairs show a difference of {question.margin:g} "
-            f"with a probability of 80%, and {alike:,} show that there is none.")
+    spread = float(np.std(differences, ddof=1))
+    different, alike = pairs_for(question, spread)
+    return (f"With this spread ({spread:.4f} a pair) {different} pairs show a difference of {question.margin:g} "
+            f"with a probability of 80%, and {alike} show that there is none.")
+
+
+def pairs_for(question, spread):
+    """How many pairs of seeds with this spread show a difference of the margin, and that there is none, with a power of 80%: as text."""
+    effect = question.margin / spread
+    found = (pairs_needed(lambda n, power=power: power(n, effect, question.alpha)) for power in (power_of_difference, power_of_equivalence))
+    return tuple("more than 100,000" if n is None else f"{n:,}" for n in found)
+
+
+def planned_in_words(question, pairs):
+    """Before the first run: what the planned pairs of seeds can show, with the spread that the question tells."""
+    different, alike = pairs_for(question, question.spread)
+    looks = " Looks after every pair cost a tenth more." if question.stop == "anytime" else ""
+    return (f"question: with a spread of {question.spread:g} a pair, {different} pairs show a difference of {question.margin:g} with a "
+            f"probability of 80%, and {alike} show that there is none; {pairs} are planned.{looks}")
 
 
 def of_folder(folder, question):

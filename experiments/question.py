@@ -9,6 +9,8 @@ The question of a sweep, stated in its file before its runs: what is compared wi
               at 1 - 2 alpha within the margin). 'anytime': a confidence sequence (sequential.py), looked at after every pair; runs of
               the two arms that are not needed for the answer are not started
     alpha     0.05
+    spread    nats: of the difference of one pair of seeds, from an earlier sweep, if there is one. Then sweep.py says before the first
+              run how many pairs the margin needs, and how many are planned (answer.planned_in_words)
 
 sweep.json keeps it with its SHA-256 and how many runs of the two arms had ended when it was first stated; an earlier one, too. The
 answer: answer.py.
@@ -32,9 +34,14 @@ class Question:
     margin: float
     stop: str = "fixed"
     alpha: float = 0.05
+    spread: float = None
+
+    def as_dict(self):
+        """Without what is not said: a name that came later leaves the hash of the others."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
     def sha256(self):
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def checked(given, arms, path):
@@ -62,6 +69,8 @@ def checked(given, arms, path):
         raise UserError(f"{where}: stop = {question.stop!r}: must be 'fixed' or 'anytime'")
     if question.margin < 0 or not 0 < question.alpha < 0.5:
         raise UserError(f"{where}: margin must be at least 0, alpha between 0 and 0.5")
+    if question.spread is not None and question.spread <= 0:
+        raise UserError(f"{where}: spread = {question.spread:g}: must be above 0, or left out")
     return question
 
 
@@ -73,7 +82,7 @@ def stated(question, before, ended):
     if before and before.get("sha256") == digest:
         return before
     earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
-    return {**dataclasses.asdict(question), "sha256": digest, "stated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    return {**question.as_dict(), "sha256": digest, "stated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "ended_before": ended, "earlier": earlier}
 
 
@@ -91,7 +100,24 @@ def from_told(told):
     """The Question that sweep.json tells of, or None."""
     if not isinstance(told, dict):
         return None
-    return Question(**{f.name: told[f.name] for f in dataclasses.fields(Question)})
+    return Question(**{f.name: told[f.name] for f in dataclasses.fields(Question) if f.name in told})
+
+
+def answers(for_what):
+    """The module answer.py. Raises UserError where SciPy is not installed, which sweeps without such a question do without."""
+    try:
+        from experiments import answer
+    except ImportError as error:
+        raise UserError(f"question: {for_what} needs what requirements-eval.txt lists ({error})") from None
+    return answer
+
+
+def planned(question, runs):
+    """A sentence on how many pairs of seeds the margin needs, or None where nothing is known of their spread."""
+    if question is None or question.spread is None or not question.margin:
+        return None
+    seeds = [{run.seed for run in runs if run.arm == name} for name in (question.arm, question.against)]
+    return answers("spread").planned_in_words(question, len(set.intersection(*seeds)))
 
 
 def not_needed_in(folder, question):
@@ -99,11 +125,7 @@ def not_needed_in(folder, question):
     Raises UserError where SciPy, which the answer needs, is not installed."""
     if question is None or question.stop != "anytime":
         return lambda run: False
-    try:
-        from experiments import answer  # here: sweeps without such a question need no SciPy
-    except ImportError as error:
-        raise UserError(f"question: stop = 'anytime' needs what requirements-eval.txt lists ({error})") from None
-    seen = {}
+    answer, seen = answers("stop = 'anytime'"), {}
 
     def not_needed(run):
         if run.arm not in (question.arm, question.against):

@@ -75,7 +75,7 @@ def pairs_of(folder, arm, against):
 
 def report(arm, against, seeds, tokens, pieces, found):
     p = "" if found.p is None else f", p = {found.p:.2g}"
-    out = [f"{arm} minus {against}, nats a token, {len(seeds)} seeds, {pieces} pieces of {tokens:,} tokens",
+    out = [f"{arm} minus {against}, nats a token, {len(seeds)} seeds, {tokens:,} tokens in {pieces} pieces",
            f"  over seeds, for this text              {interval_text(found.over_seeds)}",
            f"  over pieces of text, for these seeds   {interval_text(found.over_texts)}",
            f"  over both                              {interval_text(found.over_both)}{p}"]

@@ -1,12 +1,15 @@
 """The question that a sweep states before its runs: the confidence sequence, the power of tests, when a sweep stops, the answer."""
 import csv
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from running import run
 from scipy import integrate, stats
 
+import sweep
 from common.errors import UserError
 from experiments import answer, question, sequential
 from experiments import statistics as ss
@@ -110,7 +113,8 @@ def test_equivalence_is_a_90_percent_interval_within_the_margin():
     (dict(arm="c"), "there is no arm 'c'; there are a, b"), (dict(against="a"), "both 'a'"),
     (dict(margin="x"), "margin = 'x': must be a number"),
     (dict(margin=-1), "margin must be at least 0"), (dict(alpha=0.5), "alpha between 0 and 0.5"), (dict(stop="soon"), "stop = 'soon'"),
-    (dict(arms=3), "unknown name 'arms'"), (dict(hypothesis=2), "must be text"), (dict(margin=None), "must be a number")])
+    (dict(arms=3), "unknown name 'arms'"), (dict(hypothesis=2), "must be text"), (dict(margin=None), "must be a number"),
+    (dict(spread=0), "spread = 0: must be above 0"), (dict(spread="x"), "spread = 'x': must be a number")])
 def test_what_is_no_question_is_one_line(change, message):
     with pytest.raises(UserError, match=message) as caught:
         question.checked({**ASKED, **change}, ["a", "b"], "x.py")
@@ -126,6 +130,22 @@ def test_a_question_that_changes_is_remembered():
     second = question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), told, 7)
     assert second["ended_before"] == 7 and [e["margin"] for e in second["earlier"]] == [0.004] and second["sha256"] != told["sha256"]
     assert question.stated(None, told, 7) is None
+
+
+def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
+    """By the powers that the tests above check; a question that tells no spread keeps its hash, and says nothing."""
+    runs = [SimpleNamespace(arm=arm, seed=seed) for arm in "ab" for seed in range(7 if arm == "a" else 5)]
+    told = question.checked({**ASKED, "spread": 0.01, "alpha": 0.1}, ["a", "b"], "x.py")
+    n, m = (int(text) for text in re.findall(r"(\d+) (?:pairs )?show", question.planned(told, runs)))
+    for power, pairs in ((ss.power_of_difference, n), (ss.power_of_equivalence, m)):
+        assert power(pairs, 0.4, 0.1) >= 0.8 > power(pairs - 1, 0.4, 0.1)
+    assert "5 are planned" in question.planned(told, runs) and "Looks" not in question.planned(told, runs)
+    silent = question.checked(ASKED, ["a", "b"], "x.py")
+    assert question.planned(silent, runs) is question.planned(None, runs) is None and silent.sha256() != told.sha256()
+    assert "spread" not in question.stated(silent, None, 0) and question.from_told(question.stated(told, None, 0)) == told
+    wide = question.checked({**ASKED, "spread": 100.0}, ["a", "b"], "x.py")
+    assert "more than 100,000 pairs show" in question.planned(wide, runs)
+    assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, 23 pairs")
 
 
 SEEDS = list(range(1000, 1020))

@@ -110,7 +110,7 @@ def test_the_command_says_the_sweeps_differences_piece_by_piece(swept, capsys):
     expected = [losses["a", seed] - losses["b", seed] for seed in (1, 2)]
     assert d.mean(1) == pytest.approx(expected, abs=2e-6)  # the files' digits
     e = crossed(d).over_both
-    assert f"over both                              {e.mean:+.4f} [" in out and "2 seeds, 8 pieces of 1,024 tokens" in out
+    assert f"over both                              {e.mean:+.4f} [" in out and "2 seeds, 1,024 tokens in 8 pieces" in out
 
 
 @pytest.mark.parametrize("arguments, parts", [
