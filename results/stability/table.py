@@ -44,7 +44,10 @@ def main():
     parser.add_argument("folder", help="of the sweep")
     parser.add_argument("--out", help="a CSV file")
     options = parser.parse_args()
-    table = list(cells(read(options.folder)))
+    try:
+        table = list(cells(read(options.folder)))
+    except FileNotFoundError as error:
+        parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/stability")
     columns = list(table[0])
     rows = [columns, *([str(value) for value in row.values()] for row in table)]
     widths = [max(map(len, column)) for column in zip(*rows)]
