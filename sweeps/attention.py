@@ -9,7 +9,7 @@ The graphs come from the token embeddings of a baseline, made once before the sw
     python data/laplacian.py --source=out/embeddings_char --heads=4 --out=out/graph_char_rotated.npy --control=rotated
 
 10 arms at 2 or 3 learning rates with one seed = 28 runs choose each arm's rate; then five seeds at it for nine of them, 45 runs. A run
-takes about a minute of one thread. What they say: results/README.md.
+takes about a minute of one thread. What they say: results/attention/README.md.
 """
 
 defaults = dict(

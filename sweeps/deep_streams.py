@@ -1,7 +1,7 @@
 """Are several residual streams more stable in depth? 24 blocks of width 64: the largest learning rate that trains, gradient norms.
 Tiny Shakespeare by characters, at a size for a CPU.
 
-4 arms x 5 learning rates with one seed = 20 runs of 1 to 2 minutes of one thread. What they say: results/README.md.
+4 arms x 5 learning rates with one seed = 20 runs of 1 to 2 minutes of one thread. What they say: results/deep_streams/README.md.
 """
 
 defaults = dict(

@@ -2,7 +2,7 @@
 Tiny Shakespeare by characters, 6 blocks of width 64, at a size for a CPU.
 
 10 arms at 2 to 4 learning rates with one seed = 31 runs choose each arm's rate; then five seeds at it for nine of
-them and at a second rate for one, 50 runs. A run takes 1 to 4 minutes of one thread. What they say: results/README.md.
+them and at a second rate for one, 50 runs. A run takes 1 to 4 minutes of one thread. What they say: results/residual_streams/README.md.
 
 The dynamic arm's H_res is a mixture of permutation matrices, which costs a third of Sinkhorn's iterations per token on a CPU.
 """

@@ -2,7 +2,7 @@
 
 15 arms x 4 learning rates with one seed = 60 runs of 1,500 steps choose each arm's rate (and the best mixed arm and the
 best control), and 3 more where the best was at the end of the grid; that seed then measures nothing. Then seeds (`runs`): five
-for those that the question is about, two for the others at their own rates, 39 runs. What they say: results/README.md.
+for those that the question is about, two for the others at their own rates, 39 runs. What they say: results/shakespeare_lr/README.md.
 
 A run takes 6 to 14 minutes of one thread here (2 cores, float32, two at a time), the controls less than the mixed arms.
 """

@@ -7,7 +7,7 @@ Seconds are comparable only between runs of one machine with the same --jobs and
 """
 
 defaults = dict(
-    # a loss of this text that each of these arms has reached within 1,500 decayed steps (results/README.md)
+    # a loss of this text that each of these arms has reached within 1,500 decayed steps (results/shakespeare_lr/README.md)
     target_val_loss=1.70,
     decay_lr=False,
     n_layer=4, n_head=4, n_embd=128,  # 0.8M parameters

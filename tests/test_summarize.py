@@ -568,10 +568,10 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
 
 
 def test_the_committed_results_say_what_their_readme_says():
-    """results/shakespeare_lr: the tables are of the committed runs, and the headline of results/README.md is theirs."""
+    """results/shakespeare_lr: the tables are of the committed runs, and the headline of its README.md is theirs."""
     results = os.path.join(REPOSITORY, "results")
     found = summarize(os.path.join(results, "shakespeare_lr"), batches=0)
-    with open(os.path.join(results, "README.md"), encoding="utf-8") as f:
+    with open(os.path.join(results, "shakespeare_lr", "README.md"), encoding="utf-8") as f:
         text = " ".join(f.read().split())
     arms = {arm.name: arm for arm in found.arms}
     difference = arms["c0.1-head"].against["best_control"][0]
