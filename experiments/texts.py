@@ -13,6 +13,7 @@ import csv
 import io
 import os
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,13 +33,21 @@ from training import checkpoint
 from training.machine import pick_device
 
 LEAST_SEQUENCES = 2  # a piece
+BATCH = 8  # sequences that are read together, the same for all runs: what is left over is not read
+
+
+class Read(NamedTuple):
+    """What of a text: both runs of a pair have to have read the same."""
+    sha256: str | None
+    sequences: int
+    length: int
 
 
 @torch.no_grad()
 def losses_by_piece(out_dir, name, pieces, device):
-    """Mean loss of a run's model on each piece of its validation text, (pieces,) float64, and the tokens read. Raises UserError."""
+    """Mean loss of a run's model on each piece of its validation text, (pieces,) float64, and what was read. Raises UserError."""
     model, config = checkpoint.load_model(out_dir, name, device)
-    loader = loader_of(out_dir, config, device)
+    loader = loader_of(out_dir, config, device, BATCH)
     sums = []  # of each sequence
     for x, y in loader.eval_batches(loader.num_eval_batches(sys.maxsize)):
         logits = model(x, y)[0]
@@ -47,7 +56,7 @@ def losses_by_piece(out_dir, name, pieces, device):
         raise UserError(f"the validation text of {out_dir} has {len(sums)} sequences of {config['block_size']}: not enough for "
                         f"{pieces} pieces; give --pieces={max(2, len(sums) // LEAST_SEQUENCES)} or fewer")
     piece = group_of(np.arange(len(sums)), len(sums), pieces)
-    return np.bincount(piece, sums) / np.bincount(piece), len(sums) * config["block_size"]
+    return np.bincount(piece, sums) / np.bincount(piece), Read(config.get("corpus_sha256"), len(sums), config["block_size"])
 
 
 def pairs_of(folder, arm, against):
@@ -98,7 +107,9 @@ def main(argv):
     pairs, device = pairs_of(options.sweep, options.arm, options.against), pick_device(options.device)
     table = []
     for seed, *folders in pairs:
-        (ours, tokens), (theirs, _) = (losses_by_piece(run, options.checkpoint, options.pieces, device) for run in folders)
+        (ours, read), (theirs, other) = (losses_by_piece(run, options.checkpoint, options.pieces, device) for run in folders)
+        if read != other:
+            raise UserError(f"{options.arm} and {options.against} did not read the same pieces of text: their data or block_size differ")
         table.append(ours - theirs)
         print(f"seed {seed}: {table[-1].mean():+.4f}", file=sys.stderr, flush=True)
     seeds = [seed for seed, *_ in pairs]
@@ -109,7 +120,7 @@ def main(argv):
     folder = os.path.join(options.sweep, "texts")
     os.makedirs(folder, exist_ok=True)
     write_file(os.path.join(folder, f"{options.arm}-{options.against}.csv"), text.getvalue().encode())
-    print(report(options.arm, options.against, seeds, tokens, options.pieces, crossed(table)))
+    print(report(options.arm, options.against, seeds, read.sequences * read.length, options.pieces, crossed(table)))
     return 0
 
 

@@ -70,7 +70,8 @@ def test_what_is_at_the_top_is_run_or_edited():
 
 def test_the_readme_is_short_and_its_links_are_there():
     assert len((ROOT / "README.md").read_bytes()) <= 8192
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("**/README.md"), ROOT / "results" / "stability.md"]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("**/README.md"),
+                 ROOT / "results" / "stability.md"]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"

@@ -1,6 +1,7 @@
 """Intervals over seeds and texts together: the arithmetic on tables made by a known law, and the command on real runs."""
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -121,6 +122,24 @@ def test_bad_input_is_one_line(swept, capsys, arguments, parts):
     status, _, err = run(texts.main, [swept[0], *arguments, "--device=cpu"], capsys)
     assert status == 2
     one_line(err, *parts)
+
+
+def test_arms_that_read_differently_are_one_line(swept, tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    shutil.copytree(swept[0], folder, symlinks=True)
+    for link in folder.glob("runs/a-*"):
+        there = link.resolve()
+        link.unlink()
+        shutil.copytree(there, link)
+        config = json.loads((link / "config.json").read_text())
+        other = tmp_path / "other" / "words"
+        shutil.copytree(f"{config['data_dir']}/words", other, dirs_exist_ok=True)
+        meta = json.loads((other / "meta.json").read_text())
+        (other / "meta.json").write_text(json.dumps({**meta, "sha256": "other"}))
+        (link / "config.json").write_text(json.dumps({**config, "data_dir": str(other.parent), "corpus_sha256": "other"}))
+    status, _, err = run(texts.main, [folder, "--arm=a", "--against=b", "--device=cpu"], capsys)
+    assert status == 2
+    one_line(err, "did not read the same pieces of text")
 
 
 def test_a_table_without_its_runs_is_one_line(tmp_path, capsys):
