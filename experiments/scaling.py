@@ -16,6 +16,10 @@ difference, paired by seed and REST, with N and D of `against`:
 b < 0 where d < 0: what the arm gains grows with size. Seeds without all pairs are left out, and named. Where arms have several rates, one
 seed chooses and the others measure, as in a summary.
 """
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
+
 import json
 import math
 import sys

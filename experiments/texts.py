@@ -9,6 +9,10 @@ Pieces are pieces of this one text: what another author or language would say is
 
 Written to <sweep>/texts/ARM-AGAINST.csv: the difference of each seed on each piece, nats a token. Needs the runs' checkpoints.
 """
+from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
+
+# isort: split
+
 import csv
 import io
 import os
