@@ -1,7 +1,7 @@
 """Does the curved model gain from Muon what the plain one gains? sweeps/terms.py's runs, with Muon for the matrices of the blocks.
 
 Each arm under AdamW at two rates, and under Muon at four rates of the matrices (the rest keeps AdamW, at the arm's better rate of
-results/terms: 6e-3, and 3e-3 for c0.1-head). Seed 1337 chooses. A run takes one to two minutes of one thread.
+results/terms and bounded: 6e-3, and 3e-3 for c0.1-head). Seed 1337 chooses. 30 runs of one to two minutes of one thread.
 """
 from sweeps import terms as _terms
 
@@ -13,6 +13,7 @@ _models = {
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
     'c0.1-head': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed', curvature=0.1),
+    'c1-within': dict(config='config/demo_mixed.py', max_distance=1.5, role='mixed', curvature_mode='fixed', curvature=1.0),
 }
 arms = {}
 for _name, _keys in _models.items():
