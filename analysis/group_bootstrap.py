@@ -14,7 +14,10 @@ References
     Field, Welsh 2007, Bootstrapping Clustered Data, J. R. Statist. Soc. B 69
     Efron, Tibshirani 1993, An Introduction to the Bootstrap
 """
+import math
+
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.95  # of the intervals
 
@@ -35,17 +38,19 @@ def draw_weights(groups, replicates, rng):
     return np.concatenate((np.ones((1, groups)), drawn))
 
 
-def interval(values):
+def interval(values, groups):
     """{'value', 'low', 'high'} from the (R,) values of one statistic: estimate and 95% interval; None where not finite.
 
     The interval is the central 95% of the replicates' deviations from their own mean, around the estimate. (Fewer
     distinct groups make a replicate's covariance look less isotropic than the sample's: the plain percentile interval
-    may miss the estimate.)
+    may miss the estimate.) They are widened by sqrt(G / (G - 1)) t_{G-1} / t_inf for G groups: what a mean's t-interval has over
+    the bootstrap's, which holds the truth in 90% of cases with 12 groups.
     """
     value, replicates = float(values[0]), values[1:][np.isfinite(values[1:])]
     if not np.isfinite(value) or not len(replicates):
         return {"value": None, "low": None, "high": None}
-    low, high = value + np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - replicates.mean()
+    wider = math.sqrt(groups / (groups - 1)) * stats.t.ppf((1 + LEVEL) / 2, groups - 1) / stats.norm.ppf((1 + LEVEL) / 2)
+    low, high = value + wider * (np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - replicates.mean())
     if min(value, replicates.min()) >= 0:  # a share or a count
         low = max(low, 0.0)
     # a count may be the same in nearly all replicates, whose mean then lies outside their central 95%
@@ -76,9 +81,9 @@ class GroupMeans:
         by_head = weights @ self.totals / (weights @ self.counts)[:, None]  # (R, H)
         exists = np.isfinite(by_head[0])
         if not exists.any():
-            return {**interval(np.full(2, np.nan)), "min": None, "max": None}
-        result = {**interval(by_head[:, exists].mean(1)), "min": float(self.low[exists].min()),
+            return {**interval(np.full(2, np.nan), self.groups), "min": None, "max": None}
+        result = {**interval(by_head[:, exists].mean(1), self.groups), "min": float(self.low[exists].min()),
                   "max": float(self.high[exists].max())}
         if len(exists) > 1:
-            result["by_head"] = [interval(head) for head in by_head.T]
+            result["by_head"] = [interval(head, self.groups) for head in by_head.T]
         return result

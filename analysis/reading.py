@@ -175,7 +175,7 @@ def _hyperbolicity(reading, layer, rng):
         space = reading.spaces[layer, coordinates]
         sets = hyperbolicity.compare(space.rows[plan.samples].astype(float), space.moments.mean(),
                                      space.moments.covariance(), distances_of, rng)
-        found[name] = {"coordinates": coordinates, **{k: interval(plan.sample_weights @ v) for k, v in sets.items()}}
+        found[name] = {"coordinates": coordinates, **{k: interval(plan.sample_weights @ v, len(plan.samples)) for k, v in sets.items()}}
     return found
 
 
@@ -199,7 +199,7 @@ def measure(reading, seed):
         result = layers.setdefault(layer, {"isotropy": {}, "spectrum": {}})
         values, spectrum = isotropy.measures(space.moments, space.types, space.rows.astype(float), plan.kept_group,
                                              plan.pairs, plan.pair_weights, plan.weights)
-        result["isotropy"][coordinates] = {name: interval(v) for name, v in values.items()}
+        result["isotropy"][coordinates] = {name: interval(v, plan.groups) for name, v in values.items()}
         result["spectrum"][coordinates] = spectrum.tolist()
     for layer, result in layers.items():
         result["hyperbolicity"] = _hyperbolicity(reading, layer, rng)

@@ -234,12 +234,23 @@ def test_weights_draw_as_many_groups_as_there_are():
 
 
 def test_an_interval_contains_its_estimate_where_replicates_are_biased():
-    found = interval(np.r_[10.0, np.linspace(8, 9, 101)])
-    assert found["low"] == pytest.approx(10 - 0.475) and found["high"] == pytest.approx(10 + 0.475)
-    assert interval(np.r_[0.0, 0.0, 2.0, 0.0])["low"] == 0  # a count is not negative
-    assert interval(np.r_[0.0, np.zeros(199), 1.0]) == {"value": 0, "low": 0, "high": 0}
-    assert interval(np.r_[np.nan, 1.0, 2.0]) == {"value": None, "low": None, "high": None}
-    assert interval(np.r_[1.0, np.nan, 1.0])["value"] == 1
+    found = interval(np.r_[10.0, np.linspace(8, 9, 101)], 64)
+    wider = (64 / 63) ** 0.5 * stats.t.ppf(0.975, 63) / stats.norm.ppf(0.975)
+    assert found["low"] == pytest.approx(10 - 0.475 * wider) and found["high"] == pytest.approx(10 + 0.475 * wider)
+    assert interval(np.r_[0.0, 0.0, 2.0, 0.0], 64)["low"] == 0  # a count is not negative
+    assert interval(np.r_[0.0, np.zeros(199), 1.0], 64) == {"value": 0, "low": 0, "high": 0}
+    assert interval(np.r_[np.nan, 1.0, 2.0], 64) == {"value": None, "low": None, "high": None}
+    assert interval(np.r_[1.0, np.nan, 1.0], 64)["value"] == 1
+
+
+@pytest.mark.parametrize("groups", [12, 64])
+def test_intervals_of_few_groups_hold_the_truth_as_often_as_they_say(groups):
+    rng, held, n = np.random.default_rng(6), 0, 600
+    weights = draw_weights(groups, 200, rng)
+    for _ in range(n):
+        found = interval(weights @ rng.standard_normal(groups) / groups, groups)
+        held += found["low"] <= 0 <= found["high"]
+    assert held / n > 0.925  # 0.895 with 12 groups where they are not widened
 
 
 def test_intervals_cover_the_truth_where_tokens_depend_on_each_other():
