@@ -2,7 +2,7 @@
 
 c1-within, the best arm there, against ball-v, a flat model in a ball as small, each at the rate that seed 1337 chose there. After every
 pair the sweep looks (experiments/sequential.py) and stops when it knows. gate+norm, the best control of sweeps/shakespeare_lr.py, runs on
-the first 8 seeds beside them. After ten pairs, in which c1-within at 1.2e-2 varied three times as much as ball-v, came c1-within-slower, at
+the first 8 seeds beside them. After ten pairs, in which c1-within at 1.2e-2 varied twice as much as ball-v, came c1-within-slower, at
 6e-3: it is in no question.
 
 The runs of sweeps/terms.py (0.6M tokens), at most 66 of one to two minutes of one thread.

