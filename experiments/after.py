@@ -1,22 +1,42 @@
 """The commands of a sweep file's `after`, when every run has ended."""
-import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 
+from common import locks
 from common.whole_files import write_json
 from experiments.runs import short
 from training.config import REPOSITORY
 
 
 def run_after(commands, folder, runs, rows):
-    """Run the commands that come after the runs, each once for the same runs. True if all succeeded."""
+    """Run the commands that come after the runs, each once for the same runs, by one of the sweep's processes at a time. True if all
+    succeeded, or another process is at it."""
+    if not commands:
+        return True
+    file = locks.try_lock(os.path.join(folder, "after.lock"))
+    if file is None:
+        print("another process of this sweep runs the commands that come after its runs", flush=True)
+        return True
+    with file:
+        return _run(commands, folder, runs, rows)
+
+
+def _done(path):
+    """The commands that after.json lists. One that is damaged lists none: they are run again."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            done = json.load(f)
+    except (FileNotFoundError, ValueError):
+        return []
+    return done if isinstance(done, list) else []
+
+
+def _run(commands, folder, runs, rows):
     path = os.path.join(folder, "after.json")
-    done = []
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as f:
-        done = json.load(f)
+    done = _done(path)
     finished = [short(run.folder) for run in runs if run.hash in rows and rows[run.hash]["status"] == "finished"]
     for command in commands:
         words = []

@@ -33,11 +33,11 @@ def threads_of_a_run(options, slurm):
     return slurm.get("cpus", 1) if options.launcher == "slurm" else max(1, options.threads // options.jobs)
 
 
-def never(run, ended, not_needed):
-    """Will this run not be made? The sweep's question is decided without it, or the run that is to give its weights has none, or will not
-    be made."""
+def never(run, ended, not_needed, stopped=()):
+    """Will this run not be made? The sweep's question is decided without it, or the run that is to give its weights has none, will not
+    be made, or was stopped from outside (stopped: hashes)."""
     state = readiness(run, ended)
-    return not_needed(run) or state == "impossible" or state == "waiting" and not_needed(run.start)
+    return not_needed(run) or state == "impossible" or state == "waiting" and (run.start.hash in stopped or not_needed(run.start))
 
 
 def run_local(units, rows, options, command, stack_command, table, stop, not_needed):
@@ -45,13 +45,13 @@ def run_local(units, rows, options, command, stack_command, table, stop, not_nee
     not_needed: of a Run, whether the sweep's question is decided without it (question.py); asked before it starts."""
     gpus = gpus_of_this_machine()
     threads = threads_of_a_run(options, {})
-    waiting, jobs, told = collections.deque(units), {}, set()  # jobs: slot -> Job or StackJob
+    waiting, jobs, told, stopped = collections.deque(units), {}, set(), set()  # jobs: slot -> Job or StackJob
     try:
         while jobs or (waiting and not stop.signal):
             ended = rows.read()
             for slot in range(options.jobs) if not stop.signal else ():
                 for _ in range(len(waiting) if slot not in jobs else 0):
-                    unit = [run for run in waiting.popleft() if not never(run, ended, not_needed)]
+                    unit = [run for run in waiting.popleft() if not never(run, ended, not_needed, stopped)]
                     if any(readiness(run, ended) == "waiting" for run in unit):
                         waiting.append(unit)
                         continue
@@ -84,6 +84,8 @@ def run_local(units, rows, options, command, stack_command, table, stop, not_nee
                     half = -(-len(again) // 2)
                     waiting.extendleft(part for part in (again[half:], again[:half]) if part)
                 for run, status in outcome:
+                    if status == "stopped":
+                        stopped.add(run.hash)
                     if status != AGAIN:
                         table.ended(run, status, rows.read().get(run.hash))
             table.show([run for job in jobs.values() for run in job.runs])

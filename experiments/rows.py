@@ -4,8 +4,10 @@ import csv
 import fcntl
 import io
 import os
+import sys
 
 from common.errors import UserError
+from common.locks import NO_LOCKS
 from common.whole_files import write_file
 
 COLUMNS = ("hash", "arm", "lr", "seed", "status", "dir", "step", "tokens", "train_seconds", "val_loss", "best_val_loss",
@@ -17,7 +19,7 @@ class Rows:
     """The rows of ended runs, by hash. Every change is the whole file, written under a lock and renamed."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.told = folder, False
 
     def _read(self, name):
         path = os.path.join(self.folder, name)
@@ -45,7 +47,14 @@ class Rows:
     @contextlib.contextmanager
     def _locked(self):
         with open(os.path.join(self.folder, "runs.csv.lock"), "a") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                if not self.told:  # one process is safe without; two may lose a row
+                    print(f"note: the file system of {self.folder} has no locks: start this sweep in one process alone", file=sys.stderr)
+                self.told = True
             yield
 
     def read(self):

@@ -21,7 +21,9 @@ from running import one_line, records, run
 from test_sweep_file import ONE, runs_of
 
 import sweep
+from common import locks
 from common.whole_files import write_file
+from experiments.after import run_after
 from experiments.rows import COLUMNS, Rows
 from experiments.terminal import Table
 
@@ -175,6 +177,48 @@ def test_commands_after_the_runs_run_once(sweep_file, folder, stub, tmp_path, ca
     path = sweep_file("after = ['python -c \"raise SystemExit(4)\"']", seeds=(0,))
     status, _, err = run(stub, [path, f"--out={folder}"], capsys)
     assert status == 1 and "status 4" in err
+    (folder / "after.json").write_text("{")  # damaged: they are run again
+    assert run(stub, [path, f"--out={folder}"], capsys)[0] == 1
+
+
+def test_commands_after_the_runs_are_one_process_s(folder, capsys):
+    folder.mkdir()
+    with locks.try_lock(folder / "after.lock"):
+        assert run_after(["python -c 'raise SystemExit(4)'"], str(folder), [], {})
+    assert "another process of this sweep" in capsys.readouterr().out
+    assert not run_after(["python -c 'raise SystemExit(4)'"], str(folder), [], {})
+
+
+def test_rows_on_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    table = Rows(str(tmp_path))
+    for name in "ab":
+        table.put({**dict.fromkeys(COLUMNS, ""), "hash": name})
+    assert list(table.read()) == ["a", "b"] and capsys.readouterr().err.count("has no locks") == 1
+
+
+def trainers(part):
+    """Processes of the stub whose command line has this in it."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = pathlib.Path(path).read_bytes().split(b"\0")
+            if any(word.endswith(b"stub_trainer.py") for word in words) and any(part.encode() in word for word in words):
+                found.append(int(path.split("/")[2]))
+    return found
+
+
+def test_a_run_whose_weights_never_come_is_not_waited_for(sweep_file, folder, stub, capsys):
+    """The trainer of a is stopped from outside, by nobody who stops the sweep: b, which begins with its weights, is left."""
+    path = sweep_file("", seeds=[6], arms="arms = {'a': dict(config='config/demo_baseline.py'), "
+                                          "'b': dict(config='config/demo_baseline.py', start='a', weight_decay=0.02)}")
+    sender = when(lambda: glob.glob(str(folder / "runs" / "a-*seed6*" / "metrics.jsonl")),
+                  lambda: [os.kill(pid, signal.SIGTERM) for pid in trainers(f"{folder}/runs/a-")])
+    status, out, _ = run(stub, [path, f"--out={folder}"], capsys)
+    sender.join()
+    assert status == 1 and "stopped" in out and not rows(folder)
 
 
 def when(condition, action):
