@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from running import one_line, run
 from scipy import stats
+from test_summarize import Written
 from test_texts import swept  # noqa: F401  the fixture: two arms of two seeds, really trained
 
 import analyze_representations
+from common.intervals import mean_interval
 from experiments import representations
-from experiments.statistics import holm
+from experiments.statistics import holm, paired_difference
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_means_and_paired_differences_are_over_seeds(analysed, capsys):
         assert len(a) == len(b) == int(row["seeds"]) == int(row["pairs"]) == 2
         t = stats.ttest_rel(a, b)
         low, high = t.confidence_interval(0.95)
-        told = [float(row[key]) for key in ("mean", "difference", "difference_low", "difference_high", "p")]
+        told = [float(row[key]) for key in ("mean", "difference", "difference_low", "difference_high", "p_uncorrected")]
         assert told == pytest.approx([a.mean(), (a - b).mean(), low, high, t.pvalue], rel=2e-4)
         other = rows["b", layer, measure]
         assert other["difference"] == "" and float(other["mean"]) == pytest.approx(b.mean(), rel=1e-5)
@@ -58,8 +60,9 @@ def test_means_and_paired_differences_are_over_seeds(analysed, capsys):
     lines = [line.split() for line in out.splitlines()[1:-1]]
     assert {line[1] for line in lines} == {"block0", "ln_f"} and {line[0] for line in lines} == {"a", "b"}
     shown = [rows["a", line[1], line[2]] for line in lines if line[0] == "a"]
-    expected = holm([float(row["p"]) for row in shown if row["p"]])
-    assert [float(line[-1]) for line in lines if line[0] == "a" and rows["a", line[1], line[2]]["p"]] == pytest.approx(expected, rel=0.06)
+    expected = holm([float(row["p_uncorrected"]) for row in shown if row["p_uncorrected"]])
+    told = [float(line[-1]) for line in lines if line[0] == "a" and rows["a", line[1], line[2]]["p_uncorrected"]]
+    assert told == pytest.approx(expected, rel=0.06)
 
 
 def test_what_is_printed_can_be_chosen(analysed, capsys):
@@ -92,3 +95,53 @@ def test_a_damaged_analysis_is_one_line(analysed, tmp_path, capsys, text, parts)
     status, _, err = run(representations.main, [analysed, f"--analysis={tmp_path}"], capsys)
     assert status == 2
     one_line(err, *parts)
+
+
+def layers(*names, value=0.5):
+    found = {"isotropy": {"ambient": {"mean_cosine": {"value": value}}}, "hyperbolicity": {}}
+    return dict.fromkeys(names, found)
+
+
+def analysis_of(folder, runs):
+    """An analysis/ with these runs: {name of a run's folder: layers}."""
+    (folder / "analysis").mkdir()
+    (folder / "analysis" / "metrics.json").write_text(json.dumps(
+        {"models": [{"folder": f"x/{name}", "weights": "trained", "layers": found} for name, found in runs.items()]}))
+
+
+def test_each_arms_last_block_is_shown_where_depths_differ(tmp_path, capsys):
+    Written(tmp_path / "s", {"deep": "mixed", "shallow": "baseline"}, lambda *_: 1.0, lrs=[1e-3], seeds=[1, 2])
+    deep, shallow = ("embedding", *(f"block{i}" for i in range(12)), "ln_f"), ("embedding", "block0", "ln_f")
+    analysis_of(tmp_path / "s", {f"{arm}-0.001-{seed}": layers(*names, value=0.1 * seed)
+                                 for arm, names in (("deep", deep), ("shallow", shallow)) for seed in (1, 2)})
+    status, out, _ = run(representations.main, [tmp_path / "s"], capsys)
+    assert status == 0
+    assert [line.split()[:2] for line in out.splitlines()[1:5]] == [["deep", "block11"], ["deep", "ln_f"], ["shallow", "block0"],
+                                                                     ["shallow", "ln_f"]]
+    assert [row["layer"] for row in rows_of(tmp_path / "s" / "representations.csv")][:3] == ["embedding", "block0", "block1"]
+
+
+def test_what_was_not_analysed_is_told(tmp_path, capsys):
+    Written(tmp_path / "s", {"a": "mixed", "base": "baseline"}, lambda *_: 1.0, lrs=[1e-3], seeds=[1, 2])
+    analysis_of(tmp_path / "s", {"a-0.001-1": layers("block0", "ln_f")})
+    status, out, _ = run(representations.main, [tmp_path / "s"], capsys)
+    assert status == 0 and "left out: base" in out and "not analysed: a-0.001-2, base-0.001-1" in out and "nothing is compared" in out
+
+
+def test_a_difference_without_spread_counts_in_the_correction():
+    pairs = {1: 1.0, 2: 1.1, 3: 1.3}, {1: 0.9, 2: 0.8, 3: 1.0}
+    d, equal = paired_difference(*pairs), paired_difference({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0})
+    row = ("a", "ln_f", "isoscore", mean_interval([1.0, 2.0]))
+    one, two = (representations.table([(*row, x) for x in found], ["ln_f"], ["isoscore"], "b").splitlines()
+                for found in ((d,), (d, equal)))
+    assert float(two[1].split()[-1]) == pytest.approx(2 * float(one[1].split()[-1]), rel=0.1) and two[2].endswith("]")
+
+
+@pytest.mark.parametrize("value, said", [(float("nan"), "no measure of any layer"), (True, "no measure of any layer"),
+                                         (None, "no measure of any layer"), (10 ** 400, "is not the numbers of an analysis")])
+def test_a_value_that_is_no_number_is_none(tmp_path, capsys, value, said):
+    Written(tmp_path / "s", {"a": "mixed"}, lambda *_: 1.0, lrs=[1e-3], seeds=[1])
+    analysis_of(tmp_path / "s", {"a-0.001-1": layers("ln_f", value=value)})
+    status, _, err = run(representations.main, [tmp_path / "s"], capsys)
+    assert status == 2
+    one_line(err, said)
