@@ -98,13 +98,19 @@ def open_text(folder, config, device):
     lacking = [k for k in ("model", "dataset", "data_dir", "seed") if not isinstance(run, dict) or k not in run]
     if lacking:
         raise UserError(f"{folder}/config.json is not that of a run of train.py: it has no {lacking[0]!r}")
+    for key in ("dataset", "data_dir"):
+        if not isinstance(run[key], str):
+            raise UserError(f"{folder}/config.json is not that of a run of train.py: its {key!r} is no text")
     model_config = models.config_from_dict(run["model"], run)
     checkpoint.folder(folder, config.checkpoint)
     if model_config.n_embd < 2:
         raise UserError(f"{folder}: n_embd = {model_config.n_embd}: isotropy needs at least 2 dimensions")
     data = os.path.join(config.data_dir or run["data_dir"], run["dataset"])
     meta = load_meta(data)
-    same = all(run.get("tokenizer", {}).get(k) == meta.get(k) for k in TOKENIZER_KEYS)
+    tokenizer = run.get("tokenizer") or {}
+    if not isinstance(tokenizer, dict):
+        raise UserError(f"{folder}/config.json is not that of a run of train.py: its 'tokenizer' is no table")
+    same = all(tokenizer.get(k) == meta.get(k) for k in TOKENIZER_KEYS)
     if not same:
         raise UserError(f"{folder} was trained on other tokens than those of {data}; prepare that data again, or name "
                         "its folder with --data_dir")

@@ -52,7 +52,7 @@ def answer(question, arms, selection_seed):
         return Answer(sequential.verdict(low, high, question.margin), difference, low, high, None)
     interval = mean_interval(d, 1 - question.alpha)
     verdict, p = sequential.verdict(interval.low, interval.high, question.margin), equivalence_test(d, question.margin)
-    if verdict == "open" and p is not None and p < question.alpha:
+    if verdict not in sequential.DECIDED and p is not None and p < question.alpha:
         verdict = "equivalent"
     return Answer(verdict, difference, interval.low, interval.high, p)
 
@@ -65,16 +65,18 @@ SAID = {"lower": "yes: {arm} is lower than {against} by more than {margin:g}",
         "open": "open: {arm} and {against} are not told apart, and not shown to differ by less than {margin:g}"}
 
 
-def in_words(question, found, unit, planned):
-    """Sentences: the answer, how it was obtained, what would change it. found: an Answer or None; planned: pairs of seeds."""
+def in_words(question, found, unit, planned, ended=False):
+    """Sentences: the answer, how it was obtained, what would change it. found: an Answer or None; planned: pairs of seeds; ended: all
+    planned runs of the two arms have ended, so that a pair that is lacking stays so."""
     text = f"Question: {question.hypothesis.rstrip('.')}. "
     if found is None:
-        return f"{text}Answer: none yet; no pair of seeds has ended."
+        return text + ("Answer: none; the runs have ended, and no pair of seeds has a result (an arm that diverged has no rate)."
+                       if ended else "Answer: none yet; no pair of seeds has ended.")
     d = found.difference.differences
     n, mean = len(d), float(np.mean(d))
     said = SAID[found.verdict].format(**dataclasses.asdict(question))
     interval = ("no interval yet" if found.low is None or math.isinf(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]")
-    level = f"{1 - question.alpha:.0%}"
+    level = f"{100 * (1 - question.alpha):g}%"
     if question.stop == "anytime":
         how = f"anytime-valid {level} interval {interval}, after {n} of at most {planned} pairs of seeds"
     else:
@@ -82,41 +84,51 @@ def in_words(question, found, unit, planned):
         how = (f"{level} interval {interval}, {n} of {planned} pairs of seeds, t-test p = {'-' if p is None else f'{p:.2g}'}, equivalence "
                f"p = {'-' if found.p_equivalent is None else f'{found.p_equivalent:.2g}'}")
     # a look before the end is not in the plan of 'fixed': it is said to be one, and decides nothing
-    early = question.stop == "fixed" and n < planned
+    early = question.stop == "fixed" and n < planned and not ended
     text += (f"{'Not the answer yet, for the sweep is to be looked at once, at its end' if early else 'Answer'}, {said} {unit}. "
              f"{question.arm} minus {question.against} = {mean:+.4f} ({how}).")
+    if ended and n < planned:
+        text += f" {planned - n} of the planned pairs {'has' if planned - n == 1 else 'have'} no result."
     return f"{text} {what_would_change_it(question, d)}" if not found.decided else text
 
 
 def what_would_change_it(question, differences):
-    """How many pairs would decide, with the spread so far."""
+    """How many pairs would say more, with the spread so far."""
     if len(differences) < 2 or t_test(differences) is None or not question.margin:
         return "More seeds are needed to say how many would decide."
     spread = float(np.std(differences, ddof=1))
-    different, alike = pairs_for(question, spread)
-    return (f"With this spread ({spread:.4f} a pair) {different} pairs show a difference of {question.margin:g} "
+    different, alike = (text for text, _ in pairs_for(question, spread))
+    return (f"With this spread ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0 "
             f"with a probability of 80%, and {alike} show that there is none.")
 
 
 def pairs_for(question, spread):
-    """How many pairs of seeds with this spread show a difference of the margin, and that there is none, with a power of 80%: as text."""
+    """How many pairs of seeds with this spread show that a difference of the margin is not 0, and that there is none beyond the margin,
+    with a power of 80%: ((text, text without looks), ...). The two texts are the same for stop = 'fixed'."""
     effect = question.margin / spread
-    found = (pairs_needed(lambda n, power=power: power(n, effect, question.alpha)) for power in (power_of_difference, power_of_equivalence))
-    return tuple("more than 100,000" if n is None else f"{n:,}" for n in found)
+    for equivalence, power in ((False, power_of_difference), (True, power_of_equivalence)):
+        n = pairs_needed(lambda n, power=power: power(n, effect, question.alpha))
+        fixed = text = "more than 100,000" if n is None else f"{n:,}"
+        if question.stop == "anytime":
+            n = sequential.pairs_needed_with_looks(effect, question.alpha, equivalence=equivalence)
+            text = f"more than {sequential.MOST_SIMULATED:,}" if n is None else f"some {n:,}"
+        yield text, fixed
 
 
 def planned_in_words(question, pairs):
     """Before the first run: what the planned pairs of seeds can show, with the spread that the question tells."""
-    different, alike = pairs_for(question, question.spread)
-    looks = " Looks after every pair cost a tenth more." if question.stop == "anytime" else ""
-    return (f"question: with a spread of {question.spread:g} a pair, {different} pairs show a difference of {question.margin:g} with a "
-            f"probability of 80%, and {alike} show that there is none; {pairs} are planned.{looks}")
+    (different, fixed_different), (alike, fixed_alike) = pairs_for(question, question.spread)
+    looks = ("" if question.stop == "fixed" else
+             f" Looks after every pair are in these numbers; one look at the end would need {fixed_different} and {fixed_alike}.")
+    return (f"question: with a spread of {question.spread:g} a pair, {different} pairs show that a difference of {question.margin:g} is "
+            f"not 0 with a probability of 80%, and {alike} show that there is none; {pairs} are planned.{looks}")
 
 
-def of_folder(folder, question):
-    """The Answer from what has ended in a sweep's folder, or None."""
+def of_folder(folder, question, planned=True):
+    """The Answer from what has ended in a sweep's folder, or None: by final losses, with the seed that the sweep's runs choose rates with.
+    planned: of read_sweep()."""
     try:
-        summary = read_sweep(folder, None)
+        summary = read_sweep(folder, "final", planned)
     except UserError:  # nothing has ended
         return None
     return answer(question, {arm.name: arm for arm in summary.arms}, selection_seed_of(summary.arms, summary.seeds))

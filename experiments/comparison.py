@@ -12,7 +12,7 @@ from common.intervals import mean_interval
 from experiments import answer, question
 from experiments.plots import REFERENCES
 from experiments.report import p_text
-from experiments.results import BUDGETS, CONTROLS, best_of, read_curve, read_json, read_sweep
+from experiments.results import BUDGETS, CONTROLS, METRICS, best_of, read_curve, read_json, read_sweep
 from experiments.statistics import (
     candidates,
     choose_lr,
@@ -171,6 +171,9 @@ def time_to_target(summary, target):
     """When each compared run was first evaluated at the target or below. target None: the sweep's own; if it has none, the
     highest of the losses that measure the baseline, which all of its runs reach."""
     baseline = summary.reference("baseline")
+    if target is not None and summary.metric == "target" and target != summary.target:
+        raise UserError(f"--target={target:g}: the runs of this sweep stopped at a loss of {summary.target:g}; its arms are compared by "
+                        "the steps to it; give --metric=final with it, or leave --target out")
     if target is not None:
         summary.target = target
     elif summary.target is None and baseline and baseline.choice:
@@ -300,13 +303,13 @@ def write_headline(summary):
 # ----------------------------------------------------------------------------------------------------------------------
 # the question of the sweep
 
-def answer_question(summary):
+def answer_question(summary, planned):
     """Sets summary.answer, and marks arms whose missing runs are not needed."""
     asked = question.from_told(summary.question)
     if asked is None:
         return
     arms = {arm.name: arm for arm in summary.arms}
-    summary.answer = answer.answer(asked, arms, summary.selection_seed)
+    summary.answer = answer.of_folder(summary.folder, asked, planned)  # as asked, whatever --metric and --selection_seed the table has
     for name in (asked.arm, asked.against):
         if name in arms and asked.stop == "anytime" and summary.answer is not None:
             arms[name].spared = summary.answer.decided
@@ -319,9 +322,11 @@ def answer_question(summary):
 
 def words_of_question(summary):
     asked = question.from_told(summary.question)
-    planned = [{seed for _, seed in arm.planned} - {summary.selection_seed} for arm in summary.arms
-               if arm.name in (asked.arm, asked.against)]
-    return answer.in_words(asked, summary.answer, summary.measure.unit, len(set.intersection(*planned)) if planned else 0)
+    pair = [arm for arm in summary.arms if arm.name in (asked.arm, asked.against)]
+    chooses = selection_seed_of(summary.arms, summary.seeds)
+    planned = [{seed for _, seed in arm.planned} - {chooses} for arm in pair]
+    return answer.in_words(asked, summary.answer, METRICS["final"].unit, len(set.intersection(*planned)) if planned else 0,
+                           ended=len(pair) == 2 and not any(arm.missing() for arm in pair))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -336,7 +341,7 @@ def summarize(folder, metric=None, selection_seed="auto", target=None, batches=8
         raise UserError(f"--selection_seed={selection_seed}: the seeds of this sweep are "
                         f"{', '.join(map(str, summary.seeds))}")
     summary.selection_seed = selection_seed
-    answer_question(summary)
+    answer_question(summary, planned)
     tune(summary)
     compare(summary)
     equal_budgets(summary)

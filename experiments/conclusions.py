@@ -77,8 +77,10 @@ def of_runs(summary):
     """Whether the sweep is whole."""
     runs = [(run.status, key in arm.planned) for arm in summary.arms for key, run in arm.runs.items()]
     planned, missing = sum(len(arm.planned) for arm in summary.arms), sum(len(arm.missing()) for arm in summary.arms)
+    spared = sum(len(arm.planned - arm.runs.keys()) for arm in summary.arms if arm.spared)
     finished, diverged, crashed = (sum(found == (status, True) for found in runs) for status in ("finished", "diverged", "crashed"))
-    parts = [f"{n} {what}" for n, what in ((missing, "are missing"), (diverged, "diverged"), (crashed, "crashed")) if n]
+    parts = [f"{n} {what}" for n, what in ((missing, "are missing"), (spared, "are not needed, for the question is decided"),
+                                           (diverged, "diverged"), (crashed, "crashed")) if n]
     text = f"All {planned} planned runs finished." if finished == planned else \
         f"Of {planned} planned runs {finished} finished; {names_of(parts)}."
     more = sum(not in_plan for _, in_plan in runs)

@@ -76,11 +76,12 @@ def checked(given, arms, path):
 
 def stated(question, before, ended):
     """What sweep.json says of a Question. before: what it said until now, or None; ended: runs of the two arms that have."""
+    before = before if isinstance(before, dict) else None
     if question is None:
-        return None
+        return {**before, "taken_out": True} if before else None  # its history stays
     digest = question.sha256()
     if before and before.get("sha256") == digest:
-        return before
+        return {k: v for k, v in before.items() if k != "taken_out"}
     earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
     return {**question.as_dict(), "sha256": digest, "stated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "ended_before": ended, "earlier": earlier}
@@ -98,9 +99,25 @@ def told_in(folder):
 
 def from_told(told):
     """The Question that sweep.json tells of, or None."""
-    if not isinstance(told, dict):
+    if not isinstance(told, dict) or told.get("taken_out"):
         return None
     return Question(**{f.name: told[f.name] for f in dataclasses.fields(Question) if f.name in told})
+
+
+def read_told(plan, path):
+    """What a sweep.json that was read says of its question, None for none or one that was taken out. Raises UserError where it is not
+    what stated() gives."""
+    told = plan.get("question")
+    if told is None or isinstance(told, dict) and told.get("taken_out"):
+        return None
+    names = [f.name for f in dataclasses.fields(Question)]
+    try:
+        if not (isinstance(told["sha256"], str) and isinstance(told["earlier"], list) and isinstance(told["ended_before"], int)):
+            raise UserError("")
+        checked({key: told[key] for key in names if told.get(key) is not None}, [arm["name"] for arm in plan["arms"]], path)
+    except (UserError, KeyError, TypeError):
+        raise UserError(f"{path}: 'question' is not what sweep.py writes; start sweep.py again with the sweep's file") from None
+    return told
 
 
 def answers(for_what):
@@ -117,7 +134,12 @@ def planned(question, runs):
     if question is None or question.spread is None or not question.margin:
         return None
     seeds = [{run.seed for run in runs if run.arm == name} for name in (question.arm, question.against)]
-    return answers("spread").planned_in_words(question, len(set.intersection(*seeds)))
+    pairs = set.intersection(*seeds)
+    rates = {}
+    for run in runs:
+        rates.setdefault(run.arm, set()).add(run.lr)
+    chooses = any(len(found) > 1 for found in rates.values())  # one seed chooses, and does not measure (statistics.choose_lr)
+    return answers("spread").planned_in_words(question, max(0, len(pairs) - chooses))
 
 
 def not_needed_in(folder, question):

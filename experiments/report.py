@@ -188,9 +188,9 @@ def method(summary):
 
 def document(summary, figures):
     parts = [("heading", f"Sweep {summary.name}")]
-    planned, ended = (sum(n) for n in zip(*((len(a.planned), len(a.planned & a.runs.keys())) for a in summary.arms)))
-    if ended < planned:
-        parts.append(("text", f"The sweep is not complete: {planned - ended} of {planned} runs are missing."))
+    planned, missing = sum(len(a.planned) for a in summary.arms), sum(len(a.missing()) for a in summary.arms)
+    if missing:
+        parts.append(("text", f"The sweep is not complete: {missing} of {planned} runs are missing."))
     parts += [("text", text) for text in (summary.answered, summary.headline) if text] + [("table", results_table(summary))]
 
     def figure(name):

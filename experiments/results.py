@@ -2,7 +2,6 @@
 What sweep.py has left of a sweep: its arms, with the runs that have ended, and their curves. summarize_sweep.py computes with it.
 """
 import json
-import math
 import os
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.intervals import Estimate
-from experiments import sweep_file
+from experiments import question, sweep_file
 from experiments.rows import Rows
 from experiments.runs import make_runs
 from experiments.statistics import Choice
@@ -31,6 +30,7 @@ class Metric:
 METRICS = {"final": Metric("val_loss", "validation loss", "nats a token", 4, "diverged"),
            "best": Metric("best_val_loss", "best validation loss", "nats a token", 4, "diverged"),
            "target": Metric("target_step", "steps to the target", "steps", 0, "diverged or did not reach the target")}
+LARGEST = 1e100  # of any number of a table: what is beyond is damage, and no plot or mean can take it
 CONTROLS = ("flat", "control")  # roles of arms without curvature, but for the baseline
 BUDGETS = {"step": "steps", "tokens": "tokens", "train_seconds": "training seconds"}  # keys of an evaluation's line
 
@@ -167,7 +167,7 @@ def read_json(path):
             return json.load(f)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: not the folder of a sweep") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: not JSON") from None
 
 
@@ -210,11 +210,14 @@ def read_rows(folder, plan, metric):
                        for k in ("step", "tokens", "parameters", "flops_per_token", "target_seconds")}
             run = Run(row["status"], os.path.normpath(os.path.join(folder, row["dir"])),
                       None if loss is None else float(loss), host=row["host"], **numbers)
-            if run.status == "finished" and metric != "target" and loss is not None and not math.isfinite(run.loss):
+            if run.status == "finished" and metric != "target" and loss is not None and not abs(run.loss) <= LARGEST:
                 raise ValueError(f"finished with a loss of {loss}")
+            for name, value in {**numbers, "lr": float(row["lr"])}.items():
+                if value is not None and not 0 <= value <= LARGEST or name == "lr" and value == 0:
+                    raise ValueError(f"{name} is {value:g}")
             found.append((full_name(arms[row["arm"]], json.loads(row["overrides"]), plan), arms[row["arm"]]["role"],
                           float(row["lr"]), int(row["seed"]), run))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{os.path.join(folder, 'runs.csv')}, line {place} ({row['arm']}, lr {row['lr']}, seed "
                             f"{row['seed']}) is damaged: {error}") from None
     return found, unknown
@@ -228,15 +231,37 @@ def read_plan(path):
         if not isinstance(plan, dict) or not isinstance(plan.get(key), kind):
             raise UserError(f"{path}: {key!r} is missing or not what sweep.py writes")
     for arm in plan["arms"]:
-        if not isinstance(arm, dict) or not (isinstance(arm.get("name"), str) and isinstance(arm.get("role"), str)
+        if not isinstance(arm, dict) or not (isinstance(arm.get("name"), str) and arm.get("role") in sweep_file.ROLES
                                              and isinstance(arm.get("overrides"), dict)):
             raise UserError(f"{path}: an arm is not what sweep.py writes")
+        if not is_number(targets_of(plan, arm), or_none=True):
+            raise UserError(f"{path}: target_val_loss of {arm['name']} is not a number")
+    for key, values in plan["grid"].items():
+        if not isinstance(values, list) or key in ("learning_rate", "muon_lr") and not all(map(is_number, values)):
+            raise UserError(f"{path}: grid of {key!r} is not what sweep.py writes")
+    if not all(isinstance(seed, int) for seed in plan["seeds"]) or "\0" in plan["file"]:
+        raise UserError(f"{path}: 'seeds' or 'file' is not what sweep.py writes")
+    for text in (plan["name"], plan["file"], *(arm["name"] for arm in plan["arms"])):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: a name in it is not Unicode text") from None
     return plan
+
+
+def is_number(value, or_none=False):
+    if value is None:
+        return or_none
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def targets_of(plan, arm):
+    return arm["overrides"].get("target_val_loss", plan["defaults"].get("target_val_loss"))
 
 
 def target_of(plan):
     """target_val_loss, if all arms train to the same one; else None."""
-    targets = {arm["overrides"].get("target_val_loss", plan["defaults"].get("target_val_loss")) for arm in plan["arms"]}
+    targets = {targets_of(plan, arm) for arm in plan["arms"]}
     return targets.pop() if len(targets) == 1 else None
 
 
@@ -266,7 +291,7 @@ def read_sweep(folder, metric, planned=True):
         notes.append(f"Left out: runs of arms that sweep.json does not have ({', '.join(sorted(unknown))}).")
     seeds = sorted({seed for arm in arms.values() for _, seed in arm.planned | arm.runs.keys()})
     return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes, target=target, file=plan["file"],
-                   question=plan.get("question"))
+                   question=question.read_told(plan, path))
 
 
 def read_curve(folder):
@@ -274,12 +299,14 @@ def read_curve(folder):
     path = os.path.join(folder, "metrics.jsonl")
     try:
         lines = read_metrics(path)
-        evaluations = [r for r in lines if "val_loss" in r]
-        for r in evaluations:
-            for key in ("val_loss", *BUDGETS):
+        evaluations, steps = ([r for r in lines if key in r] for key in ("val_loss", "loss"))
+        for r, keys in ((r, keys) for found, keys in ((evaluations, ("val_loss", *BUDGETS)), (steps, ("loss",))) for r in found):
+            for key in keys:
+                if not isinstance(r[key], (int, float)):  # a NaN is what a run that diverged has
+                    raise ValueError(f"{key} is {r[key]!r}")
                 float(r[key])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise UserError(f"{path} is damaged: not the lines that train.py writes") from None
-    return Curve(evaluations, [r for r in lines if "loss" in r]) if evaluations else None
+    return Curve(evaluations, steps) if evaluations else None

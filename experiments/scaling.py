@@ -13,8 +13,9 @@ difference, paired by seed and REST, with N and D of `against`:
 
     L_arm - L_against = d + b log2(N / N_0) + c log2(D / D_0)        N_0, D_0: geometric means over the pairs
 
-b < 0 where d < 0: what the arm gains grows with size. Seeds without all pairs are left out, and named. Where arms have several rates, one
-seed chooses and the others measure, as in a summary.
+b < 0 where d < 0: what the arm gains grows with size. Seeds without all pairs are left out, and named, as are sizes and budgets that one
+NAME has no result at: an arm that diverged with any seed has none, and where such arms are the largest the slopes are of the others.
+Where arms have several rates, one seed chooses and the others measure, as in a summary.
 """
 from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
@@ -71,6 +72,9 @@ def cells_of(arms, name, selection_seed):
         choice = choose_lr(arm.losses(), selection_seed) if arm.name.startswith(f"{name}-") else None
         for seed, loss in (choice.losses if choice else {}).items():
             run = arm.runs[choice.lr, seed]
+            if not (run.parameters and run.tokens and loss > 0):
+                raise UserError(f"{arm.name}, seed {seed}: parameters, tokens and loss have to be above 0 (they are {run.parameters}, "
+                                f"{run.tokens} and {loss}) for a fit of their logarithms")
             if math.isfinite(loss):
                 found[arm.name.removeprefix(f"{name}-"), seed] = Cell(loss, run.parameters, run.tokens)
     if not found:
@@ -78,9 +82,13 @@ def cells_of(arms, name, selection_seed):
     return found
 
 
+def rests_of(cells):
+    return {rest for rest, _ in cells}
+
+
 def complete_seeds(*families):
     """(the RESTs that all families have, seeds that have all of them in each, the other seeds)"""
-    rests = sorted(set.intersection(*({rest for rest, _ in cells} for cells in families)))
+    rests = sorted(set.intersection(*map(rests_of, families)))
     seeds = sorted({seed for cells in families for _, seed in cells})
     whole = [seed for seed in seeds if all((rest, seed) in cells for cells in families for rest in rests)]
     return rests, whole, [seed for seed in seeds if seed not in whole]
@@ -153,7 +161,8 @@ def table(arm, against, arms_cells, against_cells, rests, seeds):
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def report(arm, against, families, trend, lines, seeds, left_out):
+def report(arm, against, families, trend, lines, seeds, left_out, lacking):
+    """left_out: seeds; lacking: {NAME: its RESTs without a result that the sweep has}."""
     out = [*lines, ""]
     for family in families:
         out.append(f"{family.name}: L ~ N^-alpha D^-beta, alpha = {interval_text(family.alpha, sign=False)}, beta = "
@@ -165,6 +174,8 @@ def report(arm, against, families, trend, lines, seeds, left_out):
             f"largest error of this fit {trend.largest_error:.4f} nats; intervals are over {len(seeds)} seeds, not corrected"]
     if left_out:
         out.append(f"left out: seeds without all pairs ({', '.join(map(str, left_out))})")
+    for name, rests in lacking.items():
+        out.append(f"left out: {', '.join(sorted(rests))}, for {name} has no result there (it diverged, or has not run)")
     return "\n".join(out)
 
 
@@ -179,16 +190,21 @@ def main(argv):
     if options.out:
         paths.file_to_write(options.out, f"--out {options.out}")
     paths.folder_to_read(options.sweep, options.sweep, "the folder of a sweep")
+    if options.arm == options.against:
+        raise UserError(f"--arm and --against are both {options.arm!r}")
     summary = read_sweep(options.sweep, "final", planned=False)
     chooses = selection_seed_of(summary.arms, summary.seeds)
     arm, against = (cells_of(summary.arms, name, chooses) for name in (options.arm, options.against))
     rests, seeds, left_out = complete_seeds(arm, against)
     if not seeds:
         raise UserError(f"no seed has finished runs of both at every size and budget that they share ({', '.join(rests) or 'none'})")
+    lacking = {name: missing for name, cells in ((options.arm, arm), (options.against, against))
+               if (missing := {a.name.removeprefix(f"{other}-") for other in (options.arm, options.against) for a in summary.arms
+                               if a.name.startswith(f"{other}-")} - rests_of(cells))}
     families = [fit_family(name, cells, rests, seeds) for name, cells in ((options.arm, arm), (options.against, against))]
     trend = fit_difference(arm, against, rests, seeds)
     print(report(options.arm, options.against, families, trend, table(options.arm, options.against, arm, against, rests, seeds), seeds,
-                 left_out))
+                 left_out, lacking))
     if options.out:
         content = {"arm": options.arm, "against": options.against, "seeds": seeds, "families": [asdict(f) for f in families],
                    "difference": asdict(trend)}

@@ -60,6 +60,25 @@ def _running(differences):
     return n, means, np.sqrt(np.maximum(squares, 0) / np.maximum(n - 1, 1))
 
 
+MOST_SIMULATED = 4_000  # pairs
+
+
+def pairs_needed_with_looks(effect, alpha, power=0.8, equivalence=False):
+    """After how many pairs the interval, looked at after each, has shown with this probability that a mean of `effect` spreads is not 0, or
+    (equivalence) that a mean of 0 is within +-effect. By simulation, to some 3%. None where it takes more than MOST_SIMULATED."""
+    n, rng = 16, np.random.default_rng(0)
+    while n <= MOST_SIMULATED:
+        d = rng.standard_normal((min(4000, 2_000_000 // n), n)) + (0 if equivalence else effect)
+        low, high = confidence_sequence(d, alpha)
+        shown = (low > -effect) & (high < effect) if equivalence else low > 0
+        first = np.where(shown.any(1), shown.argmax(1) + 1, n + 1)
+        needed = math.ceil(np.quantile(first, power))
+        if needed <= n:
+            return needed
+        n *= 2
+    return None
+
+
 def verdict(low, high, margin):
     """What an interval of a difference says: 'lower', 'higher' (by more than the margin), 'equivalent' (within it), 'lower, not known by
     how much', 'higher, not known by how much', or 'open'. An end is None or infinite where it is not known."""

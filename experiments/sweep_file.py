@@ -133,4 +133,10 @@ def load(path):
             raise UserError(f"{path}: after: {command!r} is not a command line; {{runs}} and {{out}} are filled in"
                             ) from None
     sweep["question"] = question.checked(sweep["question"], [arm["name"] for arm in sweep["arms"]], path)
+    asked = sweep["question"]
+    for arm in sweep["arms"] if asked else ():
+        target = {**sweep["defaults"], **arm["overrides"]}.get("target_val_loss")
+        if arm["name"] in (asked.arm, asked.against) and target is not None:
+            raise UserError(f"{path}, question: its margin is in nats, and {arm['name']} stops at target_val_loss = {target}: a sweep of "
+                            "steps to a target has no question; leave one of the two out")
     return sweep

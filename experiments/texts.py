@@ -65,7 +65,7 @@ def losses_by_piece(out_dir, name, pieces, device):
 
 def pairs_of(folder, arm, against):
     """[(seed, the arm's run folder, the other's)] of the seeds that measure both. Raises UserError."""
-    summary = read_sweep(folder, "final", planned=False)
+    summary = read_sweep(folder, None, planned=False)  # rates as in its summary; in a sweep with a target by the steps to it
     arms, chooses = {a.name: a for a in summary.arms}, selection_seed_of(summary.arms, summary.seeds)
     for name in (arm, against):
         if name not in arms:

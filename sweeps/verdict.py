@@ -2,9 +2,9 @@
 
 At most 24 pairs of runs, c1-within against gate+norm. c1-within is the best curved arm since rows are kept from the ball's edge
 (sweeps/bounded_verdict.py), at the better of two rates of sweeps/verdict_rates.py; gate+norm is the best control of shakespeare_lr.py, at
-the best of four rates there. The spread of a pair there was 0.0065 nats a token: 23 pairs show a difference of 0.004 with a probability
-of 80%, and 25 show that there is none. After every pair the sweep looks, without more false positives (experiments/sequential.py), and
-stops when it knows.
+the best of four rates there. After every pair the sweep looks, without more false positives (experiments/sequential.py), and stops when
+it knows. With the spread of a pair there, 0.0065 nats a token, 24 pairs are enough with a probability of 50% for a difference of 0.008.
+For one of 0.004, or none, they are too few: some 41 and 53 pairs (sweep.py --dry-run).
 
 A run takes 5 to 6 minutes of one thread with AVX-512, compiled; all 48 take some 2.5 hours on 2 cores.
 """

@@ -65,6 +65,18 @@ def test_an_effect_is_found_in_about_as_many_pairs_as_a_fixed_design_takes():
     assert np.median(found.argmax(1) + 1) < 1.3 * fixed
 
 
+@pytest.mark.parametrize("effect, equivalence", [(0.6, False), (1.0, False), (1.0, True)])
+def test_pairs_with_looks_are_what_simulated_sweeps_need(effect, equivalence):
+    """Fresh numbers: with that many pairs 80% of sweeps have shown it; and it is far more than one look needs."""
+    n = sequential.pairs_needed_with_looks(effect, 0.05, equivalence=equivalence)
+    d = np.random.default_rng(8).normal(0 if equivalence else effect, 1, (4000, n))
+    low, high = sequential.confidence_sequence(d, 0.05)
+    shown = ((low > -effect) & (high < effect) if equivalence else low > 0).any(1).mean()
+    power = ss.power_of_equivalence if equivalence else ss.power_of_difference
+    assert shown == pytest.approx(0.8, abs=0.03) and n > 1.5 * ss.pairs_needed(lambda n: power(n, effect))
+    assert sequential.pairs_needed_with_looks(0.001, 0.05) is None
+
+
 def test_equal_differences_have_no_spread_to_go_by():
     low, high = sequential.confidence_sequence([0.1, 0.1, 0.1], 0.05)
     assert np.isinf(low).all() and np.isinf(high).all()
@@ -129,13 +141,20 @@ def test_a_question_that_changes_is_remembered():
     assert told["ended_before"] == 0 and question.stated(first, told, 7) == told and question.from_told(told) == first
     second = question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), told, 7)
     assert second["ended_before"] == 7 and [e["margin"] for e in second["earlier"]] == [0.004] and second["sha256"] != told["sha256"]
-    assert question.stated(None, told, 7) is None
+    # a question that is taken out for a while leaves its history, and is none
+    out = question.stated(None, second, 8)
+    assert question.from_told(out) is None and question.read_told({"question": out, "arms": []}, "x") is None
+    assert [e["margin"] for e in question.stated(first, out, 9)["earlier"]] == [0.004, 0.01]
+    assert question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), out, 9) == second
+    assert question.stated(None, None, 7) is None
 
 
 def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     """By the powers that the tests above check; a question that tells no spread keeps its hash, and says nothing."""
-    runs = [SimpleNamespace(arm=arm, seed=seed) for arm in "ab" for seed in range(7 if arm == "a" else 5)]
+    runs = [SimpleNamespace(arm=arm, seed=seed, lr=1e-3) for arm in "ab" for seed in range(7 if arm == "a" else 5)]
     told = question.checked({**ASKED, "spread": 0.01, "alpha": 0.1}, ["a", "b"], "x.py")
+    chooses = [*runs, SimpleNamespace(arm="a", seed=0, lr=3e-3)]  # a second rate: one seed chooses, and does not measure
+    assert "4 are planned" in question.planned(told, chooses)
     n, m = (int(text) for text in re.findall(r"(\d+) (?:pairs )?show", question.planned(told, runs)))
     for power, pairs in ((ss.power_of_difference, n), (ss.power_of_equivalence, m)):
         assert power(pairs, 0.4, 0.1) >= 0.8 > power(pairs - 1, 0.4, 0.1)
@@ -145,7 +164,7 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     assert "spread" not in question.stated(silent, None, 0) and question.from_told(question.stated(told, None, 0)) == told
     wide = question.checked({**ASKED, "spread": 100.0}, ["a", "b"], "x.py")
     assert "more than 100,000 pairs show" in question.planned(wide, runs)
-    assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, 23 pairs")
+    assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, some 4")
 
 
 SEEDS = list(range(1000, 1020))
@@ -219,6 +238,6 @@ def test_what_would_change_an_open_answer():
     text = answer.what_would_change_it(asked_of, d)
     spread = np.std(d, ddof=1)
     n = ss.pairs_needed(lambda n: ss.power_of_difference(n, 0.004 / spread))
-    assert f"({spread:.4f} a pair) {n} pairs show a difference of 0.004" in text
+    assert f"({spread:.4f} a pair) {n} pairs show that a difference of 0.004 is not 0" in text
     assert answer.what_would_change_it(asked_of, (0.1,)) == "More seeds are needed to say how many would decide."
     assert answer.in_words(asked_of, None, "nats a token", 5).endswith("none yet; no pair of seeds has ended.")

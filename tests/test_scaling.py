@@ -76,6 +76,7 @@ def test_seeds_without_all_pairs_are_left_out_and_named(tmp_path, capsys):
         return law(name, n, d, seed)
     found, out = numbers(written(tmp_path / "sweep", loss), tmp_path, capsys)
     assert found["seeds"] == [1, 3, 4] and "left out: seeds without all pairs (2)" in out
+    assert "left out: 256-c, for y has no result there" in out  # a size that an arm diverged at is not dropped silently
 
 
 def test_one_budget_gives_the_slope_with_size_alone(tmp_path, capsys):
@@ -91,7 +92,7 @@ def test_one_seed_has_no_interval(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, parts", [
     (["--arm=z", "--against=y"], ["no arm z-...", "x-64-a"]),
-    (["--arm=x"], ["--against"]),
+    (["--arm=x"], ["--against"]), (["--arm=x", "--against=x"], ["both 'x'"]),
     (["--arm=x", "--against=y", "--out=/nowhere/fit.json"], ["/nowhere"])])
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, parts):
     status, _, err = run(scaling.main, [written(tmp_path / "sweep", law), *arguments], capsys)

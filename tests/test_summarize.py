@@ -531,42 +531,6 @@ def test_bad_options_get_one_line(args, parts, tmp_path, capsys):
     assert not (written.folder / "summary").exists()
 
 
-def test_damaged_sweeps_get_one_line(tmp_path, capsys):
-    def says(*parts):
-        status, _, err = run(summarize_sweep.main, [tmp_path / "s"], capsys)
-        assert status == 2
-        one_line(err, *parts)
-    says("s: no such folder")
-    (tmp_path / "s").mkdir()
-    says("sweep.json is missing")
-    (tmp_path / "s").rmdir()
-    one_line(run(summarize_sweep.main, [], capsys)[2], "sweep")
-    Written(tmp_path / "s", ARMS, known)
-    names = "sweep.json", "runs.csv", f"runs/mixed-{3e-3}-2/metrics.jsonl"
-    plan, table, metrics = (tmp_path / "s" / name for name in names)
-    good = {f: f.read_text() for f in (plan, table, metrics)}
-    for file, content, parts in (
-            (plan, "{", ["not JSON"]),
-            (plan, "{}", ["sweep.json: 'name' is missing"]),
-            (plan, "3", ["sweep.json: 'name' is missing"]),
-            (plan, good[plan].replace('"arms": [', '"arms": [{}, '), ["an arm is not what sweep.py writes"]),
-            (plan, good[plan].replace('"seeds": [1, 2, 3, 4]', '"seeds": 3'), ["'seeds' is missing or not"]),
-            (table, good[table].splitlines()[0] + "\n", ["no run of", "has ended yet"]),
-            (table, "a,b\n1,2\n", ["is not a table of sweep.py"]),
-            (table, good[table].replace(",finished,", ",fine,"), ["line 2", "is damaged", "'fine'"]),
-            (table, good[table].replace(",0.001,", ",fast,"), ["is damaged", "'fast'"]),
-            (table, good[table].replace(",1000,6000,", ",1000,many,"), ["line 2", "is damaged", "'many'"]),
-            (metrics, '{"step":\n', ["metrics.jsonl is damaged"]),
-            (metrics, good[metrics] + "3\n", ["metrics.jsonl is damaged"]),
-            (metrics, good[metrics].replace('"tokens": 1000, ', ""), ["metrics.jsonl is damaged"]),
-            (metrics, good[metrics].replace('"val_loss": 1', '"val_loss": null, "was": 1'), ["metrics.jsonl is damaged"])):
-        file.write_text(content)
-        says(*parts)
-        file.write_text(good[file])
-    table.unlink()
-    says("no run of", "has ended yet")
-
-
 def test_the_committed_results_say_what_their_readme_says():
     """results/shakespeare_lr: the tables are of the committed runs, and the headline of its README.md is theirs."""
     results = os.path.join(REPOSITORY, "results")
