@@ -1,8 +1,8 @@
-"""Is it curvature, or the small ball? sweeps/verdict.py's curved arm against other models without curvature, with the same budget and seeds.
+"""Is it curvature, or the small ball? sweeps/verdict.py's curved arm against other flat models, with the same budget and seeds.
 
 ball-v is flat, in a ball as small, with updates weighed by their length (sweeps/bounded.py): the best flat model there. gated-flat is the
-cheapest flat one that kept the gain in sweeps/terms.py. Rates: 6e-3 for both, which did best in those short runs; the baseline's is the best
-of five of shakespeare_lr.py. Stated after three pairs of verdict.py and before any run of ball-v.
+cheapest flat one that kept the gain in sweeps/terms.py. Rates: 6e-3 for both, which did best in those short runs; the baseline's is the
+best of five of shakespeare_lr.py. Stated after three pairs of verdict.py and before any run of ball-v.
 
 c1-within and gate+norm are verdict.py's runs: copy its rows to out/sweeps/verdict_controls/runs.csv, or they are made again. Then 18 runs
 of 5 minutes of one thread with AVX-512, compiled.
