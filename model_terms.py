@@ -1,12 +1,12 @@
 """
 Curvature taken apart: the mixed block with one term of its geometry at a time, the others as they are in flat space.
 
-With fixed curvature c per head, reference 'previous', residual 'origin' and no max_distance (model.py) a head h of a sub-layer is, with
-r = x_{t-1},
+With fixed curvature c per head, reference 'previous' and residual 'origin' (model.py) a head h of a sub-layer is, with r = x_{t-1},
 
     u = log_r(x)                     flat: x - r        what the layer reads
     x <- alpha x + beta v            flat: x + v        v = F(LayerNorm(u)), what it writes
-    x <- x min(1, R / |x|)                              R = c^{-1/2}: rows stay in the ball (`ball`)
+    x <- x min(1, R / |x|)                              rows stay in the ball (`ball`): R = c^{-1/2}, or, with `max_distance` d,
+                                                        R = tanh(d / 2) c^{-1/2}
 
 and alpha, beta are functions of three numbers: with k = tanc(c|v|^2) (exp_0(v) = k v), X = c|x|^2, V = c k^2 |v|^2, P = c k <x,v>,
 
@@ -48,11 +48,14 @@ class TermsConfig(GPTConfig):
     read: Literal["flat", "log", "length", "direction", "row"] = "flat"  # what of log_r(x) is curved, see model_terms.py
     write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "limit", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
     ball: bool = True  # rows are kept in the ball of c
+    max_distance: float | None = None  # and, with the ball, at most this far from the origin, in units of 1/sqrt(c), as in the mixed model
 
     def __post_init__(self):
         super().__post_init__()
         if not 1e-30 <= self.curvature <= 1e30:
             raise UserError(f"curvature = {self.curvature:g}: a ball needs one of more than 0 (1e-30 to 1e+30)")
+        if self.max_distance is not None and not 0 < self.max_distance <= 1e6:
+            raise UserError(f"max_distance = {self.max_distance:g}: must be more than 0 and at most 1e+06, or None")
         if not self.ball and (self.read in ("log", "length", "direction") or self.write in ("mobius", "alpha", "beta", "norms", "x")):
             raise UserError(f"ball = False: read = {self.read!r} and write = {self.write!r} need rows in the ball")
 
@@ -61,6 +64,8 @@ class TermsConfig(GPTConfig):
         off = {} if self.write == "constant" else {"curvature_lr_mult": "a model that learns no curvature"}
         if not self.ball and self.read in ("flat", "row") and self.write in ("flat", "constant"):
             off["curvature"] = "ball = False and nothing curved"
+        if not self.ball:
+            off["max_distance"] = "ball = False"
         return off
 
 
@@ -117,7 +122,11 @@ class Block(model_baseline.Block):
 
     def bound(self, x):
         """Rows of each head kept in the ball. (B, T, nh, hs) -> the same."""
-        return geometry.project(x, self.config.curvature) if self.config.ball else x
+        c, d = self.config.curvature, self.config.max_distance
+        if not self.config.ball or d is None:
+            return geometry.project(x, c) if self.config.ball else x
+        shorter = min(math.tanh(d / 2), 1 - geometry.BALL_MARGIN[x.dtype]) * c ** -0.5
+        return geometry.project(x, c, torch.full((), shorter, dtype=torch.float32, device=x.device))
 
     def tangent(self, x, r):
         """What is read of a head. (B, T, nh, hs) x 2 -> the same."""

@@ -26,7 +26,7 @@ def test_every_shipped_sweep_resolves(file):
     described = description(load(str(ROOT / "sweeps" / file)), file, runs)
     roles = {arm["role"] for arm in described["arms"]}
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py")  # no curvature there
-    unshifted = (file in ("verdict.py", "verdict_rates.py", "conversion.py", "stability.py", "bounded_verdict.py")
+    unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "conversion.py", "stability.py", "bounded_verdict.py")
                  or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file == "size.py" else wanted
@@ -37,7 +37,8 @@ def test_every_shipped_sweep_resolves(file):
                "attention.py": 8 * 3 + 2 * 2 + 9 * 5, "attention_bpe.py": 8 * 3 + 9 * 5, "attention_size.py": 6 * 3 + 3 + 4 * 3,
                "terms.py": 21 * 2 + 6, "stereographic.py": 14 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 5 * 2 + 5 * 4,
                "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 8 * 4 * 5,
-               "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 4 * 6 + 2 * 3, "learned_curvature.py": 8 * 2 * 4,
+               "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 4 * 6 + 2 * 3, "verdict_terms.py": 11 * 3,
+               "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
                    "documentation", "code", "documentation_bpe", "code_bpe")},
                "tree.py": 5 * 2, "tree_half.py": 5 * 2, "tree_random.py": 5 * 2}  # as their comments count

@@ -1,4 +1,6 @@
 """What each term of curvature is. (What it shares with every model: test_models.py.)"""
+import math
+
 import pytest
 import torch
 from test_model_baseline import randomised
@@ -27,6 +29,23 @@ def test_all_terms_together_are_the_mixed_model(bias, tokens):
     options = dict(curvature=C, bias=bias)
     terms = randomised(build("terms", dict(read="log", write="mobius", **options)))
     same_function(terms, build("mixed", dict(curvature_mode="fixed", max_distance=None, **options)), tokens)
+
+
+@pytest.mark.parametrize("distance", [0.7, 1.5])
+def test_all_terms_together_are_the_mixed_model_with_its_max_distance(distance, tokens):
+    """Embeddings and rows that are longer than it, so that it is at work."""
+    options = dict(curvature=C, max_distance=distance)
+    terms = randomised(build("terms", dict(read="log", write="mobius", **options)), scale=0.5)
+    same_function(terms, build("mixed", dict(curvature_mode="fixed", **options)), tokens)
+    longest = terms.trunk(tokens[0]).unflatten(-1, (2, 8)).norm(dim=-1).max().item()
+    assert longest == pytest.approx(math.tanh(distance / 2) / C ** 0.5, rel=1e-4)
+    far, without = (build("terms", dict(read="log", write="mobius", curvature=C, max_distance=d)) for d in (100.0, None))
+    far.load_state_dict(terms.float().state_dict())
+    without.load_state_dict(terms.state_dict())
+    assert torch.equal(far(*tokens)[0], without(*tokens)[0])  # beyond the edge it is the ball
+    with pytest.raises(UserError, match="max_distance = -1: must be more than 0"):
+        model_terms.TermsConfig(max_distance=-1)
+    assert "max_distance" in model_terms.TermsConfig(ball=False, max_distance=1.5).without_effect()
 
 
 def test_no_term_at_all_is_the_flat_control_in_a_ball(tokens):
