@@ -17,8 +17,11 @@ arms = {
     **_verdict.arms,
     'ball-v': dict(_bounded.arms['ball-v'], learning_rate=6e-3),
     'gated-flat': dict(config='config/demo_flat.py', role='control', head_gate='read', learning_rate=6e-3),
-    'baseline': dict(config='config/demo_baseline.py', role='baseline', learning_rate=1.2e-2, seeds=seeds[:3]),
-    'flat': dict(config='config/demo_flat.py', role='flat', learning_rate=6e-3, seeds=seeds[:3]),
+    'baseline': dict(config='config/demo_baseline.py', role='baseline', learning_rate=1.2e-2, seeds=seeds[:2]),
+    'flat': dict(config='config/demo_flat.py', role='flat', learning_rate=6e-3, seeds=seeds[:2]),
+    # the default: c of each head and block from U(0, 1), learned
+    'learned': dict(config='config/demo_mixed.py', max_distance=1.5, curvature_mode='random', curvature=1.0, role='other',
+                    learning_rate=6e-3, seeds=seeds[:2]),
 }
 question = dict(hypothesis='curvature per head is worth more than 0.004 nats a token over a flat model in a ball as small',
                 arm='c1-within', against='ball-v', margin=0.004, stop='anytime', spread=0.0065)
