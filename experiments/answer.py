@@ -96,23 +96,32 @@ def what_would_change_it(question, differences):
     """How many pairs would say more, with the spread so far."""
     if len(differences) < 2 or t_test(differences) is None or not question.margin:
         return "More seeds are needed to say how many would decide."
-    spread = float(np.std(differences, ddof=1))
+    spread, mean = float(np.std(differences, ddof=1)), float(np.mean(differences))
     different, alike = (text for text, _ in pairs_for(question, spread))
-    return (f"With this spread ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0 "
+    text = (f"With this spread ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0 "
             f"with a probability of 80%, and {alike} show that there is none.")
+    beyond = abs(mean) - question.margin
+    if beyond <= 0:
+        return text
+    n = pairs_in_words(question, beyond / spread, False)[0]
+    return f"{text} If the difference is what it is now ({mean:+.4f}), {n} show that it is more than {question.margin:g}."
 
 
 def pairs_for(question, spread):
     """How many pairs of seeds with this spread show that a difference of the margin is not 0, and that there is none beyond the margin,
     with a power of 80%: ((text, text without looks), ...). The two texts are the same for stop = 'fixed'."""
-    effect = question.margin / spread
-    for equivalence, power in ((False, power_of_difference), (True, power_of_equivalence)):
-        n = pairs_needed(lambda n, power=power: power(n, effect, question.alpha))
-        fixed = text = "more than 100,000" if n is None else f"{n:,}"
-        if question.stop == "anytime":
-            n = sequential.pairs_needed_with_looks(effect, question.alpha, equivalence=equivalence)
-            text = f"more than {sequential.MOST_SIMULATED:,}" if n is None else f"some {n:,}"
-        yield text, fixed
+    return tuple(pairs_in_words(question, question.margin / spread, equivalence) for equivalence in (False, True))
+
+
+def pairs_in_words(question, effect, equivalence):
+    """One of the two of pairs_for(), for an effect in spreads: (text, text without looks)."""
+    power = power_of_equivalence if equivalence else power_of_difference
+    n = pairs_needed(lambda n: power(n, effect, question.alpha))
+    fixed = "more than 100,000" if n is None else f"{n:,}"
+    if question.stop == "fixed":
+        return fixed, fixed
+    n = sequential.pairs_needed_with_looks(effect, question.alpha, equivalence=equivalence)
+    return f"more than {sequential.MOST_SIMULATED:,}" if n is None else f"some {n:,}", fixed
 
 
 def planned_in_words(question, pairs):

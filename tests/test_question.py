@@ -238,6 +238,8 @@ def test_what_would_change_an_open_answer():
     text = answer.what_would_change_it(asked_of, d)
     spread = np.std(d, ddof=1)
     n = ss.pairs_needed(lambda n: ss.power_of_difference(n, 0.004 / spread))
+    beyond = ss.pairs_needed(lambda n: ss.power_of_difference(n, (-np.mean(d) - 0.004) / spread))
+    assert f"what it is now ({np.mean(d):+.4f}), {beyond} show that it is more than 0.004" in text
     assert f"({spread:.4f} a pair) {n} pairs show that a difference of 0.004 is not 0" in text
     assert answer.what_would_change_it(asked_of, (0.1,)) == "More seeds are needed to say how many would decide."
     assert answer.in_words(asked_of, None, "nats a token", 5).endswith("none yet; no pair of seeds has ended.")
