@@ -26,8 +26,8 @@ def test_every_shipped_sweep_resolves(file):
     described = description(load(str(ROOT / "sweeps" / file)), file, runs)
     roles = {arm["role"] for arm in described["arms"]}
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py")  # no curvature there
-    unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "conversion.py", "stability.py", "bounded_verdict.py")
-                 or file.startswith("corpus_"))
+    unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
+                          "bounded_verdict.py") or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file == "size.py" else wanted
     assert wanted <= roles and len(runs) >= 4
@@ -38,6 +38,7 @@ def test_every_shipped_sweep_resolves(file):
                "terms.py": 21 * 2 + 6, "stereographic.py": 14 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 5 * 2 + 5 * 4,
                "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 8 * 4 * 5,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 4 * 6 + 3 * 2, "verdict_terms.py": 11 * 3,
+               "verdict_documentation.py": 2 * 3,
                "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
                    "documentation", "code", "documentation_bpe", "code_bpe")},
