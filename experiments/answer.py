@@ -87,7 +87,7 @@ def in_words(question, found, unit, planned, ended=False):
     early = question.stop == "fixed" and n < planned and not ended
     text += (f"{'Not the answer yet, for the sweep is to be looked at once, at its end' if early else 'Answer'}, {said} {unit}. "
              f"{question.arm} minus {question.against} = {mean:+.4f} ({how}).")
-    if ended and n < planned:
+    if ended and n < planned and not (question.stop == "anytime" and found.decided):  # those that are not needed were not run
         text += f" {planned - n} of the planned pairs {'has' if planned - n == 1 else 'have'} no result."
     return f"{text} {what_would_change_it(question, d)}" if not found.decided else text
 

@@ -121,7 +121,7 @@ def test_runs_that_are_not_needed_are_not_missing(tmp_path, capsys):
     assert run(summarize_sweep.main, [written.folder], capsys)[0] == 0
     text = (written.folder / "summary" / "summary.md").read_text()
     assert "Of 40 planned runs 16 finished; 24 are not needed, for the question is decided." in text
-    assert "is not complete" not in text and "Answer, yes" in text
+    assert "is not complete" not in text and "Answer, yes" in text and "no result" not in text
 
 
 @pytest.mark.parametrize("alpha, level", [(0.05, "95%"), (0.025, "97.5%"), (0.001, "99.9%")])
