@@ -4,14 +4,14 @@ ball-v is flat, in a ball as small, with updates weighed by their length (sweeps
 cheapest flat one that kept the gain in sweeps/terms.py. Rates: 6e-3 for both, which did best in those short runs; the baseline's is the
 best of five of shakespeare_lr.py. Stated after three pairs of verdict.py and before any run of ball-v.
 
-c1-within and gate+norm are verdict.py's runs: copy its rows to out/sweeps/verdict_controls/runs.csv, or they are made again. Then 14 runs
+c1-within and gate+norm are verdict.py's runs: copy its rows to out/sweeps/verdict_controls/runs.csv, or they are made again. Then 15 runs
 of 5 minutes of one thread with AVX-512, compiled.
 """
 from sweeps import bounded as _bounded
 from sweeps import verdict as _verdict
 
 defaults, budget = _verdict.defaults, _verdict.budget  # 0.8M parameters, 1,500 steps of 3,072 tokens
-seeds = list(range(2001, 2006))
+seeds = list(range(2001, 2007))
 
 arms = {
     **_verdict.arms,
