@@ -278,8 +278,9 @@ def test_the_coefficients_of_the_maps_and_their_slopes_in_closed_form(stored):
     within_bound(slopes)
 
 
-# float32: just outside the series the slope of tan(s)/s is a difference of numbers 30 times larger
-@pytest.mark.parametrize("dtype, bound", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+# float32: just outside the series the slope of tan(s)/s is a difference of numbers 30 times larger, and tan is within one unit in the last
+# place (1.2e-7), by the CPU: 5.7e-6 is what one with AVX-512 has
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 8e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("f, exact, zs", [(G.tanc, exact_tanc, TANC_Z), (G.artanc, exact_artanc, ARTANC_Z)],
                          ids=["tanc", "artanc"])
 def test_first_derivatives_of_tanc_and_artanc(f, exact, zs, dtype, bound):
