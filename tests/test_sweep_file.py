@@ -27,9 +27,9 @@ def test_every_shipped_sweep_resolves(file):
     roles = {arm["role"] for arm in described["arms"]}
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py")  # no curvature there
     unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
-                          "bounded_verdict.py") or file.startswith("corpus_"))
+                          "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py") or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
-    wanted = {"other"} if file == "size.py" else wanted
+    wanted = {"other"} if file in ("size.py", "verdict_size.py") else {"baseline", "mixed"} if file == "rates_bpe.py" else wanted
     assert wanted <= roles and len(runs) >= 4
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
                "speedrun.py": 6 * 4 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 8 * 3,
@@ -38,7 +38,8 @@ def test_every_shipped_sweep_resolves(file):
                "terms.py": 21 * 2 + 6, "stereographic.py": 14 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 5 * 2 + 5 * 4,
                "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 8 * 4 * 5,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 11 * 3,
-               "verdict_documentation.py": 2 * 3,
+               "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
+               "rates_bpe.py": 3 * 5 * 2,
                "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
                    "documentation", "code", "documentation_bpe", "code_bpe")},
@@ -46,7 +47,8 @@ def test_every_shipped_sweep_resolves(file):
     assert len(runs) == counted[file]
     if file != "fineweb_lr.py":
         steps = {200, 300, 600} if flat or "bpe" in file else {400, 800} if file == "conversion.py" else {600, 1000, 1500, 3000}
-        assert {run.max_iters for run in runs} <= (steps if file != "size.py" else {150, 300, 600})
+        steps = {"size.py": {150, 300, 600}, "verdict_seconds.py": {1500, 1710}, "rates_bpe.py": {1500}}.get(file, steps)
+        assert {run.max_iters for run in runs} <= steps
     else:
         assert {run.max_iters for run in runs} == {int(2.5e9) // (40 * 12 * 1024)}
 
