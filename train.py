@@ -37,14 +37,14 @@ import geometry
 import models
 from common.errors import exit_cleanly, speak_as
 from common.interrupts import Stop
-from training import start
+from training import onednn, start
 from training.clock import Console
 from training.config import OWN_STARTS, TrainConfig
 from training.dataloader import Loader, load_meta
 from training.distill import Lessons, freeze
 from training.evaluation import evaluate
 from training.guard import Guard
-from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
+from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, pick_matmul, precision
 from training.optimizer import make_optimizers, set_lr, set_momentum
 from training.parallel import Parallel, clip_gradients, gradient_norm
 from training.qk_clip import QKClip
@@ -75,15 +75,16 @@ def train(config, model_config, parallel, argv):
     deal = Deal(config, model_config.block_size, parallel)
     loaders = {split: Loader(folder, split, meta, config.batch_size, model_config.block_size, config.seed, device, config.num_workers)
                for split in ("train", "val")}
+    dtype = pick_dtype(config.dtype, device_type)
+    matmul = pick_matmul(config.matmul, device_type, dtype)
 
     # model: weights depend on the seed alone, so two models with the same seed share what they have in common
     def new_model():
         torch.manual_seed(config.seed)
         model = models.build(config.model, model_config, device_type)
         model.activation_checkpointing = config.activation_checkpointing
-        return model.train()
+        return (onednn.use_in(model) if matmul == "onednn" else model).train()
     model = new_model()
-    dtype = pick_dtype(config.dtype, device_type)
     autocast, scaler = precision(dtype, device, model_config)
     compiled, why = pick_compile(config.compile, device_type, model.flops_per_token() * deal.tokens * config.max_iters,
                                  model.compile_seconds, model.compile_saving.get(device_type, 0.0))
@@ -91,7 +92,8 @@ def train(config, model_config, parallel, argv):
         compiled, why = False, "layers are listened to"
 
     # the run: from its start, or from a checkpoint
-    run = Run(config, resolved(config, model_config, device_type, dtype, compiled, meta), kept(config), parallel, model, scaler, deal)
+    everything = resolved(config, model_config, device_type, dtype, matmul, compiled, meta)
+    run = Run(config, everything, kept(config), parallel, model, scaler, deal)
     from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
     if config.freeze:
         from_trained = [*from_trained, f"frozen: {freeze(model, config.freeze):,} numbers"]
@@ -103,7 +105,8 @@ def train(config, model_config, parallel, argv):
     run.begin(" ".join(["python train.py", *argv]), facts(model, meta))
     if parallel.main:
         introduce(run, model_config, deal, meta, [*from_trained, *([f"learns from {lessons.name}"] if lessons else [])],
-                  f"{device_type}{parallel.describe()}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
+                  f"{device_type}{parallel.describe()}; dtype: {dtype}{' (products: oneDNN)' if matmul == 'onednn' else ''}; "
+                  f"compile: {'on' if compiled else 'off'} ({why})")
     speak_as(parallel.rank, parallel.world)
     run.finish_last_save()
 

@@ -103,11 +103,13 @@ def note_surroundings(summary, runs):
     for file, told in (("env.json", {"threads": "threads", "processes": "processes", "device": "device",
                                      "torch": "version of torch", "git_commit": "commit of the code",
                                      "git_dirty": "whether the code was as committed"}),
-                       ("config.json", {"resolved_dtype": "dtype", "resolved_compile": "whether they were compiled"})):
+                       ("config.json", {"resolved_dtype": "dtype", "resolved_matmul": "what multiplied matrices",
+                                        "resolved_compile": "whether they were compiled"})):
         paths = [os.path.join(run.folder, file) for run in runs]
         found = [content for content in map(read_json, filter(os.path.exists, paths)) if isinstance(content, dict)]
         for key, what in told.items():
-            values = sorted({str(content.get(key))[:12 if key == "git_commit" else None] for content in found})
+            older = "torch" if key == "resolved_matmul" else None  # of runs that have not written it
+            values = sorted({str(content.get(key, older))[:12 if key == "git_commit" else None] for content in found})
             if len(values) > 1:
                 summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
         if any(content.get("git_dirty") for content in found):

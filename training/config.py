@@ -11,7 +11,7 @@ OWN_STARTS = ("scratch", "resume", "auto")  # of init_from; others are trained w
 ADDED_SINCE = {"freeze": [], "distill_from": None, "distill_text": 1.0, "distill_logits": 1.0, "distill_temperature": 2.0,
                "distill_layers": "none", "distill_layers_weight": 1.0, "distill_steps": None,
                "log_stability": False, "muon_adjust_lr": "original", "muon_momentum_warmup": 0,
-               "qk_clip": None}  # keys that earlier versions lack
+               "qk_clip": None, "matmul": "auto"}  # keys that earlier versions lack
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -72,6 +72,8 @@ class TrainConfig:
     # machine
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' | 'mps'
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products (autocast); weights are float32
+    matmul: Literal["auto", "torch", "onednn"] = "auto"  # of float32 on a CPU: torch's own, or oneDNN's; 'auto': oneDNN's where torch's
+        # leaves half of the CPU idle (AMD with AVX-512, training/onednn.py)
     compile: bool | Literal["auto"] = "auto"  # torch.compile; 'auto': where it pays off for the planned steps
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole weights on each process, or in shards
     activation_checkpointing: bool = False  # keep a block's input alone and compute the block again in the backward pass

@@ -1,4 +1,4 @@
-"""Choices that depend on the machine: device, dtype, torch.compile. Each is made once and printed."""
+"""Choices that depend on the machine: device, dtype, what multiplies matrices, torch.compile. Each is made once and printed."""
 import contextlib
 import functools
 import importlib.util
@@ -9,6 +9,7 @@ import sys
 import torch
 
 from common.errors import UserError
+from training import onednn
 
 
 def pick_device(wanted):
@@ -35,6 +36,15 @@ def pick_dtype(wanted, device_type):
     if device_type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         return "bfloat16"
     return "float32"
+
+
+def pick_matmul(wanted, device_type, dtype):
+    """'torch' or 'onednn': what multiplies the matrices of a model's linear layers."""
+    usable = device_type == "cpu" and dtype == "float32"
+    if wanted == "onednn" and not (usable and onednn.is_there()):
+        raise UserError(f"matmul = 'onednn' is for float32 on a CPU, not {dtype} on {device_type}" if not usable else
+                        "matmul = 'onednn': this torch was built without oneDNN; use --matmul=torch")
+    return "onednn" if wanted == "onednn" or wanted == "auto" and usable and onednn.is_faster() else "torch"
 
 
 def no_compiler(device_type):

@@ -11,6 +11,9 @@ import torch
 
 from common.errors import UserError
 from model_baseline import CausalSelfAttention
+from training import onednn
+
+PLAIN = (torch.nn.Linear, onednn.Linear)
 
 
 class QKClip:
@@ -20,7 +23,7 @@ class QKClip:
         self.limit = limit
         self.layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
         # (of another attention, or on points, the logits are no products of what W_q and W_k give)
-        if not self.layers or any(type(layer).attend is not CausalSelfAttention.attend or type(layer.c_attn) is not torch.nn.Linear
+        if not self.layers or any(type(layer).attend is not CausalSelfAttention.attend or type(layer.c_attn) not in PLAIN
                                   for layer in self.layers):
             raise UserError("qk_clip: this model's attention has no products of queries and keys")
         if model.config.qk_norm:

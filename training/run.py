@@ -25,10 +25,10 @@ from training.dataloader import TOKENIZER_KEYS
 from training.run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
 
 
-def resolved(config, model_config, device_type, dtype, compiled, meta):
+def resolved(config, model_config, device_type, dtype, matmul, compiled, meta):
     """config.json: every key, and what was chosen for it. meta: of the data set."""
     return {**configurator.as_dict(config, model_config),
-            "resolved_device": device_type, "resolved_dtype": dtype, "resolved_compile": compiled,
+            "resolved_device": device_type, "resolved_dtype": dtype, "resolved_matmul": matmul, "resolved_compile": compiled,
             "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
             "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
 

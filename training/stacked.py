@@ -96,6 +96,7 @@ def why_not(config, model_config):
         "max_seconds, which are those of a run alone": config.max_seconds is not None,
         "ops = 'triton', whose kernels take one LayerNorm": getattr(model_config, "ops", "torch") == "triton",
         "activation_checkpointing with dropout": config.activation_checkpointing and model_config.dropout > 0,
+        "matmul = 'onednn', whose products are of one model": config.matmul == "onednn",
         "dtype = 'float16', whose scaler is one for all": pick_dtype(config.dtype, device_type) == "float16",
     }
     for what, is_so in refused.items():
@@ -183,8 +184,8 @@ def train(members, parallel, options):
     for member in members:  # everything is checked before anything is written
         member.model, own = new_model(member), member.config
         member.loader = loaders["train"].with_seed(own.seed)
-        member.run = Run(own, resolved(own, member.model_config, device_type, dtype, compiled, meta), kept(own), parallel, member.model,
-                         scaler, deal)
+        everything = resolved(own, member.model_config, device_type, dtype, "torch", compiled, meta)
+        member.run = Run(own, everything, kept(own), parallel, member.model, scaler, deal)
         if not member.run.resumed and own.init_from not in OWN_STARTS:
             start.take(start.find(own.init_from), member.model, meta)
         member.model.to(device)
