@@ -45,7 +45,7 @@ LIMITS = ("limit", "entry_limit")  # methods of a block whose results are kept w
 
 @dataclass
 class MixedConfig(GPTConfig):
-    curvature_mode: Literal["fixed", "parametric", "tied", "random"] = "random"  # fixed: c = curvature; parametric: learned
+    curvature_mode: Literal["fixed", "parametric", "tied", "random"] = "fixed"  # fixed: c = curvature; parametric: learned
         # per block from curvature_initialization; tied: learned, one for all blocks; random: learned per block from U(0, curvature)
     curvature: float = 1.0  # c = minus the sectional curvature: > 0 hyperbolic, 0 flat, < 0 spherical
     curvature_initialization: list[float] | None = None  # 'parametric' only: n_layer starting values (None: curvature)

@@ -22,7 +22,7 @@ grid = dict(learning_rate=[1e-3, 3e-3, 6e-3, 1.2e-2])
 seeds = [1337]
 
 _controls = dict(config='config/demo_baseline.py', role='control', model='controls')
-_mixed = dict(config='config/demo_mixed.py', max_distance=None, role='mixed')
+_mixed = dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='random')
 _fixed = dict(_mixed, curvature_mode='fixed')
 _flat = dict(_fixed, curvature=0.0, role='control')
 arms = {

@@ -13,15 +13,15 @@ budget = dict(tokens=2.5e9)  # 5,086 steps of 40 * 12 * 1,024 = 491,520
 grid = dict(learning_rate=[3e-4, 6e-4, 1.2e-3])  # the configs' 6e-4 and both sides of it
 seeds = [1337]
 # then, with the arms that compete at their best rates, as
-# runs = [dict(arms=['flat', 'learned'], grid=dict(learning_rate=[6e-4]), seeds=[1338, 1339])]
+# runs = [dict(arms=['gate+norm', 'c1-within'], grid=dict(learning_rate=[6e-4]), seeds=[1338, 1339])]
 
 arms = {
     'baseline': dict(config='config/train_fineweb_baseline.py', role='baseline'),
     'smear': dict(config='config/train_fineweb_smear.py', role='control'),
     'flat': dict(config='config/train_fineweb_flat.py', role='flat'),
     'gate+norm': dict(config='config/train_fineweb_baseline.py', role='control', model='controls', control='gate+norm'),
-    'c0.1-head': dict(config='config/train_fineweb_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
-    'learned': dict(config='config/train_fineweb_mixed.py', role='mixed'),
+    'c1-within': dict(config='config/train_fineweb_mixed.py', role='mixed'),
+    'learned': dict(config='config/train_fineweb_mixed.py', role='mixed', curvature_mode='random'),
 }
 
 # partition, account and qos are your cluster's. time_min is the limit of one job and no estimate: a run that takes

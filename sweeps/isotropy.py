@@ -22,9 +22,9 @@ arms = {
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'norm': dict(_controls, control='norm'),
     'gate+norm': dict(_controls, control='gate+norm'),
-    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
-    'c-0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=-0.1),
-    'learned': dict(config='config/demo_mixed.py', role='mixed'),
+    'c1-within': dict(config='config/demo_mixed.py', role='mixed'),
+    'c-1-within': dict(config='config/demo_mixed.py', role='mixed', curvature=-1.0),
+    'learned': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='random'),
 }
 
 after = ['python analyze_representations.py {runs} --out={out}/analysis']

@@ -22,7 +22,7 @@ arms = {
     'smear': dict(config='config/demo_smear.py', role='control'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
-    'c0.1-head': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='fixed', curvature=0.1),
-    'learned': dict(config='config/demo_mixed.py', role='mixed'),
-    'dynamic': dict(config='config/demo_mixed.py', role='mixed', dynamic_curvature=True),
+    'c1-within': dict(config='config/demo_mixed.py', role='mixed'),
+    'learned': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='random'),
+    'dynamic': dict(config='config/demo_mixed.py', role='mixed', curvature_mode='random', dynamic_curvature=True),
 }

@@ -38,8 +38,8 @@ arms = {
     'c1-head': dict(_fixed, curvature=1.0),
     'c-0.1-head': dict(_fixed, curvature=-0.1),
     # c learned, from U(0, 1) per head and block; and predicted from the token on top of that
-    'learned': dict(config='config/demo_mixed.py', max_distance=None, role='mixed'),
-    'dynamic': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', dynamic_curvature=True),
+    'learned': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='random'),
+    'dynamic': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='random', dynamic_curvature=True),
 }
 
 runs = [
