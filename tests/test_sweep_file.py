@@ -29,7 +29,8 @@ def test_every_shipped_sweep_resolves(file):
     unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
                           "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py") or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
-    wanted = {"other"} if file in ("size.py", "verdict_size.py") else {"baseline", "mixed"} if file in ("rates_bpe.py", "verdict_muon.py") else wanted
+    wanted = {"other"} if file in ("size.py", "verdict_size.py") else wanted
+    wanted = {"baseline", "mixed"} if file in ("rates_bpe.py", "verdict_muon.py") else wanted
     assert wanted <= roles and len(runs) >= 4
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 7 * 4 * 4,
                "speedrun.py": 6 * 4 * 4, "fineweb_lr.py": 6 * 3, "isotropy.py": 8 * 3,
