@@ -6,6 +6,7 @@ stereographic layers, relative to the baseline, same shapes.
     python bench/bench_model.py --shape=small --mode=eager --rounds=20
     python bench/bench_model.py --of=streams                 hyper-connections, mHC, AltUp and value residual
     python bench/bench_model.py --of=distance --shape=6x384x8192 --mode=eager --rounds=3    attention by distance at T = 8,192
+    python bench/bench_model.py --of=sweeps --threads=1 --dtype=float32    arms of sweeps/verdict.py, as a sweep runs them
     python bench/bench_model.py --of=stereographic           stereographic layers, attention, norm and heads
     python bench/bench_model.py --profile=True --shape=small --mode=eager
     python bench/bench_model.py --nanogpt=../nanoGPT         our default step against nanoGPT's (a clone of its repository)
@@ -42,9 +43,10 @@ import models
 from common import paths
 from common.errors import UserError, exit_cleanly
 from configurator import Path
+from training import onednn
 from training.compiled import compile_parts
 from training.config import TrainConfig
-from training.machine import pick_device, pick_dtype
+from training.machine import pick_device, pick_dtype, pick_matmul
 from training.optimizer import make_optimizers
 
 SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size, vocab_size
@@ -79,12 +81,12 @@ DISTANCE = {  # --of=distance
     "tau": ("tau", {}),
     "tau, tiled": ("tau", dict(attention_form="tiled")),
 }
-_fixed = dict(curvature_mode="fixed", curvature=0.1)
+_fixed, _learned = dict(curvature=0.1), dict(curvature_mode="random")
 OPTIONS = {  # --of=options
     "baseline": ("baseline", {}),
     "mixed, c fixed": ("mixed", _fixed),
-    "c learned": ("mixed", {}),
-    "c learned, softplus": ("mixed", dict(curvature_form="softplus")),
+    "c learned": ("mixed", _learned),
+    "c learned, softplus": ("mixed", dict(_learned, curvature_form="softplus")),
     "c warmed up": ("mixed", dict(_fixed, curvature_warmup=100)),
     "heads of both signs": ("mixed", dict(_fixed, curvature_heads=[1.0, -1.0])),  # as many as the shape has: make_model
     "max_distance": ("mixed", dict(_fixed, max_distance=4.0)),
@@ -92,10 +94,16 @@ OPTIONS = {  # --of=options
     "straight projection": ("mixed", dict(_fixed, project_gradient="straight")),
     "riemannian embeddings": ("mixed", dict(_fixed, embedding_gradient="riemannian")),
     "one c a block": ("mixed", dict(_fixed, per_head_curvature=False)),
-    "c per token": ("mixed", dict(dynamic_curvature=True)),
+    "c per token": ("mixed", dict(_learned, dynamic_curvature=True)),
     "residual transport": ("mixed", dict(_fixed, residual="transport")),
     "residual reference": ("mixed", dict(_fixed, residual="reference")),
     "reference mean": ("mixed", dict(_fixed, reference="mean")),
+}
+SWEEPS = {  # --of=sweeps
+    "baseline": ("baseline", {}),
+    "gate+norm": ("controls", dict(control="gate+norm")),
+    "c0.1-head": ("mixed", dict(_fixed, max_distance=None)),
+    "c1-within": ("mixed", {}),
 }
 STEREOGRAPHIC = {  # --of=stereographic
     "baseline": ("baseline", {}),
@@ -107,20 +115,22 @@ STEREOGRAPHIC = {  # --of=stereographic
         "all": dict(layers="mobius", attention="distance", head="stereographic")}.items()},
 }
 ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
-EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **STEREOGRAPHIC, **OPTIONS}
+EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **STEREOGRAPHIC, **OPTIONS, **SWEEPS}
 
 
 @dataclass
 class BenchConfig:
     shape: str = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large | toy: to try the script
         # | LAYERSxWIDTHxT, such as 6x384x8192: one sequence, heads of 64
-    of: Literal["curvature", "options", "streams", "distance", "stereographic"] = "curvature"  # which models: the curved ones, each option
-        # of the mixed model, several residual streams, attention by distance (model_tau.py), stereographic layers (model_stereographic.py)
+    of: Literal["curvature", "options", "streams", "distance", "stereographic", "sweeps"] = "curvature"  # which models: the curved ones,
+        # each option of the mixed model, several residual streams, attention by distance (model_tau.py), stereographic layers
+        # (model_stereographic.py), arms of sweeps/verdict.py
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda'
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products (autocast), as train.py's
+    matmul: Literal["auto", "torch", "onednn"] = "auto"  # of float32 on a CPU, as train.py's
     memory: bool = True  # measure peak memory too
     profile: bool = False  # instead: a table of where a mixed step's time goes (torch.profiler)
     nanogpt: Path | None = None  # folder of a nanoGPT clone: compare our default step with its default on this device
@@ -166,11 +176,14 @@ def make_model(arm, shape, device, n_layer=None):
     return model, *(torch.randint(vocab_size, (batch_size, block_size), device=device) for _ in range(2))
 
 
-def make_step(arm, shape, compiled, device, dtype, checked=True, **compile_options):
-    """A function that makes one training step (without float16's GradScaler) and returns its loss; and the model. checked: is
-    a compiled model, or one on the kernels, first compared with PyTorch's in float32? (That takes as much memory as both.)"""
+def make_step(arm, shape, compiled, device, dtype, checked=True, matmul="torch", **compile_options):
+    """A function that makes one training step (without float16's GradScaler) and returns its loss; and the model. matmul: what
+    pick_matmul() says. checked: is a compiled model, or one on the kernels, first compared with PyTorch's in float32? (That takes as
+    much memory as both.)"""
     autocast = autocast_in(dtype, device)
     model, x, y = make_model(arm, shape, device)
+    if matmul == "onednn":
+        onednn.use_in(model)
     name, options = EVERY[arm]
     optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
     step_model = compile_parts(model, **compile_options) if compiled else model
@@ -233,7 +246,7 @@ def interleaved(steps, rounds, device):
     return times
 
 
-def peak_memory(arm, shape, compiled, device, dtype):
+def peak_memory(arm, shape, compiled, device, dtype, matmul):
     """Peak MiB that training takes above an empty process with torch loaded."""
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated()
@@ -243,7 +256,7 @@ def peak_memory(arm, shape, compiled, device, dtype):
         step(), step()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
     before = _status_kib("VmRSS")
-    step, _ = make_step(arm, shape, compiled, device, dtype)
+    step, _ = make_step(arm, shape, compiled, device, dtype, matmul=matmul)
     step()
     gc.collect()
     with open("/proc/self/clear_refs", "w") as f:
@@ -262,19 +275,20 @@ def memory_in_own_process(arm, shape, compiled, config):
         return None
     done = subprocess.run([sys.executable, os.path.abspath(__file__), f"--arm={arm}", f"--shape={shape}",
                            f"--mode={'compiled' if compiled else 'eager'}", f"--threads={config.threads}",
-                           f"--device={config.device}", f"--dtype={config.dtype}"], capture_output=True, text=True)
+                           f"--device={config.device}", f"--dtype={config.dtype}", f"--matmul={config.matmul}"],
+                          capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {arm!r} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])["mib"]
 
 
-def report(shape, compiled, config, device, dtype):
+def report(shape, compiled, config, device, dtype, matmul):
     steps, compile_seconds = {}, {}
-    arms = {"streams": STREAMS, "distance": DISTANCE, "options": OPTIONS, "stereographic": STEREOGRAPHIC,
+    arms = {"streams": STREAMS, "distance": DISTANCE, "options": OPTIONS, "stereographic": STEREOGRAPHIC, "sweeps": SWEEPS,
             "curvature": [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]}[config.of]
     for arm in arms:
         began = time.perf_counter()
-        step, _ = make_step(arm, shape, compiled, device, dtype)
+        step, _ = make_step(arm, shape, compiled, device, dtype, matmul=matmul)
         step(), step()
         synchronize(device)
         compile_seconds[arm] = time.perf_counter() - began
@@ -283,7 +297,7 @@ def report(shape, compiled, config, device, dtype):
     memory = {arm: memory_in_own_process(arm, shape, compiled, config) if config.memory else None for arm in steps}
     n_layer, _, n_embd, block_size, batch_size, _ = sizes_of(shape)
     print(f"\n{n_layer} x {n_embd}, T = {block_size}, batch {batch_size}, {'compiled' if compiled else 'eager'}, "
-          f"{config.threads} threads, {device}, {dtype}, {config.rounds} rounds")
+          f"{config.threads} threads, {device}, {dtype}{' by oneDNN' if matmul == 'onednn' else ''}, {config.rounds} rounds")
     print(f"  {'':29}{'ms a step':>10}{'ratio':>8}{'MiB':>8}{'ratio':>8}{'first 2 steps, s':>18}")
     for arm in steps:
         ratio = statistics.median(a / b for a, b in zip(times[arm], times["baseline"]))
@@ -293,10 +307,10 @@ def report(shape, compiled, config, device, dtype):
               + f"{compile_seconds[arm]:18.1f}")
 
 
-def profile(shape, compiled, device, dtype):
+def profile(shape, compiled, device, dtype, matmul):
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
-    step, _ = make_step("mixed, c per head", shape, compiled, device, dtype)
+    step, _ = make_step("mixed, c per head", shape, compiled, device, dtype, matmul=matmul)
     step(), step()
     on_cuda = device.startswith("cuda")
     with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as recorded:
@@ -306,7 +320,7 @@ def profile(shape, compiled, device, dtype):
                                         max_name_column_width=60))
 
 
-def against_nanogpt(folder, rounds, device, dtype):
+def against_nanogpt(folder, rounds, device, dtype, matmul):
     """Our baseline as train.py runs it by default against nanoGPT's model as its train.py runs it by default on this
     device: 6 x 384, T = 256, batch 12, dropout 0.0; nanoGPT: float32 on the CPU (its autocast is for GPUs), AdamW."""
     paths.folder_to_read(folder, f"nanogpt = '{folder}'", "a clone of nanoGPT")
@@ -335,8 +349,8 @@ def against_nanogpt(folder, rounds, device, dtype):
         return step
     steps = {"nanoGPT, compile=False (as its README says for a CPU)": their_step(model),
              "nanoGPT, compile=True (its default)": their_step(torch.compile(model)),
-             f"ours, {dtype}, compile=False": make_step("baseline", "large", False, device, dtype)[0],
-             f"ours, {dtype}, compile=True": make_step("baseline", "large", True, device, dtype)[0]}
+             f"ours, {dtype}, compile=False": make_step("baseline", "large", False, device, dtype, matmul=matmul)[0],
+             f"ours, {dtype}, compile=True": make_step("baseline", "large", True, device, dtype, matmul=matmul)[0]}
     for step in steps.values():
         step(), step()
     times = interleaved(steps, rounds, device)
@@ -354,18 +368,19 @@ def main(argv):
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     dtype = pick_dtype(config.dtype, torch.device(device).type)
+    matmul = pick_matmul(config.matmul, torch.device(device).type, dtype)
     compiled = {"eager": [False], "compiled": [True], "both": [False, True]}[config.mode]
     shapes = ["small", "large"] if config.shape == "both" else [config.shape]
     if config.arm:
-        print(json.dumps({"mib": peak_memory(config.arm, shapes[0], compiled[0], device, dtype)}))
+        print(json.dumps({"mib": peak_memory(config.arm, shapes[0], compiled[0], device, dtype, matmul)}))
         return 0
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores")
     if config.nanogpt:
-        against_nanogpt(config.nanogpt, config.rounds, device, dtype)
+        against_nanogpt(config.nanogpt, config.rounds, device, dtype, matmul)
         return 0
     for shape in shapes:
         for flag in compiled:
-            profile(shape, flag, device, dtype) if config.profile else report(shape, flag, config, device, dtype)
+            profile(shape, flag, device, dtype, matmul) if config.profile else report(shape, flag, config, device, dtype, matmul)
     return 0
 
 
