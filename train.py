@@ -87,7 +87,7 @@ def train(config, model_config, parallel, argv):
     model = new_model()
     autocast, scaler = precision(dtype, device, model_config)
     compiled, why = pick_compile(config.compile, device_type, model.flops_per_token() * deal.tokens * config.max_iters,
-                                 model.compile_seconds, model.compile_saving.get(device_type, 0.0))
+                                 model.compile_seconds, model.compile_saving.get(device_type, 0.0) - (matmul == "onednn") * onednn.COMPILED)
     if config.distill_from:
         compiled, why = False, "layers are listened to"
 
