@@ -14,7 +14,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-
 COMPILED = 0.1  # so much less of a step is saved by compiling
 
 
