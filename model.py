@@ -109,7 +109,7 @@ class MixedConfig(GPTConfig):
                 raise UserError(f"curvature_heads = {self.curvature_heads}: their size must be at most 1e+06")
         if self.curvature_form == "softplus":
             if self.curvature_mode == "fixed":
-                raise UserError("curvature_form = 'softplus' is for a learned c, not curvature_mode = 'fixed'")
+                raise UserError("curvature_form = 'softplus' is for a learned c, not curvature_mode = 'fixed'; add --curvature_mode=random")
             if 0 in [self.curvature, *(self.curvature_initialization or []), *(self.curvature_heads or [])]:
                 raise UserError("curvature_form = 'softplus' keeps the sign of c, which 0 does not have: start elsewhere")
         if self.max_distance is not None and not 0 < self.max_distance <= 1e6:

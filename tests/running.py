@@ -9,7 +9,7 @@ import pytest
 from conftest import wait_for_step
 from forked import ROOT, Forked
 
-MIXED = ["--model=mixed"]
+MIXED = ["--model=mixed", "--curvature_mode=random"]  # c is learned
 
 
 def run(main, args, capsys, **options):

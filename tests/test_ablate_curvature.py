@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     arguments = [f"--data_dir={folder / 'data'}", "--dataset=words", f"--out_dir={folder / 'run'}", "--n_layer=2",
                  "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--max_iters=12",
                  "--eval_interval=6", "--eval_iters=4", "--warmup_iters=2", "--tensorboard_log=False", "--device=cpu",
-                 "--dtype=float32", "--model=mixed", "--learning_rate=1e-2", "--curvature_lr_mult=5"]
+                 "--dtype=float32", "--model=mixed", "--curvature_mode=random", "--learning_rate=1e-2", "--curvature_lr_mult=5"]
     status, _, err = ended("train", arguments)
     assert status == 0, err
     return str(folder / "run")

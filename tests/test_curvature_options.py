@@ -133,8 +133,8 @@ def test_riemannian_gradients_of_embeddings_have_the_balls_metric(options, token
 
 
 def test_all_together_train(tokens):
-    net = randomised(build(curvature_heads=MIXED, curvature_form="softplus", curvature_unit="coordinate", max_distance=2.0,
-                           update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))
+    net = randomised(build(curvature_mode="random", curvature_heads=MIXED, curvature_form="softplus", curvature_unit="coordinate",
+                           max_distance=2.0, update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):

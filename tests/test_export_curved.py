@@ -36,7 +36,7 @@ MORE = {
     "window": ("mixed", dict(reference="window", residual="transport", position="rope", value_residual="fixed")),
     "ema": ("mixed", dict(reference="ema", residual="reference", curvature_mode="parametric", curvature_initialization=[0.1, 0.2])),
     "grown": ("mixed", dict(curvature_mode="fixed", curvature=0.3, curvature_warmup=9, max_distance=1.5, curvature_heads=[1.0, -0.5])),
-    "softplus": ("mixed", dict(curvature_form="softplus", update_scale="conformal", project_gradient="straight")),
+    "softplus": ("mixed", dict(curvature_mode="random", curvature_form="softplus", update_scale="conformal", project_gradient="straight")),
     "points": ("stereographic", dict(layers="mobius", attention="distance", head="stereographic", head_offset=True)),
     "lorentz": ("stereographic", dict(norm="stereographic", head="lorentz", head_tied=False, head_scale_mode="learned")),
     "frozen": ("mhc", dict(hc_freeze="res", hc_maps="dynamic", token_shift="difference")),

@@ -68,19 +68,21 @@ STREAMS = [("mhc", o) for o in (
     dict(hc_pre="sigmoid", token_shift="difference", value_residual="learned"), dict(hc_freeze="res", hc_maps="dynamic"),
     dict(hc_freeze="pre+post", hc_num_streams=5))]
 CURVED_STREAMS = [("mhc_mixed", o) for o in (
-    {}, dict(hc="none"), dict(hc="hc", hc_maps="dynamic", per_head_curvature=False),
+    dict(curvature_mode="random"), dict(hc="none"), dict(hc="hc", hc_maps="dynamic", per_head_curvature=False),
     dict(hc_space="midpoint", hc_maps="dynamic", hc_res="permutations"),
     dict(hc_space="midpoint", per_head_curvature=False, reference="origin"), dict(residual="transport", curvature_mode="tied"),
     dict(residual="reference", reference="ema", curvature_mode="fixed"), dict(use_embedding_curvature=True, hc_collapse="mean"))]
+LEARNED = "mixed", dict(curvature_mode="random")  # c
 VALUES = [(n, {**o, "value_residual": v}) for v in ("fixed", "learned")
-          for n, o in (BASELINES[1], CONTROLS[-1], ("mixed", {}), ("tau", {}))]
+          for n, o in (BASELINES[1], CONTROLS[-1], LEARNED, ("tau", {}))]
 STREAMS += CURVED_STREAMS
 GATED = [("baseline", dict(head_gate="read", token_shift="difference")), ("baseline", dict(head_gate="attention"))]
-MODERN = GATED + [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], ("mixed", {}), ("mhc", {}))]
-MODERN += [("mixed", dict(curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate", max_distance=2.0,
-                          update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))]
+MODERN = GATED + [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], LEARNED, ("mhc", {}))]
+MODERN += [("mixed", dict(curvature_mode="random", curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate",
+                          max_distance=2.0, update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))]
 STEREOGRAPHIC = [("stereographic", o) for o in (
-    dict(layers="mobius", curvature_mode="fixed"), dict(attention="distance", dynamic_curvature=True), dict(norm="stereographic"),
+    dict(layers="mobius", curvature_mode="fixed"), dict(attention="distance", curvature_mode="random", dynamic_curvature=True),
+    dict(norm="stereographic"),
     dict(head="stereographic", head_curvature_mode="parametric", head_offset=True), dict(head="lorentz", head_tied=False),
     dict(head="lorentz_product", head_scale_mode="learned"),
     dict(layers="mobius", attention="distance", head="stereographic", per_head_curvature=False, reference="mean", qk_norm=True,

@@ -30,8 +30,9 @@ def test_a_run_of_an_earlier_version_is_resumed(old_run, data_dir, tmp_path, cap
     args = [f"--{key}={config[key]}" for key in keys] + [f"--data_dir={data_dir}", f"--out_dir={old_run}", "--max_iters=8"]
     status, _, err = run(train.main, [*args, "--init_from=resume"], capsys)
     assert status == 2  # a default that is another one since has to be said
-    one_line(err, "max_distance was None there and is 1.5 now", "--max_distance=None")
-    status, out, _ = run(train.main, [*args, "--init_from=resume", "--max_distance=None"], capsys)
+    before = ["--max_distance=None", "--curvature_mode=random"]
+    one_line(err, "max_distance was None there and is 1.5 now", "curvature_mode was 'random' there and is 'fixed' now", *before)
+    status, out, _ = run(train.main, [*args, "--init_from=resume", *before], capsys)
     assert status == 0 and "resumed from step 4" in out
     assert [r["loss"] for r in records(old_run) if r["step"] >= 4 and "loss" in r] == pytest.approx(LOSSES, abs=2e-4)
     assert json.loads((old_run / "summary.json").read_text())["val_loss"] == pytest.approx(VAL_LOSS, abs=2e-4)

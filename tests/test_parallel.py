@@ -29,25 +29,25 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "gated": ["--head_gate=attention", "--optimizer=muon"],
     "flat": ["--token_shift=difference", "--activation_checkpointing=True"],
     "smear": ["--token_shift=smear", "--optimizer=muon"],
-    "per_head": ["--model=mixed", "--optimizer=muon"],
+    "per_head": ["--model=mixed", "--curvature_mode=random", "--optimizer=muon"],
     "one_c": ["--model=mixed", "--per_head_curvature=False", "--curvature_mode=parametric", "--dropout=0.2",
               "--activation_checkpointing=True"],
     "tied": ["--model=mixed", "--curvature_mode=tied", "--use_embedding_curvature=True", "--residual=transport"],
     "fixed": ["--model=mixed", "--curvature_mode=fixed", "--curvature=-0.1", "--reference=mean"],
-    "dynamic": ["--model=mixed", "--dynamic_curvature=True", "--residual=reference"],
+    "dynamic": ["--model=mixed", "--curvature_mode=random", "--dynamic_curvature=True", "--residual=reference"],
     "controls": ["--model=controls", "--control=bound+gate+norm", "--activation_checkpointing=True"],
     "streams": ["--model=mhc", "--hc_maps=dynamic", "--optimizer=muon", "--value_residual=learned"],
     "static_streams": ["--model=mhc", "--activation_checkpointing=True"],  # a block's two sub-layers at once
-    "curved_streams": ["--model=mhc_mixed", "--hc_space=midpoint"],
+    "curved_streams": ["--model=mhc_mixed", "--curvature_mode=random", "--hc_space=midpoint"],
     "terms": ["--model=terms", "--read=log", "--write=constant"],
     "tau": ["--model=tau", "--tau=median", "--position=alibi", "--n_kv_head=1"],
     "mobius": ["--model=stereographic", "--layers=mobius", "--attention=distance", "--head=lorentz", "--head_tied=False",
                "--head_scale_mode=learned", "--head_curvature_mode=parametric"],
     "hyperplanes": ["--model=stereographic", "--norm=stereographic", "--head=stereographic", "--head_offset=True", "--optimizer=muon"],
     # from the first case's run
-    "lessons": ["--model=mixed", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight','*curvature*']"],
-    "float16": ["--model=mixed", "--dtype=float16"],  # with its GradScaler
-    "bfloat16": ["--model=mixed", "--dtype=bfloat16", "--activation_checkpointing=True"],
+    "lessons": ["--model=mixed", "--curvature_mode=random", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight','*curvature*']"],
+    "float16": ["--model=mixed", "--curvature_mode=random", "--dtype=float16"],  # with its GradScaler
+    "bfloat16": ["--model=mixed", "--curvature_mode=random", "--dtype=bfloat16", "--activation_checkpointing=True"],
 }
 TOLERANCE = {"float16": 1e-3, "bfloat16": 5e-3}  # of losses and weights where it is not 1e-5
 
@@ -119,7 +119,7 @@ def test_compiled(kind, small_run, tmp_path, capsys):
 
 def test_resuming_on_another_number_of_processes(small_run, tmp_path, capsys, monkeypatch):
     """One process, then two with shards, then two whole, then one again: the run that was never stopped."""
-    args = [*small_run, *SHORT, "--model=mixed", "--max_iters=8", "--lr_decay_iters=8", "--optimizer=muon"]
+    args = [*small_run, *SHORT, "--model=mixed", "--curvature_mode=random", "--max_iters=8", "--lr_decay_iters=8", "--optimizer=muon"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", newton_schulz_in_float32())
     assert run(train.main, args + [f"--out_dir={whole}"], capsys)[0] == 0
