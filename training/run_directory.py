@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import threading
@@ -78,12 +79,16 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
     if init_from == "resume" or (init_from == "auto" and holds_run(out_dir)):
         before = checkpoint.load_config(out_dir)
         before = {**models.added_since(before.get("model")), **ADDED_SINCE, **before}
+        if before.get("model") != full["model"]:
+            fixed = ["model"]  # the others are another model's
         for key in fixed:
             if key not in before:
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
-            if before[key] != full[key]:
-                raise UserError(f"cannot resume {out_dir}: {key} was {before[key]!r} there and is {full[key]!r} now"
-                                + (f"; add --{key}={before[key]}" if key in models.added_since(full["model"]) else ""))
+        others = [key for key in fixed if before[key] != full[key]]
+        if others:
+            again = " ".join(shlex.quote(f"--{key}={before[key]}") for key in others if key != "corpus_sha256")
+            raise UserError(f"cannot resume {out_dir}: " + ", ".join(f"{key} was {before[key]!r} there and is {full[key]!r} now"
+                                                                     for key in others) + (f"; add {again}" if again else ""))
         return True, checkpoint.can_resume(out_dir)
     if holds_run(out_dir) and not overwrite:
         raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
