@@ -40,7 +40,7 @@ def test_every_shipped_sweep_resolves(file):
                "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 8 * 4 * 5,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 11 * 3,
                "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
-               "rates_bpe.py": 3 * 5 * 2, "verdict_muon.py": 3 * 3 * 2 - 1, "verdict_origin.py": 4 * 3 + 2,
+               "rates_bpe.py": 3 * 5 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_origin.py": 4 * 3 + 2,
                "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
                    "documentation", "code", "documentation_bpe", "code_bpe")},
