@@ -2,7 +2,7 @@
 
 Muon for the matrices of the blocks at 0.02, its usual rate and the best of four of sweeps/muon.py for gate+norm and c1-within (baseline:
 0.04, by 0.008 nats); the rest keeps AdamW at 6e-3. No seed chooses here, so every seed measures. Written before any of its runs, after
-those of muon.py with 600 steps of 1,024 tokens, where gate+norm and c1-within are level under Muon (1.7048 and 1.7033, one seed).
+those of muon.py with 600 steps of 1,024 tokens, where gate+norm and c1-within are level under Muon (1.7048 and 1.7033).
 
 After the first seed (baseline 1.489, c1-within 1.514, gate+norm 1.533) two arms came in that do not look at the previous token, as the plain
 GPT does not: c1-origin and gated (sweeps/verdict_origin.py). The question stayed.
