@@ -16,8 +16,8 @@ seeds = [2001, 2002, 2003]
 arms = {
     'baseline': _controls.arms['baseline'],
     **_verdict.arms,
-    'gated': dict(config='config/demo_baseline.py', role='control', head_gate='read', learning_rate=6e-3),
     'c1-origin': dict(_verdict.arms['c1-within'], reference='origin'),
+    'gated': dict(config='config/demo_baseline.py', role='control', head_gate='read', learning_rate=6e-3),
 }
 question = dict(hypothesis='without a look at the previous token, too, curvature is worth more than 0.004 nats a token over a gate',
                 arm='c1-origin', against='gated', margin=0.004, stop='fixed', spread=0.0065)
