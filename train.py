@@ -86,8 +86,9 @@ def train(config, model_config, parallel, argv):
         return (onednn.use_in(model) if matmul == "onednn" else model).train()
     model = new_model()
     autocast, scaler = precision(dtype, device, model_config)
+    saving = model.compile_saving.get(device_type, 0.0) - (onednn.COMPILING_SAVES_LESS if matmul == "onednn" else 0.0)
     compiled, why = pick_compile(config.compile, device_type, model.flops_per_token() * deal.tokens * config.max_iters,
-                                 model.compile_seconds, model.compile_saving.get(device_type, 0.0) - (matmul == "onednn") * onednn.COMPILED)
+                                 model.compile_seconds, saving)
     if config.distill_from:
         compiled, why = False, "layers are listened to"
 

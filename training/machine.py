@@ -39,12 +39,15 @@ def pick_dtype(wanted, device_type):
 
 
 def pick_matmul(wanted, device_type, dtype):
-    """'torch' or 'onednn': what multiplies the matrices of a model's linear layers."""
+    """'torch' or 'onednn': what multiplies the matrices of a model's linear layers. dtype: as pick_dtype() has it. Raises UserError."""
     usable = device_type == "cpu" and dtype == "float32"
-    if wanted == "onednn" and not (usable and onednn.is_there()):
-        raise UserError(f"matmul = 'onednn' is for float32 on a CPU, not {dtype} on {device_type}" if not usable else
-                        "matmul = 'onednn': this torch was built without oneDNN; use --matmul=torch")
-    return "onednn" if wanted == "onednn" or wanted == "auto" and usable and onednn.is_faster() else "torch"
+    if wanted == "auto":
+        return "onednn" if usable and onednn.is_faster() else "torch"
+    if wanted == "onednn" and not usable:
+        raise UserError(f"matmul = 'onednn' is for float32 on a CPU, not {dtype} on {device_type}")
+    if wanted == "onednn" and not onednn.is_there():
+        raise UserError("matmul = 'onednn': this torch was built without oneDNN; use --matmul=torch")
+    return wanted
 
 
 def no_compiler(device_type):

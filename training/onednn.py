@@ -8,22 +8,22 @@ The sums are the same to rounding.
 Compiled code saves less then: the compiler does not look into these products (docs/performance.md).
 """
 import functools
-import sys
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-COMPILED = 0.1  # so much less of a step is saved by compiling
+COMPILING_SAVES_LESS = 0.1  # of a step
 
 
 @functools.cache
 def vendor():
     """'AuthenticAMD', 'GenuineIntel', ..., or '' where the system does not say"""
-    if not sys.platform.startswith("linux"):
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+            return next((line.split(":")[1].strip() for line in f if line.startswith("vendor_id")), "")
+    except OSError:  # not Linux, or not to be read: then torch's own products are taken
         return ""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-        return next((line.split(":")[1].strip() for line in f if line.startswith("vendor_id")), "")
 
 
 def is_there():
@@ -71,7 +71,7 @@ class Linear(nn.Linear):
 
 
 def use_in(model):
-    """Every nn.Linear of a model is one of these from now on: the same parameters, the same names."""
+    """Every nn.Linear of a model is one of these from now on: the same parameters, the same names. -> the model"""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
