@@ -3,14 +3,16 @@
 Heads are on a plain GPT (curvature 0, reference 'origin'), so that nothing but the head is curved. Four of them take a published claim
 apart, that a Lorentz head gains over a Euclidean one that starts at zero:
 
-    head-zero -> head-untied                 initialisation: zero, N(0, 0.02)
-    head-untied -> head-lorentz              curvature (c = 1), with the same initialisation
-    head-lorentz -> head-lorentz-scale       scale: a learned factor
+    initialisation   zero, N(0, 0.02)        head-zero, head-untied; curved: head-lorentz-zero, head-lorentz
+    scale            a learned factor        head-untied-scale; curved: head-lorentz-scale
+    curvature        c = 0, c = 1            the Euclidean and the Lorentz head of each of these three pairs
+    offset           of each token's plane   head-lorentz-offset, as in Bdeir et al. 2024
 
-The others are tied to the embedding, as the baseline's head is. The options of the blocks are on the mixed model with c = 0.1 per head;
-flat+distance is the flat twin of c0.1+distance.
+A curved head is no rescaled Euclidean one, but at c = 1 its logits are smaller: that part the two with a learned factor can undo. The
+others are tied to the embedding, as the baseline's head is. The options of the blocks are on the mixed model with c = 0.1 per head; the
+flat twins of two of them are flat+distance and flat+mobius. c0.1+all has layers, attention and head together.
 
-The model of sweeps/terms.py: 14 arms at 1 learning rate with 2 seeds = 28 runs of 600 steps of 1,024 tokens, 1 to 4 minutes of one
+The model of sweeps/terms.py: 19 arms at 1 learning rate with 2 seeds = 38 runs of 600 steps of 1,024 tokens, 1 to 4 minutes of one
 thread each on a quiet machine.
 """
 from sweeps import terms as _terms
@@ -32,6 +34,9 @@ arms = {
     'head-lorentz': dict(_plain, head='lorentz', head_curvature=1.0, head_tied=False, head_init='published'),
     'head-lorentz-scale': dict(_plain, head='lorentz', head_curvature=1.0, head_tied=False, head_init='published',
                                head_scale_mode='learned'),
+    'head-untied-scale': dict(_plain, head_tied=False, head_scale_mode='learned', role='control'),
+    'head-lorentz-zero': dict(_plain, head='lorentz', head_curvature=1.0, head_tied=False, head_init='zero'),
+    'head-lorentz-offset': dict(_plain, head='lorentz', head_curvature=1.0, head_tied=False, head_init='published', head_offset=True),
     'head-stereographic': dict(_plain, head='stereographic'),
     'head-product': dict(_plain, head='lorentz_product'),
     # blocks
@@ -39,5 +44,7 @@ arms = {
     'c0.1+distance': dict(_mixed, attention='distance'),
     'c0.1+norm': dict(_mixed, norm='stereographic'),
     'c0.1+head': dict(_mixed, head='stereographic'),
+    'c0.1+all': dict(_mixed, layers='mobius', attention='distance', head='stereographic'),
     'flat+distance': dict(_mixed, attention='distance', curvature=0.0, role='control'),
+    'flat+mobius': dict(_mixed, layers='mobius', curvature=0.0, role='control'),
 }

@@ -1,10 +1,10 @@
 """
-What came out of sweeps/stability.py: how often each model diverged, in the cells of optimizer and dtype.
+What came out of sweeps/stability.py or remedies.py: how often each model diverged, in the cells of optimizer and dtype.
 
     python results/stability/table.py out/sweeps/stability [--out=results/stability/cells.csv]
 
 Of the rates of a cell: how many runs stopped at a NaN or an Inf, how many ended above their start, the best final loss with its rate, and
-of that run the share of rows at the ball's edge at the end (mean over blocks).
+of that run the share of rows at the ball's edge at the end, and at max_distance, where there is one (means over blocks).
 """
 import argparse
 import csv
@@ -19,9 +19,14 @@ def read(folder):
     for row in rows:
         with open(os.path.join(folder, row["dir"], "metrics.jsonl")) as f:
             measured = [record for record in map(json.loads, f) if "val_loss" in record]
-        edges = [value for key, value in measured[-1].items() if key.endswith("/edge_share")]
+        edge, bound = (mean([value for key, value in measured[-1].items() if key.endswith(f"/{name}")])
+                       for name in ("edge_share", "max_distance_share"))
         yield {"arm": row["arm"], "lr": float(row["lr"]), "status": row["status"], "start": measured[0]["val_loss"],
-               "end": measured[-1]["val_loss"], "edge": sum(edges) / len(edges) if edges else None}
+               "end": measured[-1]["val_loss"], "edge": edge, "bound": bound}
+
+
+def mean(values):
+    return sum(values) / len(values) if values else None
 
 
 def cells(runs):
@@ -36,7 +41,7 @@ def cells(runs):
                "nan": sum(run["status"] == "diverged" for run in members),
                "above_start": sum(run["end"] > run["start"] for run in finished),
                "best_loss": f"{best['end']:.4f}" if best else "", "best_lr": f"{best['lr']:g}" if best else "",
-               "edge_share": f"{best['edge']:.3f}" if best and best["edge"] is not None else ""}
+               **{f"{name}_share": f"{best[name]:.3f}" if best and best[name] is not None else "" for name in ("edge", "bound")}}
 
 
 def main():
