@@ -136,7 +136,7 @@ def main(argv, command=TRAIN, stack_command=STACK):
     ended = rows.read()
     plan = description(sweep, options.sweep, runs)
     pair = {sweep["question"].arm, sweep["question"].against} if sweep["question"] else set()
-    plan["question"] = question.stated(sweep["question"], question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
+    plan["question"] = question.stated(sweep["question"], runs, question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
     write_json(os.path.join(folder, "sweep.json"), plan)
 
     not_needed = question.not_needed_in(folder, sweep["question"])

@@ -318,7 +318,9 @@ def answer_question(summary, planned):
     told, after = summary.question, summary.question["ended_before"]
     summary.note(f"The question was stated {'before any run of its two arms had ended' if not after else ''}"
                  f"{f'when {after} runs of its two arms had ended, so its answer is not a confirmation' if after else ''}; "
-                 f"SHA-256 {told['sha256'][:12]}."
+                 f"SHA-256 {told['sha256'][:12]}"
+                 + (f", of the planned runs {told['runs_sha256'][:12]}" if "runs_sha256" in told else "")
+                 + (f" (known since {told['runs_known_since'][:10]})" if "runs_known_since" in told else "") + "."
                  + (f" It was changed {len(told['earlier'])} times since the first." if told["earlier"] else ""))
 
 

@@ -12,8 +12,9 @@ The question of a sweep, stated in its file before its runs: what is compared wi
     spread    nats: of the difference of one pair of seeds, from an earlier sweep, if there is one. Then sweep.py says before the first
               run how many pairs the margin needs, and how many are planned (answer.planned_in_words)
 
-sweep.json keeps it with its SHA-256 and how many runs of the two arms had ended when it was first stated; an earlier one, too. The
-answer: answer.py.
+sweep.json keeps it with its SHA-256, with that of the planned runs of its two arms, and with how many of them had ended when it was first
+stated. With another arm, rate or budget, or with stop = 'fixed' other seeds, it is a new question, and the earlier one is kept beside it.
+The answer: answer.py.
 """
 import dataclasses
 import hashlib
@@ -24,6 +25,7 @@ import time
 from dataclasses import dataclass
 
 from common.errors import UserError
+from experiments.runs import config_hash, resolve
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,29 @@ def checked(given, arms, path):
     return question
 
 
-def stated(question, before, ended):
-    """What sweep.json says of a Question. before: what it said until now, or None; ended: runs of the two arms that have."""
+def runs_sha256(question, runs):
+    """SHA-256 of the planned Runs of the two arms. With stop = 'anytime' their seeds do not count: more of them are no other question."""
+    def of(run):
+        if question.stop == "fixed":
+            return run.hash
+        return config_hash(resolve(run.config, {**run.overrides, "seed": 0}, f"arm {run.arm!r}"))
+    plan = sorted({(run.arm, of(run)) for run in runs if run.arm in (question.arm, question.against)})
+    return hashlib.sha256(json.dumps(plan, separators=(",", ":")).encode()).hexdigest()
+
+
+def stated(question, runs, before, ended):
+    """What sweep.json says of a Question. runs: of the sweep; before: what it said until now, or None; ended: runs of the two arms that
+    have."""
     before = before if isinstance(before, dict) else None
     if question is None:
         return {**before, "taken_out": True} if before else None  # its history stays
-    digest = question.sha256()
-    if before and before.get("sha256") == digest:
-        return {k: v for k, v in before.items() if k != "taken_out"}
+    digest, plan, now = question.sha256(), runs_sha256(question, runs), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if before and before.get("sha256") == digest and before.get("runs_sha256", plan) == plan:
+        kept = {k: v for k, v in before.items() if k != "taken_out"}
+        # one from before runs were part of it: they are known from now on
+        return kept if "runs_sha256" in kept else {**kept, "runs_sha256": plan, "runs_known_since": now}
     earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
-    return {**question.as_dict(), "sha256": digest, "stated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "ended_before": ended, "earlier": earlier}
+    return {**question.as_dict(), "sha256": digest, "runs_sha256": plan, "stated_at": now, "ended_before": ended, "earlier": earlier}
 
 
 def told_in(folder):

@@ -74,7 +74,7 @@ def asked(folder, losses, told, seeds=range(1, 9), **more):
     """A sweep of two arms with one rate and a question."""
     written = Written(folder, {"a": "mixed", "b": "flat"}, losses, lrs=[1e-3], seeds=list(seeds), **more)
     plan = json.loads((folder / "sweep.json").read_text())
-    stated = question.stated(question.checked(told, ["a", "b"], "x"), None, 0)
+    stated = question.stated(question.checked(told, ["a", "b"], "x"), [], None, 0)
     (folder / "sweep.json").write_text(json.dumps({**plan, "question": stated}))
     return written
 

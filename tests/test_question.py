@@ -15,6 +15,7 @@ from experiments import answer, question, sequential
 from experiments import statistics as ss
 from experiments.comparison import summarize
 from experiments.results import Arm
+from experiments.runs import make_runs
 
 ASKED = dict(hypothesis="a is better", arm="a", against="b", margin=0.004)
 
@@ -137,16 +138,36 @@ def test_what_is_no_question_is_one_line(change, message):
 
 def test_a_question_that_changes_is_remembered():
     first = question.checked(ASKED, ["a", "b"], "x.py")
-    told = question.stated(first, None, 0)
-    assert told["ended_before"] == 0 and question.stated(first, told, 7) == told and question.from_told(told) == first
-    second = question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), told, 7)
+    told = question.stated(first, [], None, 0)
+    assert told["ended_before"] == 0 and question.stated(first, [], told, 7) == told and question.from_told(told) == first
+    second = question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), [], told, 7)
     assert second["ended_before"] == 7 and [e["margin"] for e in second["earlier"]] == [0.004] and second["sha256"] != told["sha256"]
     # a question that is taken out for a while leaves its history, and is none
-    out = question.stated(None, second, 8)
+    out = question.stated(None, [], second, 8)
     assert question.from_told(out) is None and question.read_told({"question": out, "arms": []}, "x") is None
-    assert [e["margin"] for e in question.stated(first, out, 9)["earlier"]] == [0.004, 0.01]
-    assert question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), out, 9) == second
-    assert question.stated(None, None, 7) is None
+    assert [e["margin"] for e in question.stated(first, [], out, 9)["earlier"]] == [0.004, 0.01]
+    assert question.stated(question.checked({**ASKED, "margin": 0.01}, ["a", "b"], "x.py"), [], out, 9) == second
+    assert question.stated(None, [], None, 7) is None
+
+
+@pytest.mark.parametrize("stop", ["fixed", "anytime"])
+def test_other_runs_are_another_question(stop):
+    """Another rate always; other seeds where their number is the rule to stop. What was stated before runs counted is kept."""
+    asks = question.checked({**ASKED, "stop": stop}, ["a", "b", "c"], "x.py")
+
+    def planned(seeds, rate, other=1):
+        arms = [dict(name=name, config="config/demo_baseline.py", grid={"learning_rate": [r]}, seeds=seeds, overrides={}, start=None)
+                for name, r in (("a", rate), ("b", 5e-4), ("c", other * 7e-4))]
+        return make_runs({"arms": arms, "defaults": {}, "budget": {"steps": 10}, "runs": []}, "x.py", "out")
+    told = question.stated(asks, planned([1, 2], 1e-3), None, 0)
+    assert question.stated(asks, planned([1, 2], 1e-3, other=3), told, 5) == told  # an arm that it is not about
+    again = question.stated(asks, planned([1, 2, 3], 1e-3), told, 4)
+    assert (again == told) == (stop == "anytime") and (stop == "anytime" or again["ended_before"] == 4 and len(again["earlier"]) == 1)
+    tuned = question.stated(asks, planned([1, 2], 2e-3), told, 4)
+    assert tuned["ended_before"] == 4 and tuned["sha256"] == told["sha256"] and tuned["runs_sha256"] != told["runs_sha256"]
+    old = {k: v for k, v in told.items() if k != "runs_sha256"}
+    kept = question.stated(asks, planned([1, 2], 1e-3), old, 4)
+    assert kept.pop("runs_known_since") and kept == told
 
 
 def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
@@ -161,7 +182,7 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     assert "5 are planned" in question.planned(told, runs) and "Looks" not in question.planned(told, runs)
     silent = question.checked(ASKED, ["a", "b"], "x.py")
     assert question.planned(silent, runs) is question.planned(None, runs) is None and silent.sha256() != told.sha256()
-    assert "spread" not in question.stated(silent, None, 0) and question.from_told(question.stated(told, None, 0)) == told
+    assert "spread" not in question.stated(silent, [], None, 0) and question.from_told(question.stated(told, [], None, 0)) == told
     wide = question.checked({**ASKED, "spread": 100.0}, ["a", "b"], "x.py")
     assert "more than 100,000 pairs show" in question.planned(wide, runs)
     assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, some 4")
