@@ -73,6 +73,7 @@ from experiments.rows import Rows
 from experiments.runs import description, make_runs, short, sweep_name
 from experiments.stacks import STACK, make_units, stack_size
 from experiments.terminal import Table
+from training.machine import pick_device
 
 
 def parse(argv):
@@ -80,7 +81,7 @@ def parse(argv):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("sweep", type=paths.expand, help="a sweep file")
     parser.add_argument("--out", type=paths.expand, help="folder of the sweep (default: out/sweeps/<name of the file>)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (1; with --stack=auto on a CPU one a thread)")
     parser.add_argument("--threads", type=int, default=cores,
                         help="CPU threads of all jobs together (%(default)s); on Slurm each has the cpus of the file")
     parser.add_argument("--launcher", choices=("local", "slurm", "local-submitit"), default="local",
@@ -91,6 +92,8 @@ def parse(argv):
     parser.add_argument("--dry-run", action="store_true", help="print the commands and create nothing")
     parser.add_argument("--retry-crashed", action="store_true", help="run again what crashed before")
     options = parser.parse_args(argv)
+    if options.jobs is None:
+        options.jobs = options.threads if options.stack == "auto" and pick_device("auto") == "cpu" else 1
     for name in ("jobs", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
@@ -108,7 +111,9 @@ def main(argv, command=TRAIN, stack_command=STACK):
     check_folder(folder, given)
     threads = threads_of_a_run(options, sweep["slurm"])
     runs = make_runs(sweep, options.sweep, folder, threads)
-    rows, pairs_needed = Rows(folder), question.planned(sweep["question"], runs)
+    asked = sweep["question"]
+    looked_at = {asked.arm, asked.against} if asked and asked.stop == "anytime" else set()
+    rows, pairs_needed = Rows(folder), question.planned(asked, runs)
 
     if options.dry_run:
         if pairs_needed:
@@ -116,7 +121,7 @@ def main(argv, command=TRAIN, stack_command=STACK):
         ended = {h: r for h, r in rows.known().items() if not (options.retry_crashed and r["status"] == "crashed")}
         missing = [run for run in runs if run.hash not in ended]
         print(f"# {len(runs)} runs, {len(missing)} to do, {options.jobs} at a time, {threads} threads each")
-        for unit in make_units(missing, options.stack, options.jobs, print):
+        for unit in make_units(missing, options.stack, options.jobs, print, looked_at):
             if len(unit) > 1:
                 print(f"# {len(unit)} runs as one process:")
             for run in unit:
@@ -135,11 +140,11 @@ def main(argv, command=TRAIN, stack_command=STACK):
     rows.sort_out(runs, options.retry_crashed)
     ended = rows.read()
     plan = description(sweep, options.sweep, runs)
-    pair = {sweep["question"].arm, sweep["question"].against} if sweep["question"] else set()
-    plan["question"] = question.stated(sweep["question"], runs, question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
+    pair = {asked.arm, asked.against} if asked else set()
+    plan["question"] = question.stated(asked, runs, question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
     write_json(os.path.join(folder, "sweep.json"), plan)
 
-    not_needed = question.not_needed_in(folder, sweep["question"])
+    not_needed = question.not_needed_in(folder, asked)
     missing = [run for run in runs if run.hash not in ended and not not_needed(run)]
     print(f"{sweep_name(options.sweep)}: {len(runs)} runs, {len(missing)} to do; everything is in {short(folder)}",
           flush=True)
@@ -148,7 +153,7 @@ def main(argv, command=TRAIN, stack_command=STACK):
     table = Table(runs, [row["status"] for row in ended.values()])
     stop = Stop()
     if missing and options.launcher == "local":
-        units = make_units(missing, options.stack, options.jobs, table.say)
+        units = make_units(missing, options.stack, options.jobs, table.say, looked_at)
         run_local(units, rows, options, command, stack_command, table, stop, not_needed)
     elif missing:
         run_submitit(missing, rows, options, command, table, stop, sweep["slurm"], not_needed)

@@ -27,6 +27,7 @@ from training.stacked import alike, why_not
 STACK = (sys.executable, "-m", "training.stacked")
 AGAIN = "again"  # what became of a run whose stack crashed: it is done in a smaller one, or by itself
 MOST = 64  # runs; at 4 x 128 some 200,000 tokens a step, which is enough for a card to be busy
+LOOKED_AT = 4  # runs of an arm whose question may be decided before all have run
 
 
 def stack_size(text):
@@ -42,9 +43,10 @@ def stack_size(text):
     return number
 
 
-def make_units(runs, stack, jobs, say):
+def make_units(runs, stack, jobs, say, looked_at=()):
     """Lists of runs, each of which is one process. stack: as stack_size() has it. jobs: processes that share a card. say: is told, in a
-    line, why runs are not stacked. Raises UserError where a number was asked for and an arm cannot be stacked."""
+    line, why runs are not stacked. looked_at: arms that are looked at after every pair, of which 'auto' takes LOOKED_AT runs at a time.
+    Raises UserError where a number was asked for and an arm cannot be stacked."""
     if stack == "off" or not runs:
         return [[run] for run in runs]
     groups, alone = {}, [[run] for run in runs if run.start]  # (those begin with the weights of another run each)
@@ -54,7 +56,7 @@ def make_units(runs, stack, jobs, say):
         configs = resolve(run.config, run.overrides, f"arm {run.arm!r}")
         groups.setdefault(json.dumps(alike(*configs), sort_keys=True), (configs, []))[1].append(run)
     if stack == "auto" and not any(on_gpu(main) for (main, _), _ in groups.values()):
-        say("--stack=auto: there is no GPU here, and on a CPU one process a run is faster (--jobs: one a thread); no stacks")
+        say("--stack=auto: there is no GPU here, and on a CPU one process a run is faster, as many at a time as --jobs says; no stacks")
         return [[run] for run in runs]
     units = alone
     for (main, model), members in groups.values():
@@ -64,6 +66,8 @@ def make_units(runs, stack, jobs, say):
         if problem and len(members) > 1:
             say(f"arm {members[0].arm!r}: {problem}; its runs are done one by one")
         most = 1 if problem or stack == "auto" and not on_gpu(main) else fitting(main, model, jobs) if stack == "auto" else stack
+        if stack == "auto" and members[0].arm in looked_at:
+            most = min(most, LOOKED_AT)
         parts = -(-len(members) // most)
         units += [members[i * len(members) // parts:(i + 1) * len(members) // parts] for i in range(parts)]
     return units

@@ -35,6 +35,11 @@ def test_runs_of_an_arm_are_one_process_and_what_cannot_be_is_said(sweep_file, f
     assert [(unit[0].arm, len(unit)) for unit in units] == [("baseline", 3)] * 2 + [("mixed", 3)] * 2 + [("odd", 1)] * 6
     assert said == ["arm 'odd': cannot be stacked: freeze; its runs are done one by one"]
     assert {each.hash for unit in units for each in unit} == {each.hash for each in runs}
+    units = stacks.make_units(runs, "auto", 1, said.append, looked_at={"mixed"})  # 3 of 6 were already as many as fit
+    assert sorted(len(unit) for unit in units) == [1] * 6 + [3] * 4
+    monkeypatch.setattr(stacks, "fitting", lambda main, model, jobs: 64)
+    units = stacks.make_units(runs, "auto", 1, said.append, looked_at={"mixed"})
+    assert [(unit[0].arm, len(unit)) for unit in units if len(unit) > 1] == [("baseline", 6), ("mixed", 3), ("mixed", 3)]
     with pytest.raises(stacks.UserError, match="--stack=4: arm 'odd': cannot be stacked: freeze; --stack=auto"):
         stacks.make_units(runs, 4, 1, said.append)
 
@@ -47,6 +52,16 @@ def test_the_estimate_of_memory_grows_with_what_takes_it(sweep_file, folder):
     assert 1.5 < stacks.bytes_of_a_run(main, model) / small < 2
     model.n_layer *= 2
     assert stacks.bytes_of_a_run(main, model) > 2.5 * small
+
+
+def test_on_a_cpu_auto_is_one_process_a_thread(sweep_file, folder, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "pick_device", lambda wanted: "cpu")
+    for more, said in ((["--stack=auto"], "3 at a time, 1 threads each"), (["--stack=auto", "--jobs=2"], "2 at a time, 1 threads each"),
+                       ([], "1 at a time, 3 threads each")):
+        status, out, err = run(sweep.main, [sweep_file(), f"--out={folder}", "--dry-run", "--threads=3", *more], capsys)
+        assert status == 0 and said in out, err
+    monkeypatch.setattr(sweep, "pick_device", lambda wanted: "cuda:0")
+    assert "1 at a time" in run(sweep.main, [sweep_file(), f"--out={folder}", "--dry-run", "--threads=3", "--stack=auto"], capsys)[1]
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "some"])
