@@ -52,6 +52,8 @@ def test_at_most_one_null_sweep_in_a_hundred_is_ever_called_at_one_percent(sprea
     d = spread * np.random.default_rng(2).standard_normal((10_000, 100))
     low, high = sequential.confidence_sequence(d, 0.01)
     assert 0.001 < ((low > 0) | (high < 0)).any(1).mean() <= 0.01
+    low5, high5 = sequential.confidence_sequence(d, 0.05)
+    assert 0.02 < ((low5 > 0) | (high5 < 0)).any(1).mean() <= 0.03  # as docs/sweeps.md has it
     n, means, s = sequential._running(d)
     t = np.abs(means[:, 1:]) * np.sqrt(n[1:]) / s[:, 1:]
     assert (t > stats.t.ppf(0.995, n[1:] - 1)).any(1).mean() > 0.05
