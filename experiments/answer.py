@@ -47,6 +47,12 @@ def answer(question, arms, selection_seed):
     d = difference.differences
     if not d:
         return None
+    return judged(question, difference)
+
+
+def judged(question, difference):
+    """The Answer that these differences are."""
+    d = difference.differences
     if question.stop == "anytime":
         low, high = (float(side[-1]) for side in sequential.confidence_sequence(d, question.alpha))
         return Answer(sequential.verdict(low, high, question.margin), difference, low, high, None)
@@ -89,7 +95,21 @@ def in_words(question, found, unit, planned, ended=False):
              f"{question.arm} minus {question.against} = {mean:+.4f} ({how}).")
     if ended and n < planned and not (question.stop == "anytime" and found.decided):  # those that are not needed were not run
         text += f" {planned - n} of the planned pairs {'has' if planned - n == 1 else 'have'} no result."
-    return f"{text} {what_would_change_it(question, d)}" if not found.decided else text
+    return f"{text} {what_would_undo_it(question, found) if found.decided else what_would_change_it(question, d)}"
+
+
+MORE = 100  # pairs
+
+
+def what_would_undo_it(question, found):
+    """After how many more pairs that say the opposite the answer would be open."""
+    d = found.difference.differences
+    other = math.copysign(2 * question.margin, np.mean(d)) if found.verdict == "equivalent" else 0.0
+    opposite = f"that differ by {other:+.4f}" if other else "without a difference"
+    for more in range(1, MORE + 1):
+        if not judged(question, dataclasses.replace(found.difference, differences=(*d, *[other] * more))).decided:
+            return f"{more} more {'pair' if more == 1 else 'pairs'} {opposite} would leave it open."
+    return f"{MORE} more pairs {opposite} would not leave it open."
 
 
 def what_would_change_it(question, differences):

@@ -6,6 +6,8 @@ import math
 import os
 import sys
 
+import numpy as np
+
 from analysis import ablation
 from common.errors import UserError
 from common.intervals import mean_interval
@@ -19,7 +21,9 @@ from experiments.statistics import (
     holm,
     measuring_pair,
     paired_difference,
+    pairs_needed,
     place_in_grid,
+    power_of_difference,
     selection_seed_of,
     value_at,
     wins,
@@ -231,7 +235,10 @@ def verdict(difference, mixed, control):
     if estimate.low is None:
         return "All seeds differ by the same: the resolution of the measure hides their spread, and nothing is tested."
     if estimate.low <= 0 <= estimate.high:
-        return "The interval contains 0: these seeds do not tell the two arms apart."
+        text = "The interval contains 0: these seeds do not tell the two arms apart."
+        spread = float(np.std(difference.differences, ddof=1))
+        pairs = pairs_needed(lambda n: power_of_difference(n, abs(estimate.mean) / spread)) if estimate.mean else None
+        return text if pairs is None else f"{text} Some {pairs:,} would, with a probability of 80%, if the difference is what it is now."
     better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
     return f"The interval does not contain 0: {better} is better than {worse}."
 

@@ -266,3 +266,26 @@ def test_what_would_change_an_open_answer():
     assert f"({spread:.4f} a pair) {n} pairs show that a difference of 0.004 is not 0" in text
     assert answer.what_would_change_it(asked_of, (0.1,)) == "More seeds are needed to say how many would decide."
     assert answer.in_words(asked_of, None, "nats a token", 5).endswith("none yet; no pair of seeds has ended.")
+
+
+@pytest.mark.parametrize("stop", ["fixed", "anytime"])
+@pytest.mark.parametrize("mean, verdict", [(-0.03, "lower"), (0.03, "higher"), (0.0002, "equivalent")])
+def test_what_would_undo_a_decided_answer(stop, mean, verdict):
+    """So many more pairs that say the opposite, and no fewer, and the answer is open."""
+    asked_of = question.Question(**ASKED, stop=stop)
+    d = tuple(np.random.default_rng(7).normal(mean, 0.003, 24))
+    found = answer.answer(asked_of, pair(d), None)
+    assert found.verdict == verdict
+    text = answer.in_words(asked_of, found, "x", 24)
+    more, opposite, by = re.search(r" (\d+) more pairs? (without a difference|that differ by ([+-]0.0080)) would leave it open.$", text).groups()
+    assert opposite.startswith("that") == (verdict == "equivalent") and (not by or float(by) * np.mean(d) > 0)
+    other = float(by or 0)
+    for n, decided in ((int(more), False), (int(more) - 1, True)):
+        assert answer.answer(asked_of, pair((*d, *[other] * n)), None).decided == decided
+
+
+def test_what_nothing_undoes_is_said():
+    asked_of = question.Question(**{**ASKED, "margin": 0.0001}, stop="anytime")
+    d = tuple(np.random.default_rng(8).normal(-1, 0.01, 200))
+    assert "100 more pairs without a difference would not leave it open." in answer.in_words(
+        asked_of, answer.answer(asked_of, pair(d), None), "x", 200)
