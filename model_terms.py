@@ -13,7 +13,8 @@ and alpha, beta are functions of three numbers: with k = tanc(c|v|^2) (exp_0(v) 
     alpha = (1 + 2 P + V) / D,   beta = k (1 - X) / D,   D = 1 + 2 P + X V               (mobius_add in its textbook form)
 
 `read`: 'log' or 'flat'; 'length': log's length in the direction of x - r; 'direction': log's direction, as long as x - r; 'row': x itself,
-as a plain GPT reads.
+as a plain GPT reads; 'weighted': x - w r, with a number w for each head and sub-layer, learned from 1. The last is what log's direction is
+for rows of one length: -r (+) x is then in the direction of x - w r, w = (1 - 2c <r,x> + c|r|^2) / (1 - c|r|^2) >= 1, a w for each token.
 
 `write`: 'mobius' or 'flat', or a part of it:
     alpha, beta    the one, and 1 for the other
@@ -45,7 +46,7 @@ PARTS = ("alpha", "beta", "norms", "x", "v", "limit", "xv")
 @dataclass
 class TermsConfig(GPTConfig):
     curvature: float = 0.1  # c of every head and block, fixed; the ball's radius is its -1/2 power
-    read: Literal["flat", "log", "length", "direction", "row"] = "flat"  # what of log_r(x) is curved, see model_terms.py
+    read: Literal["flat", "log", "length", "direction", "row", "weighted"] = "flat"  # what of log_r(x) is curved, see model_terms.py
     write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "limit", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
     ball: bool = True  # rows are kept in the ball of c
     max_distance: float | None = None  # and, with the ball, at most this far from the origin, in units of 1/sqrt(c), as in the mixed model
@@ -61,8 +62,8 @@ class TermsConfig(GPTConfig):
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        off = {} if self.write == "constant" else {"curvature_lr_mult": "a model that learns no curvature"}
-        if not self.ball and self.read in ("flat", "row") and self.write in ("flat", "constant"):
+        off = {} if self.write == "constant" or self.read == "weighted" else {"curvature_lr_mult": "a model that learns no curvature"}
+        if not self.ball and self.read in ("flat", "row", "weighted") and self.write in ("flat", "constant"):
             off["curvature"] = "ball = False and nothing curved"
         if not self.ball:
             off["max_distance"] = "ball = False"
@@ -116,6 +117,8 @@ class Block(model_baseline.Block):
         self.config = config
         if config.write == "constant":
             self.control_write = nn.Parameter(torch.empty(2, 2, config.n_head, 1))  # of attention and MLP: alpha, beta
+        if config.read == "weighted":
+            self.control_read = nn.Parameter(torch.empty(2, config.n_head, 1))  # of attention and MLP: w
 
     def heads(self, x):
         return x.unflatten(-1, (self.config.n_head, -1))  # (B, T, C) -> (B, T, nh, hs)
@@ -128,12 +131,14 @@ class Block(model_baseline.Block):
         shorter = min(math.tanh(d / 2), 1 - geometry.BALL_MARGIN[x.dtype]) * c ** -0.5
         return geometry.project(x, c, torch.full((), shorter, dtype=torch.float32, device=x.device))
 
-    def tangent(self, x, r):
-        """What is read of a head. (B, T, nh, hs) x 2 -> the same."""
+    def tangent(self, x, r, index):
+        """What is read of a head. (B, T, nh, hs) x 2 -> the same. index: 0 attention, 1 MLP."""
+        if self.config.read == "weighted":
+            return x - self.control_read[index] * r
         return x if self.config.read == "row" else tangent(x, r, self.config.curvature, self.config.read)
 
     def written(self, x, v, index):
-        """(B, T, nh, hs) x 2 -> the same. index: 0 attention, 1 MLP."""
+        """(B, T, nh, hs) x 2 -> the same."""
         c, write = self.config.curvature, self.config.write
         if write == "flat":
             return x + v
@@ -145,7 +150,7 @@ class Block(model_baseline.Block):
     def update(self, x, sublayers, state=None):
         for index, (name, norm, layer) in enumerate(sublayers):
             r = self.heads(previous_token(x, state, "previous_" + name))
-            u = self.tangent(self.heads(x), r).reshape(x.shape)
+            u = self.tangent(self.heads(x), r, index).reshape(x.shape)
             v = self.heads(layer(norm(u), state))
             x = self.bound(self.written(self.heads(x), v.to(x.dtype), index)).reshape(x.shape)
         return x
@@ -160,8 +165,9 @@ class GPT(model_baseline.GPT):
 
     def _init_special(self):
         for block in self.transformer.h:
-            if self.config.write == "constant":
-                nn.init.ones_(block.control_write)
+            for name in ("control_write", "control_read"):
+                if hasattr(block, name):
+                    nn.init.ones_(getattr(block, name))
 
     def enter(self, x):
         first = self.transformer.h[0]

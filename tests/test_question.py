@@ -277,7 +277,8 @@ def test_what_would_undo_a_decided_answer(stop, mean, verdict):
     found = answer.answer(asked_of, pair(d), None)
     assert found.verdict == verdict
     text = answer.in_words(asked_of, found, "x", 24)
-    more, opposite, by = re.search(r" (\d+) more pairs? (without a difference|that differ by ([+-]0.0080)) would leave it open.$", text).groups()
+    more, opposite, by = re.search(r" (\d+) more pairs? (without a difference|that differ by ([+-]0.0080)) would leave it open.$",
+                                   text).groups()
     assert opposite.startswith("that") == (verdict == "equivalent") and (not by or float(by) * np.mean(d) > 0)
     other = float(by or 0)
     for n, decided in ((int(more), False), (int(more) - 1, True)):

@@ -98,7 +98,7 @@ def test_length_and_direction_are_the_two_halves_of_log():
     made = {}
     for read in ("flat", "log", "length", "direction"):
         block.config.read = read
-        made[read] = block.tangent(x, r)
+        made[read] = block.tangent(x, r, 0)
     norm = {read: u.norm(dim=-1) for read, u in made.items()}
     unit = {read: u / norm[read].unsqueeze(-1) for read, u in made.items()}
     for read, (length, direction) in dict(length=("log", "flat"), direction=("flat", "log")).items():
@@ -107,7 +107,7 @@ def test_length_and_direction_are_the_two_halves_of_log():
     assert (unit["log"] * unit["flat"]).sum(-1).min() < 0.99 and (norm["log"] / norm["flat"]).std() > 0.1
     block.config.read = "length"
     same = x[:3].requires_grad_()
-    block.tangent(same, same.detach()).sum().backward()
+    block.tangent(same, same.detach(), 0).sum().backward()
     assert torch.isfinite(same.grad).all()
 
 
@@ -115,10 +115,25 @@ def test_parameters_are_the_baselines_but_for_the_constants():
     plain = sum(p.numel() for p in build("baseline", {}).parameters())
     for name, options in TERMS:
         net = build(name, options)
-        more = 2 * 2 * 2 * 2 if options.get("write") == "constant" else 0  # blocks, heads, sub-layers, alpha and beta
-        assert sum(p.numel() for p in net.parameters()) == plain + more
-        assert {n for n, _ in parameter_groups(net)["curvature"]} == {
-            f"transformer.h.{i}.control_write" for i in range(2) if more}
+        own = {"control_write": 2 * 2 * 2} if options.get("write") == "constant" else {}  # heads, sub-layers, alpha and beta
+        own |= {"control_read": 2 * 2} if options.get("read") == "weighted" else {}
+        assert sum(p.numel() for p in net.parameters()) == plain + 2 * sum(own.values())
+        assert {n for n, _ in parameter_groups(net)["curvature"]} == {f"transformer.h.{i}.{name}" for i in range(2) for name in own}
+
+
+def test_a_weight_of_the_previous_token(tokens):
+    """1 is the flat control, 0 a plain GPT, and among rows of one length a w for each token is log's direction."""
+    for w, shift in ((1.0, "difference"), (0.0, "none")):
+        weighted = build("terms", dict(read="weighted", ball=False))
+        for block in weighted.transformer.h:
+            assert (block.control_read == 1).all()
+            torch.nn.init.constant_(block.control_read, w)
+        same_function(randomised(build("baseline", dict(token_shift=shift))), weighted, tokens)
+    x, r = (0.6 * C ** -0.5 * row / row.norm(dim=-1, keepdim=True) for row in torch.randn(2, 50, 8, dtype=torch.float64))
+    w = (1 - 2 * C * (x * r).sum(-1, keepdim=True) + C * (r * r).sum(-1, keepdim=True)) / (1 - C * (r * r).sum(-1, keepdim=True))
+    u, log = x - w * r, geometry.logmap(r, x, C)
+    torch.testing.assert_close(u / u.norm(dim=-1, keepdim=True), log / log.norm(dim=-1, keepdim=True))
+    assert (w > 1).all() and w.max() > 2
 
 
 def test_a_plain_gpt_and_its_limited_updates(tokens):
