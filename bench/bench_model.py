@@ -89,7 +89,7 @@ OPTIONS = {  # --of=options
     "c learned, softplus": ("mixed", dict(_learned, curvature_form="softplus")),
     "c warmed up": ("mixed", dict(_fixed, curvature_warmup=100)),
     "heads of both signs": ("mixed", dict(_fixed, curvature_heads=[1.0, -1.0])),  # as many as the shape has: make_model
-    "max_distance": ("mixed", dict(_fixed, max_distance=4.0)),
+    "no max_distance": ("mixed", dict(_fixed, max_distance=None)),
     "conformal updates": ("mixed", dict(_fixed, update_scale="conformal")),
     "straight projection": ("mixed", dict(_fixed, project_gradient="straight")),
     "riemannian embeddings": ("mixed", dict(_fixed, embedding_gradient="riemannian")),

@@ -15,6 +15,8 @@ import os
 
 import torch
 
+from geometry.rows import as_curvature
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of rows
 
 # The arguments of each map that are rows, by what they must be: p a point, t a tangent vector (any finite row).
@@ -38,7 +40,8 @@ def check(x, c, name="x"):
     x: (..., D), float32, bfloat16, float16 or float64. c: a number or a tensor that broadcasts against (..., 1). name: what the
     message calls x. Rows as project() and limited sums leave them pass, in every dtype (float16: for c up to 1e4; a smaller ball
     is made of its subnormal numbers). Lengths are taken in float64.
-    ValueError: a row is not a point, the dtype is another one, c is not finite or does not broadcast. It waits for the device.
+    ValueError: a row is not a point, the dtype is another one, c is not finite or does not broadcast. TypeError: c is no number. It
+    waits for the device.
     """
     return _check(x, c, name, True)
 
@@ -66,6 +69,8 @@ def _check_form(x, c, name):
         raise ValueError(f"{name}: rows must be float32, bfloat16, float16 or float64, not {str(x.dtype).removeprefix('torch.')}")
     if x.dim() == 0:
         raise ValueError(f"{name}: rows have the shape (..., D), this is a single number")
+    if not isinstance(c, float):  # (of a float it is said below whether it is finite)
+        as_curvature(c, torch.float64, "cpu")
     if isinstance(c, torch.Tensor):
         each = (*x.shape[:-1], 1)
         last = c.shape[-1] if c.dim() else 1

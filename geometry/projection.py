@@ -5,12 +5,14 @@ import torch
 
 from geometry.float32 import wide_on
 from geometry.limits import BALL_MARGIN, POINT_LIMIT, POINT_LIMIT_FLOAT32, ROUNDING, SPHERE_CAP
-from geometry.rows import _cast, _dot, _finite_cast, _prepare, _scale, _squarable
+from geometry.rows import _cast, _dot, _finite_cast, _prepare, _scale, _squarable, as_curvature
 
 
 def max_norm(c, dtype):
     """The largest norm that project() leaves to a row of this storage dtype: (1 - margin)/sqrt(c) for c > 0,
-    cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape, wide."""
+    cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape, wide; or a number.
+    TypeError, ValueError: it is no curvature."""
+    c = as_curvature(c, torch.float64, "cpu")
     wide = torch.float64 if dtype == torch.float64 else wide_on(c.device)
     c = c if c.dtype == wide else _finite_cast(c, wide)
     radius = torch.rsqrt(c.abs().clamp(min=torch.finfo(c.dtype).tiny))

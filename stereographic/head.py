@@ -28,7 +28,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from geometry.rows import _finite_cast
+from geometry.rows import _finite_cast, as_curvature
 from stereographic.hyperplanes import hyperplanes, norm2, offset_products, row_coefficients
 
 HEADS = ("euclidean", "stereographic", "lorentz", "lorentz_product")
@@ -48,7 +48,7 @@ def logits(kind, h, weight, c=None, offset=None):
     hh, ww = norm2(h), norm2(weight).squeeze(-1)
     norm = torch.sqrt(ww.clamp(min=torch.finfo(ww.dtype).tiny))
     if c is not None:
-        c = _finite_cast(c, hh.dtype)  # its gradient saturates
+        c = _finite_cast(as_curvature(c, hh.dtype, hh.device), hh.dtype)  # its gradient saturates
     if kind in ("stereographic", "lorentz"):
         if kind == "stereographic":
             (a, t), k = row_coefficients(hh, c, exact.dtype), 4 * c

@@ -160,3 +160,33 @@ def test_ablations_say_that_softplus_is_not_theirs(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "mixed", "curvature_mode": "random", "curvature_form": "softplus"}')
     with pytest.raises(UserError, match="softplus"):
         ablate(str(tmp_path))
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("max_distance", [None, 1.5])
+def test_learned_curvature_crosses_zero(per_head, max_distance, tokens):
+    """c is a plain parameter of either sign. An optimizer takes it from 0.02 to -0.02 and back, over 0 itself: at every step the loss moves
+    little, and as its gradient says, and every gradient is finite."""
+    net = randomised(build(curvature_mode="parametric", per_head_curvature=per_head, max_distance=max_distance)).double()
+    with torch.no_grad():
+        for block in net.transformer.h:
+            block.curvature.c.fill_(0.02)
+    c = [block.curvature.c for block in net.transformer.h]
+    optimizer, seen = torch.optim.SGD(c, lr=0.0025), []
+    for push in [1.0] * 16 + [-1.0] * 16:  # exact steps of 0.0025: the eighth is at 0
+        net.zero_grad()
+        loss = net(*tokens)[1]
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+        slope = sum(p.grad.sum().item() for p in c)
+        assert all((p.grad != 0).all() for p in c)
+        seen.append((c[0].flatten()[0].item(), loss.item(), slope))
+        for p in c:
+            p.grad.fill_(push)
+        optimizer.step()
+    values = [value for value, *_ in seen]
+    assert max(values) > 0.019 and min(values) < -0.0199 and min(map(abs, values)) < 1e-8
+    for (c1, loss1, slope1), (c2, loss2, slope2) in zip(seen, seen[1:]):
+        near = max(abs(c1), abs(c2)) < 0.008  # further out rows may reach the edge, where the slope jumps
+        predicted = (c2 - c1) * (slope1 + slope2) / 2
+        assert loss2 - loss1 == pytest.approx(predicted, **dict(rel=0.02, abs=1e-6) if near else dict(rel=0.05, abs=1e-3))

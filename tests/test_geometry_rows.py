@@ -25,6 +25,8 @@ from spaces import (
 )
 
 import geometry as G
+from geometry import checks
+from stereographic.head import logits
 
 # ---- nothing is NaN or Inf ----------------------------------------
 
@@ -217,8 +219,22 @@ def test_what_is_no_curvature_is_named(name, c, error, message):
         getattr(G, name)(*rows, c)
 
 
+@pytest.mark.parametrize("c, error, message", [
+    (torch.tensor(1), TypeError, "c is a tensor of torch.int64"), (torch.tensor(True), TypeError, "c is a tensor of torch.bool"),
+    (True, TypeError, "c = True"), ("1", TypeError, "c = '1'"), (float("nan"), ValueError, "c is (NaN|not finite)")])
+def test_what_is_no_curvature_is_named_beside_the_maps(c, error, message):
+    x = torch.full((2, 3), 0.1)
+    for f in (lambda: G.max_norm(c, torch.float32), lambda: G.check(x, c), lambda: checks.check_tangent(x, c),
+              lambda: logits("stereographic", x, x, c), lambda: logits("lorentz", x, x, c)):
+        with pytest.raises(error, match=message):
+            f()
+
+
 def test_numbers_of_other_kinds_are_curvatures():
     x = torch.full((2, 3), 0.1)
+    for dtype in (torch.float32, torch.float64):
+        assert G.max_norm(4, dtype) == G.max_norm(torch.tensor(4.0), dtype)
+    G.check(x, 1)
     expected = G.exp_0(x, 0.5)
     for c in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.bfloat16)):
         torch.testing.assert_close(G.exp_0(x, c), expected)

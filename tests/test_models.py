@@ -288,21 +288,6 @@ def test_learned_curvature_moves_in_training(tokens):
         check_learned_curvature("mixed", options, tokens)
 
 
-def test_learned_curvature_crosses_zero(tokens):
-    """c is a plain parameter of either sign; at exactly 0 it has a gradient, and training takes it through."""
-    net = randomised(build("mixed", {**DEFAULT, "curvature": 0.0}))
-    with torch.no_grad():
-        for block in net.transformer.h:
-            block.curvature.c.zero_()
-    net(*tokens)[1].backward()
-    for block in net.transformer.h:
-        assert block.curvature.c.grad.abs() > 0
-        with torch.no_grad():
-            block.curvature.c -= 0.01 * block.curvature.c.grad.sign()
-        assert block.curvature.c != 0
-    assert torch.isfinite(net(*tokens)[1])
-
-
 def test_what_follows_from_a_fixed_curvature_is_computed_once(tokens, monkeypatch):
     net = build("mixed", {**DEFAULT, "curvature_mode": "fixed", "max_distance": None})
     monkeypatch.setattr(geometry, "max_norm", lambda *args: pytest.fail("computed again"))
