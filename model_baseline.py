@@ -182,7 +182,8 @@ class CausalSelfAttention(nn.Module):
     @torch.no_grad()
     def keep_largest_logit(self, q, k):
         T = q.size(2)
-        logits = (q @ k.transpose(-1, -2)).float() / q.size(-1) ** 0.5  # (B, nh, T, T)
+        with torch.autocast(q.device.type, enabled=False):  # float16 would be infinite from 65,504 on, before the division
+            logits = q.float() @ k.float().transpose(-1, -2) / q.size(-1) ** 0.5  # (B, nh, T, T)
         logits = logits.masked_fill(torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1), 0.0)
         self.largest_logit.copy_(torch.maximum(self.largest_logit, logits.amax((0, 2, 3))))
 

@@ -1,7 +1,8 @@
 """
 Stereographic pieces in the mixed-curvature GPT, each an option by itself; the default of each is what model.py does.
 
-    layers = 'mobius'          attention's projections and the MLP as W (x) p (+) b on points         (stereographic/layers.py)
+    layers = 'mobius'          attention's projections and the MLP as W (x) p (+) b on points         (stereographic/layers.py);
+                               'stereographic' is another name for it
     attention = 'distance'     softmax(-beta (d(q, k)/2)^2), values averaged by their gyro-midpoint   (stereographic/attention.py)
     norm = 'stereographic'     a layer reads the point exp_0(LN(log_r(x))), not the tangent vector LN(log_r(x))
     head = 'stereographic' | 'lorentz' | 'lorentz_product'
@@ -36,8 +37,8 @@ from stereographic import HEADS, Head, MobiusLinear, attend, edge_share, point, 
 
 @dataclass
 class StereographicConfig(model.MixedConfig):
-    layers: Literal["euclidean", "mobius"] = "euclidean"  # attention's projections and the MLP; mobius: with biases that are
-        # gyro-translations
+    layers: Literal["euclidean", "mobius", "stereographic"] = "euclidean"  # attention's projections and the MLP; mobius or, the same,
+        # stereographic: with biases that are gyro-translations
     attention: Literal["dot", "distance"] = "dot"  # scores: products, or squared geodesic distances with values' gyro-midpoints
     norm: Literal["tangent", "stereographic"] = "tangent"  # what LayerNorm gives: a tangent vector, or a point
     head: Literal[*HEADS] = "euclidean"  # of the language model, see stereographic/head.py
@@ -52,6 +53,7 @@ class StereographicConfig(model.MixedConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.layers = "mobius" if self.layers == "stereographic" else self.layers
         if self.ops != "torch":
             raise UserError("ops = 'triton' is for the model 'mixed'; use --ops=torch")
         if not abs(self.head_curvature) <= 1e20:

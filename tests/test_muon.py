@@ -26,6 +26,15 @@ def muon_of(net, **keys):
     return next(o for o in make_optimizers(net, TrainConfig(optimizer="muon", **keys), "cpu") if isinstance(o, torch.optim.Muon))
 
 
+def test_logits_beyond_float16_are_finite():
+    """Products of 70,000, which are 25,000 as logits."""
+    layer = models.build("baseline", models.CONFIGS["baseline"](**TINY)).transformer.h[0].attn
+    layer.measure_logits("cpu")
+    q = torch.full((1, TINY["n_head"], 3, 8), 70_000 ** 0.5 / 8 ** 0.5).half()
+    layer.keep_largest_logit(q, q)
+    torch.testing.assert_close(layer.largest_logit, torch.full_like(layer.largest_logit, 70_000 / 8 ** 0.5), rtol=1e-2, atol=0)
+
+
 def test_matrices_of_another_shape_have_another_rate():
     """Of the same gradients: what Newton-Schulz makes of them is the same, the sizes of the updates are as the rates."""
     sizes = {}

@@ -500,3 +500,8 @@ def test_keys_without_effect():
     assert "curvature_lr_mult" in off(**FLAT, head="lorentz")
     assert "curvature_lr_mult" not in off(**FLAT, head="lorentz", head_curvature_mode="parametric")
     assert "head_curvature" not in off(head="stereographic")
+
+
+def test_layers_have_two_names():
+    config = model_stereographic.StereographicConfig
+    assert config(**TINY, layers="stereographic") == config(**TINY, layers="mobius")
