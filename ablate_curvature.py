@@ -11,6 +11,7 @@ Is the curvature of a trained model doing anything? Its validation loss when c i
     c negated               hyperbolic for spherical and the other way round
     gate off                dynamic_curvature only: every token gets its block's c
     writes ..., reads ...   x (+) exp_0(v), or log_r(x), replaced by a closed form that keeps one dependence (analysis/surrogates.py)
+    gate and norm, ...      both replaced: by a gate of |v| and the ball, which is a norm of rows; and the like
 
 and the gradient of the loss by c. All on the run's own evaluation batches, paired batch by batch, in float32: the 95%
 intervals are over batches of text for this one model, not over seeds.

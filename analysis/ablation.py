@@ -183,7 +183,7 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
         effects.append(Effect(change, len(settings), mean, min(means), max(means)))
     set_curvature(model, trained)
     if surrogates.possible(model):
-        for term in (*surrogates.WRITES, *surrogates.READS):
+        for term in surrogates.TERMS:
             with surrogates.in_place(model, term):
                 difference = batch_losses(model, data) - as_trained
             effects.append(Effect(term, 1, mean_interval(difference), float(difference.mean()), float(difference.mean())))

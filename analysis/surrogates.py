@@ -11,6 +11,10 @@ Terms of curvature in a trained model's place: x (+) exp_0(v) and log_r(x) repla
     writes x + v           nothing
 
     reads x - r            in place of log_r(x); `direction`, `length`: what of log_r(x) is kept beside it
+
+    gate and norm          no curvature but the ball: reads x - r, writes of |v|
+    direction and gate     reads log's direction, writes of |v|
+    ball alone             reads x - r, writes x + v
 """
 import contextlib
 
@@ -19,9 +23,13 @@ import model_terms
 from analysis.hidden_states import is_curved
 from model_baseline import previous_token
 
-WRITES = {"writes beta of |v|": "limit", "writes of |v|": "v", "writes beta of |x|": "x", "writes without angle": "norms",
-          "writes alpha alone": "alpha", "writes beta alone": "beta", "writes x + v": "flat"}
-READS = {"reads x - r": "flat", "reads log's direction": "direction", "reads log's length": "length"}
+# name: the part of log_r(x) that is read, the part of x (+) exp_0(v) that is written (None: all of it)
+TERMS = {
+    "writes beta of |v|": (None, "limit"), "writes of |v|": (None, "v"), "writes beta of |x|": (None, "x"),
+    "writes without angle": (None, "norms"), "writes alpha alone": (None, "alpha"), "writes beta alone": (None, "beta"), "writes x + v": (None, "flat"),
+    "reads x - r": ("flat", None), "reads log's direction": ("direction", None), "reads log's length": ("length", None),
+    "gate and norm": ("flat", "v"), "direction and gate": ("direction", "v"), "ball alone": ("flat", "flat"),
+}
 
 
 def possible(model):
@@ -48,11 +56,15 @@ def _read(block, part):
 @contextlib.contextmanager
 def in_place(model, name):
     """The model with that surrogate in every block."""
-    method = "add" if name in WRITES else "tangent"
+    read, write = TERMS[name]
     for block in model.transformer.h:
-        setattr(block, method, _write(WRITES[name]) if name in WRITES else _read(block, READS[name]))
+        if read:
+            block.tangent = _read(block, read)
+        if write:
+            block.add = _write(write)
     try:
         yield
     finally:
         for block in model.transformer.h:
-            delattr(block, method)
+            for method in ("tangent", "add"):
+                vars(block).pop(method, None)

@@ -70,7 +70,7 @@ def test_ablation_of_a_real_run(trained):
     truth = {"c = 0": [0 * v for v in c], "c negated": [-v for v in c],
              "c moved among blocks": c[::-1], "c moved among heads": [v.flip(0) for v in c],
              "c as it started": [start[f"transformer.h.{i}.curvature.c"] for i in range(2)]}
-    assert set(truth) | set(surrogates.WRITES) | set(surrogates.READS) == set(effects(result))
+    assert set(truth) | set(surrogates.TERMS) == set(effects(result))
     for change, values in truth.items():
         expected = ss.mean_interval(losses(values) - losses(c))
         assert effects(result)[change].mean == pytest.approx(expected.mean, abs=1e-6), change
@@ -193,16 +193,15 @@ def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys)
 
 
 def test_surrogates_are_the_models_of_the_terms(tokens):
-    """The same weights in model_terms.py, with log_r(x) and a part of the sum, or the full sum and a part of log_r(x)."""
+    """The same weights in model_terms.py, with parts of log_r(x) and of the sum."""
     c = 2.0
     mixed = tiny_mixed(curvature_mode="fixed", curvature=c, max_distance=None)
     with torch.no_grad():
         mixed.transformer.wte.weight.mul_(8)
     whole = mixed(*tokens)[1].item()
-    for name in (*surrogates.WRITES, *surrogates.READS):
+    for name, (read, write) in surrogates.TERMS.items():
         terms = models.build("terms", models.CONFIGS["terms"](
-            **{**TINY, "n_layer": 3}, curvature=c, read=surrogates.READS.get(name, "log"),
-            write=surrogates.WRITES.get(name, "mobius"))).eval()
+            **{**TINY, "n_layer": 3}, curvature=c, read=read or "log", write=write or "mobius")).eval()
         terms.load_state_dict(mixed.state_dict())
         with surrogates.in_place(mixed, name):
             found = mixed(*tokens)[1].item()
