@@ -25,10 +25,19 @@ from model_baseline import previous_token
 
 # name: the part of log_r(x) that is read, the part of x (+) exp_0(v) that is written (None: all of it)
 TERMS = {
-    "writes beta of |v|": (None, "limit"), "writes of |v|": (None, "v"), "writes beta of |x|": (None, "x"),
-    "writes without angle": (None, "norms"), "writes alpha alone": (None, "alpha"), "writes beta alone": (None, "beta"), "writes x + v": (None, "flat"),
-    "reads x - r": ("flat", None), "reads log's direction": ("direction", None), "reads log's length": ("length", None),
-    "gate and norm": ("flat", "v"), "direction and gate": ("direction", "v"), "ball alone": ("flat", "flat"),
+    "writes beta of |v|": (None, "limit"),
+    "writes of |v|": (None, "v"),
+    "writes beta of |x|": (None, "x"),
+    "writes without angle": (None, "norms"),
+    "writes alpha alone": (None, "alpha"),
+    "writes beta alone": (None, "beta"),
+    "writes x + v": (None, "flat"),
+    "reads x - r": ("flat", None),
+    "reads log's direction": ("direction", None),
+    "reads log's length": ("length", None),
+    "gate and norm": ("flat", "v"),
+    "direction and gate": ("direction", "v"),
+    "ball alone": ("flat", "flat"),
 }
 
 
