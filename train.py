@@ -51,7 +51,7 @@ from training.qk_clip import QKClip
 from training.run import Run, facts, kept, resolved
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, seed_micro_batch, step_again
-from training.watch import Watch, map_norms
+from training.watch import Watch, gradient_norms, map_norms
 
 
 @exit_cleanly
@@ -237,7 +237,7 @@ def telemetry(model, loader, compiled, watch):
     # (not worth compiling FSDP2's blocks once more)
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         idx = next(loader.eval_batches(1))[0][:8]
-        return {**model.telemetry(idx), **(map_norms(model, idx[:2]) if watch else {})}
+        return {**model.telemetry(idx), **({**map_norms(model, idx[:2]), **gradient_norms(model, idx[:2])} if watch else {})}
 
 
 def results(run, step):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import geometry
 import models
 import train
-from training.watch import map_norms, operator_norm, part_of
+from training.watch import gradient_norms, map_norms, operator_norm, part_of
 
 
 def test_updates_are_those_between_checkpoints_and_nothing_else_changes(small_run, tmp_path, capsys):
@@ -35,7 +35,8 @@ def test_updates_are_those_between_checkpoints_and_nothing_else_changes(small_ru
     norms = [logged[f"stability/{part}/grad_norm"] for part in squares]
     assert sum(n * n for n in norms) ** 0.5 == pytest.approx(logged["grad_norm"], rel=1e-5)
     start, _ = (r for r in records(tmp_path / "1") if "val_loss" in r)
-    assert {f"stability/block{i}/{name}" for i in (0, 1) for name in ("log_by_x", "add_by_x", "add_by_v")} <= start.keys()
+    assert {f"stability/block{i}/{name}" for i in (0, 1) for name in (
+        "log_by_x", "log_by_r", "add_by_x", "add_by_v", "log_grad_norm", "add_grad_norm")} <= start.keys()
 
 
 def test_operator_norms_are_those_of_the_full_jacobian():
@@ -60,7 +61,7 @@ def test_flat_maps_magnify_nothing_and_curved_ones_do(options, tokens):
             model.transformer.wte.weight.mul_(5)
         before = model(*tokens)[0]
         found = map_norms(model, tokens[0])
-        assert len(found) == 3 * TINY["n_layer"] and model.training
+        assert len(found) == 4 * TINY["n_layer"] and model.training
         if curvature == 0:
             assert found == pytest.approx(dict.fromkeys(found, 1.0), rel=1e-5)
         else:
@@ -68,8 +69,34 @@ def test_flat_maps_magnify_nothing_and_curved_ones_do(options, tokens):
         assert torch.equal(model(*tokens)[0], before) and "residual" not in model.transformer.h[0].__dict__
 
 
+@pytest.mark.parametrize("options", [dict(), dict(reference="origin"), dict(reference="mean", residual="reference", max_distance=0.5)])
+def test_gradients_of_the_maps_are_those_of_what_is_added_to_them(options, tokens):
+    torch.manual_seed(0)
+    model = models.build("mixed", models.CONFIGS["mixed"](**TINY, **options)).eval()
+    idx, n = tokens[0], TINY["n_embd"]
+    found = gradient_norms(model, idx)
+    assert set(found) == {f"stability/block{i}/{name}_grad_norm" for i in range(TINY["n_layer"]) for name in ("log", "add")}
+    assert all(p.grad is None for p in model.parameters()) and "tangent" not in vars(model.transformer.h[0])
+    zeros = {}
+
+    def with_zeros(key, old):
+        def f(*args):
+            out = old(*args)
+            zeros.setdefault(key, []).append(torch.zeros_like(out, requires_grad=True))
+            return out + zeros[key][-1]
+        return f
+    for i, block in enumerate(model.transformer.h):
+        block.tangent, block.residual = (with_zeros(f"stability/block{i}/{name}_grad_norm", old)
+                                         for name, old in (("log", block.tangent), ("add", block.residual)))
+    model(idx[:, :-1], idx[:, 1:])[1].backward()
+    for key, parts in zeros.items():
+        assert len(parts) == 2 and parts[0].numel() == idx[:, 1:].numel() * n
+        assert found[key] == pytest.approx(torch.cat([z.grad.flatten() for z in parts]).norm().item(), rel=1e-5)
+
+
 def test_without_maps_and_with_shards(tokens, small_run, capsys):
-    assert map_norms(models.build("baseline", models.CONFIGS["baseline"](**TINY)), tokens[0]) == {}
+    plain = models.build("baseline", models.CONFIGS["baseline"](**TINY))
+    assert map_norms(plain, tokens[0]) == gradient_norms(plain, tokens[0]) == {}
     status, _, err = run(train.main, [*small_run, "--log_stability=True", "--parallel=fsdp"], capsys)
     assert status == 2
     one_line(err, "log_stability", "--parallel=ddp")

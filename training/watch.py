@@ -8,10 +8,14 @@ A part is a block, 'embeddings', 'curvature' (learned c and what predicts it) or
 points,
 
     stability/<block>/log_by_x      |d log_r(x) / dx|
+    stability/<block>/log_by_r      |d log_r(x) / dr|; not where r is the origin
     stability/<block>/add_by_x      |d (x (+) exp_0(v)) / dx|, with the projection into the ball; of any `residual`
     stability/<block>/add_by_v      |d (x (+) exp_0(v)) / dv|
 
-which are operator norms (largest singular values), the largest of some ROWS rows of the two sub-layers. In flat space all three are 1.
+which are operator norms (largest singular values), the largest of some ROWS rows of the two sub-layers, 1 in flat space; and
+
+    stability/<block>/log_grad_norm   |dL / d log_r(x)|     of the loss L of those tokens, by all that the map gives:
+    stability/<block>/add_grad_norm   |dL / d (x (+) exp_0(v))|   L2, of both sub-layers together
 """
 import contextlib
 
@@ -82,7 +86,7 @@ def is_watched(block):
 
 def map_norms(model, idx):
     """Operator norms of the maps of every curved block on these tokens (B, T). -> name -> number"""
-    found, training = {}, model.training
+    found = {}
 
     def note(i, name, value):
         key = f"stability/block{i}/{name}"
@@ -91,9 +95,12 @@ def map_norms(model, idx):
     def tangent(i, block, old):
         def watched(x, r, c):
             with torch.enable_grad():
-                point = x.detach().requires_grad_()
                 known = r if r is not None else block.heads(previous_token(x.flatten(2)))
-                note(i, "log_by_x", operator_norm(old(point, known.detach(), c.detach()), point, some(x)))
+                point, reference = (each.detach().requires_grad_() for each in (x, known))
+                out = old(point, reference, c.detach())
+                note(i, "log_by_x", operator_norm(out, point, some(x)))
+                if block.config.reference != "origin":
+                    note(i, "log_by_r", operator_norm(out, reference, some(x)))
             return old(x, r, c)
         return watched
 
@@ -110,12 +117,45 @@ def map_norms(model, idx):
     watched = [(i, block) for i, block in enumerate(model.transformer.h) if is_watched(block)]
     if not watched:
         return found
-    with contextlib.ExitStack() as undo, torch.no_grad():
-        undo.callback(model.train, training)
-        for i, block in watched:
-            undo.callback(block.__dict__.pop, "tangent", None)
-            undo.callback(block.__dict__.pop, "residual", None)
-            block.tangent, block.residual = tangent(i, block, block.tangent), residual(i, block.residual)
-        model.eval()
+    with replaced(model, [(block, tangent(i, block, block.tangent), residual(i, block.residual)) for i, block in watched]), torch.no_grad():
         model.trunk(idx)
     return found
+
+
+@contextlib.contextmanager
+def replaced(model, blocks):
+    """The model in evaluation, with other maps. blocks: (block, its tangent, its residual) each."""
+    training = model.training
+    model.eval()
+    try:
+        for block, tangent, residual in blocks:
+            block.tangent, block.residual = tangent, residual
+        yield
+    finally:
+        for block, *_ in blocks:
+            for name in ("tangent", "residual"):
+                vars(block).pop(name, None)
+        model.train(training)
+
+
+def gradient_norms(model, idx):
+    """L2 norms of the gradient of the loss of these tokens (B, T) by what the maps of every curved block give. -> name -> number"""
+    given = {}
+
+    def kept(key, old):
+        def watched(*args):
+            out = old(*args)
+            given.setdefault(key, []).append(out)
+            return out
+        return watched
+
+    blocks = [(block, kept(f"stability/block{i}/log_grad_norm", block.tangent), kept(f"stability/block{i}/add_grad_norm", block.residual))
+              for i, block in enumerate(model.transformer.h) if is_watched(block)]
+    if not blocks:
+        return {}
+    with replaced(model, blocks), torch.enable_grad():
+        loss = model(idx[:, :-1].contiguous(), idx[:, 1:].contiguous())[1]
+        places = [(key, out) for key, outs in given.items() for out in outs]
+        gradients = torch.autograd.grad(loss, [out for _, out in places])
+    found = {key: [g for (of, _), g in zip(places, gradients) if of == key] for key in given}
+    return {key: torch.nn.utils.get_total_norm(parts).item() for key, parts in found.items()}
