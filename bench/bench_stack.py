@@ -5,7 +5,7 @@ Runs an hour, if N runs of an arm are one program (training/stacked.py), for sev
     python bench/bench_stack.py --N=[1,8] --arms='["baseline"]' --mode=compiled --out=stack.csv
 
 A step is forward, backward, clipping and AdamW of all runs, each with its own batch, which stays on the device: no data are read, nothing
-is evaluated or saved. On a GPU it is a CUDA graph (--graph=False: it is not). On a CPU the rows of an arm take turns, a step each.
+is evaluated or saved. On a GPU it is two CUDA graphs (--graph=False: none). On a CPU the rows of an arm take turns, a step each.
 """
 import csv
 import io
@@ -45,7 +45,7 @@ class BenchConfig:
     shape: str = "small"  # of bench_model.py: toy | small | large | text | 124M | 350M
     steps: int = 1500  # of a run
     mode: Literal["eager", "compiled"] = "eager"  # torch.compile or not
-    graph: bool = True  # on a GPU: a step as one CUDA graph
+    graph: bool = True  # on a GPU: a step as two CUDA graphs, a micro-batch and the update
     rounds: int = 10  # timed steps of each
     threads: int = 1  # CPU threads
     device: str = "auto"  # 'auto' | 'cpu' | 'cuda'

@@ -60,7 +60,8 @@ SAVERS = 8  # threads that write checkpoints
 @dataclass
 class StackConfig:
     runs: Path = "runs.json"  # a JSON list of runs: each a list of train.py's arguments
-    cuda_graph: bool = True  # on a GPU: a step as one CUDA graph, where the model has no dropout and reads no number back
+    cuda_graph: bool = True  # on a GPU: a step as two CUDA graphs (a micro-batch, the update), where the model has no dropout and reads no
+        # number back
 
 
 @dataclass
