@@ -128,6 +128,8 @@ class MixedConfig(GPTConfig):
             found["curvature_lr_mult"] = "a model that learns no curvature"
         if self.reference == "origin" and self.residual != "origin":
             found["residual"] = "reference = 'origin', where all of them are x (+) exp_0(v)"
+        if self.curvature_mode == "fixed" and all(self.curvature * factor <= 0 for factor in self.curvature_heads or [1.0]):
+            found |= dict.fromkeys(("update_scale", "embedding_gradient"), "c <= 0, where nothing is longer than in flat space")
         return found
 
 
