@@ -13,8 +13,9 @@ and alpha, beta are functions of three numbers: with k = tanc(c|v|^2) (exp_0(v) 
     alpha = (1 + 2 P + V) / D,   beta = k (1 - X) / D,   D = 1 + 2 P + X V               (mobius_add in its textbook form)
 
 `read`: 'log' or 'flat'; 'length': log's length in the direction of x - r; 'direction': log's direction, as long as x - r; 'row': x itself,
-as a plain GPT reads; 'weighted': x - w r, with a number w for each head and sub-layer, learned from 1. The last is what log's direction is
-for rows of one length: -r (+) x is then in the direction of x - w r, w = (1 - 2c <r,x> + c|r|^2) / (1 - c|r|^2) >= 1, a w for each token.
+as a plain GPT reads; 'weighted': x - w r, with a number w for each head and sub-layer, learned from 1; 'likeness': x - w r with
+w = w_0 + a (1 - cos(x, r)), two numbers learned from 1 and 0. The last is log's direction, for rows of one length: -r (+) x is then in the
+direction of x - w r with w = (1 - 2c <r,x> + c|r|^2) / (1 - c|r|^2) = 1 + 2c|r|^2 / (1 - c|r|^2) (1 - cos(x, r)).
 
 `write`: 'mobius' or 'flat', or a part of it:
     alpha, beta    the one, and 1 for the other
@@ -40,13 +41,15 @@ import model_baseline
 from common.errors import UserError
 from model_baseline import GPTConfig, previous_token
 
+WEIGHTED = ("weighted", "likeness")  # reads with learned numbers
 PARTS = ("alpha", "beta", "norms", "x", "v", "limit", "xv")
 
 
 @dataclass
 class TermsConfig(GPTConfig):
     curvature: float = 0.1  # c of every head and block, fixed; the ball's radius is its -1/2 power
-    read: Literal["flat", "log", "length", "direction", "row", "weighted"] = "flat"  # what of log_r(x) is curved, see model_terms.py
+    read: Literal["flat", "log", "length", "direction", "row", "weighted", "likeness"] = "flat"  # what of log_r(x) is curved, or in
+        # its place, see model_terms.py
     write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "limit", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
     ball: bool = True  # rows are kept in the ball of c
     max_distance: float | None = None  # and, with the ball, at most this far from the origin, in units of 1/sqrt(c), as in the mixed model
@@ -62,8 +65,9 @@ class TermsConfig(GPTConfig):
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        off = {} if self.write == "constant" or self.read == "weighted" else {"curvature_lr_mult": "a model that learns no curvature"}
-        if not self.ball and self.read in ("flat", "row", "weighted") and self.write in ("flat", "constant"):
+        learned = self.write == "constant" or self.read in WEIGHTED
+        off = {} if learned else {"curvature_lr_mult": "a model that learns no curvature"}
+        if not self.ball and self.read in ("flat", "row", *WEIGHTED) and self.write in ("flat", "constant"):
             off["curvature"] = "ball = False and nothing curved"
         if not self.ball:
             off["max_distance"] = "ball = False"
@@ -117,8 +121,10 @@ class Block(model_baseline.Block):
         self.config = config
         if config.write == "constant":
             self.control_write = nn.Parameter(torch.empty(2, 2, config.n_head, 1))  # of attention and MLP: alpha, beta
-        if config.read == "weighted":
-            self.control_read = nn.Parameter(torch.empty(2, config.n_head, 1))  # of attention and MLP: w
+        if config.read in WEIGHTED:
+            self.control_read = nn.Parameter(torch.empty(2, config.n_head, 1))  # of attention and MLP: w, w_0
+        if config.read == "likeness":
+            self.control_likeness = nn.Parameter(torch.empty(2, config.n_head, 1))  # a
 
     def heads(self, x):
         return x.unflatten(-1, (self.config.n_head, -1))  # (B, T, C) -> (B, T, nh, hs)
@@ -133,8 +139,11 @@ class Block(model_baseline.Block):
 
     def tangent(self, x, r, index):
         """What is read of a head. (B, T, nh, hs) x 2 -> the same. index: 0 attention, 1 MLP."""
-        if self.config.read == "weighted":
-            return x - self.control_read[index] * r
+        if self.config.read in WEIGHTED:
+            w = self.control_read[index]
+            if self.config.read == "likeness":
+                w = w + self.control_likeness[index] * (1 - torch.cosine_similarity(x, r, dim=-1).unsqueeze(-1))
+            return x - w * r
         return x if self.config.read == "row" else tangent(x, r, self.config.curvature, self.config.read)
 
     def written(self, x, v, index):
@@ -165,9 +174,9 @@ class GPT(model_baseline.GPT):
 
     def _init_special(self):
         for block in self.transformer.h:
-            for name in ("control_write", "control_read"):
+            for name, start in (("control_write", 1.0), ("control_read", 1.0), ("control_likeness", 0.0)):
                 if hasattr(block, name):
-                    nn.init.ones_(getattr(block, name))
+                    nn.init.constant_(getattr(block, name), start)
 
     def enter(self, x):
         first = self.transformer.h[0]

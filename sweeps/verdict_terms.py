@@ -3,7 +3,7 @@ origin) with one term of its geometry taken away or alone, with the same budget 
 
 At 0.2M what curvature gains is largest, -0.0298 [-0.0428, -0.0167], and a run is short. What each arm is: model_terms.py. All but the terms
 is c1-within's: the ball, the rate, the shift to the previous token. Nothing is chosen here. c1-within and gate+norm are verdict_size.py's
-runs: copy its rows to out/sweeps/verdict_terms/runs.csv, or they are made again. Then 11 arms with 3 seeds, 33 runs of 2 to 4 minutes of
+runs: copy its rows to out/sweeps/verdict_terms/runs.csv, or they are made again. Then 12 arms with 3 seeds, 36 runs of 2 to 4 minutes of
 one thread with AVX-512. Written before any of them, after one seed of two arms at 0.8M.
 """
 from sweeps import verdict as _verdict
@@ -32,4 +32,6 @@ arms = {
     # after the first seed, where direction+v did as well as all of it: is a learned weight of the previous token enough?
     'weighted+v': _term(read='weighted', write='v'),
     'weighted': _term(read='weighted'),
+    # and after three seeds, where it is a third of the gain: a weight by how alike the two are, as log's direction has it, learned
+    'likeness+v': _term(read='likeness', write='v'),
 }

@@ -116,7 +116,8 @@ def test_parameters_are_the_baselines_but_for_the_constants():
     for name, options in TERMS:
         net = build(name, options)
         own = {"control_write": 2 * 2 * 2} if options.get("write") == "constant" else {}  # heads, sub-layers, alpha and beta
-        own |= {"control_read": 2 * 2} if options.get("read") == "weighted" else {}
+        own |= {"control_read": 2 * 2} if options.get("read") in ("weighted", "likeness") else {}
+        own |= {"control_likeness": 2 * 2} if options.get("read") == "likeness" else {}
         assert sum(p.numel() for p in net.parameters()) == plain + 2 * sum(own.values())
         assert {n for n, _ in parameter_groups(net)["curvature"]} == {f"transformer.h.{i}.{name}" for i in range(2) for name in own}
 
@@ -134,6 +135,12 @@ def test_a_weight_of_the_previous_token(tokens):
     u, log = x - w * r, geometry.logmap(r, x, C)
     torch.testing.assert_close(u / u.norm(dim=-1, keepdim=True), log / log.norm(dim=-1, keepdim=True))
     assert (w > 1).all() and w.max() > 2
+    block = build("terms", dict(read="likeness")).double().transformer.h[0]
+    assert torch.equal(block.tangent(x.unsqueeze(1), r.unsqueeze(1), 0)[:, 0], x - r)  # as it starts
+    with torch.no_grad():
+        square = 0.36  # c |r|^2
+        block.control_likeness.fill_(2 * square / (1 - square))
+        torch.testing.assert_close(block.tangent(x.unsqueeze(1), r.unsqueeze(1), 1)[:, 0], u)
 
 
 def test_a_plain_gpt_and_its_limited_updates(tokens):

@@ -25,7 +25,7 @@ from training.schedule import seed_micro_batch
 # (0, 1): (N B, 1, s...), one value a sequence where (B, T, s...) would be one a token
 PLACES = {
     "c": (0, 1), "theta": (0, 1), "control_scale": (0, 1), "control_radius": (0, 1), "smear_lambda": (0, 1),  # with rows (B, T, ...)
-    "control_write": (2, 1), "control_read": (1, 1),  # of two sub-layers: alpha and beta of a head; its w
+    "control_write": (2, 1), "control_read": (1, 1), "control_likeness": (1, 1),  # of two sub-layers: of a head
     "value_mix": (1, 3),  # two numbers, with values (B, nh, T, hs)
     "log_temperature": (0, 0), "log_tau": (0, 0), "matrix": (0, 0), "scalar_weight": (0, 0),  # of key heads, before T
     "stream_embedding": (1, 1), "collapse": (0, 1), "res": (1, 1), "post": (1, 1),  # of streams (the last two AltUp's, a block in front)
