@@ -139,7 +139,7 @@ def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
     args = [*small_run, "--model=mixed", "--curvature_mode=fixed", "--curvature=0", "--max_iters=4"]
     assert run(train.main, args, capsys)[0] == 0
     result = ablation.ablate(str(tmp_path / "run"), "last", device="cpu")
-    assert len(result.effects) == 5 + 7 + 3
+    assert len(result.effects) == 5 + len(surrogates.TERMS)
     for e in result.effects[5:]:  # terms, of ordinary operations: but for rounding
         assert abs(e.difference.mean) < 1e-4, e
     for e in result.effects[:5]:
