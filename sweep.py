@@ -94,7 +94,7 @@ def parse(argv):
     options = parser.parse_args(argv)
     if options.jobs is None:
         options.jobs = options.threads if options.stack == "auto" and pick_device("auto") == "cpu" else 1
-    for name in ("jobs", "threads"):
+    for name in ("threads", "jobs"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
     if options.stack != "off" and options.launcher != "local":

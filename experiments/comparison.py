@@ -238,7 +238,9 @@ def verdict(difference, mixed, control):
         text = "The interval contains 0: these seeds do not tell the two arms apart."
         spread = float(np.std(difference.differences, ddof=1))
         pairs = pairs_needed(lambda n: power_of_difference(n, abs(estimate.mean) / spread)) if estimate.mean else None
-        return text if pairs is None else f"{text} Some {pairs:,} would, with a probability of 80%, if the difference is what it is now."
+        if pairs is None:
+            return text
+        return f"{text} Some {pairs:,} pairs would, with a probability of 80%, if the difference is what it is now."
     better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
     return f"The interval does not contain 0: {better} is better than {worse}."
 

@@ -14,8 +14,10 @@ points,
 
 which are operator norms (largest singular values), the largest of some ROWS rows of the two sub-layers, 1 in flat space; and
 
-    stability/<block>/log_grad_norm   |dL / d log_r(x)|     of the loss L of those tokens, by all that the map gives:
-    stability/<block>/add_grad_norm   |dL / d (x (+) exp_0(v))|   L2, of both sub-layers together
+    stability/<block>/log_grad_norm   |dL / d log_r(x)|
+    stability/<block>/add_grad_norm   |dL / d (x (+) exp_0(v))|
+
+the L2 norms of the gradient of the loss L of those tokens by all that a map gives, for every token and both sub-layers together.
 """
 import contextlib
 
