@@ -46,11 +46,12 @@ from training.evaluation import evaluate
 from training.guard import Guard
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, pick_matmul, precision
 from training.optimizer import make_optimizers, set_lr, set_momentum
-from training.parallel import Parallel, clip_gradients, gradient_norm
+from training.parallel import Parallel
 from training.qk_clip import QKClip
 from training.run import Run, facts, kept, resolved
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, seed_micro_batch, step_again
+from training.shards import clip_gradients, gradient_norm
 from training.watch import Watch, gradient_norms, map_norms
 
 
@@ -101,7 +102,7 @@ def train(config, model_config, parallel, argv):
     lessons = Lessons(config, model, meta, device) if config.distill_from else None
     qk_clip = QKClip(model, config.qk_clip) if config.qk_clip is not None else None
     step_model, eval_model = parallel.wrap(model, compiled)
-    optimizers = make_optimizers(model, config, device_type)
+    optimizers = make_optimizers(model, config, device_type, parallel)
     run.attach(optimizers)
     run.begin(" ".join(["python train.py", *argv]), facts(model, meta))
     if parallel.main:
@@ -155,7 +156,7 @@ def train(config, model_config, parallel, argv):
                         part = part / deal.own
                     scaler.scale(part).backward()
                 loss = loss + part.detach()
-            parallel.finish_gradients(optimizers)
+            parallel.finish_gradients()
             model.end_of_step(parallel.average)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)

@@ -8,7 +8,7 @@ import os
 
 import models
 from hub.source_files import flat, flat_files, source_of
-from training.parallel import full
+from training.shards import full
 
 MODELLING = "modeling_curved_gpt"
 REPLACED = "from .model import GPT, Cache, Keys  # what export.py replaces\n"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import models
 import train
-from training import checkpoint, parallel
+from training import checkpoint, shards
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 SHORT = ["--max_iters=3", "--eval_interval=3", "--eval_iters=3", "--gradient_accumulation_steps=4", "--batch_size=2",
@@ -200,6 +200,6 @@ def test_gradient_norm_and_clipping_are_torchs(tokens):
     clipped = [p.grad.clone() for p in net.parameters()]
     for p, g in zip(net.parameters(), grads):
         p.grad = g
-    norm = parallel.gradient_norm(net.parameters())
-    parallel.clip_gradients(net.parameters(), 0.1, norm)
+    norm = shards.gradient_norm(net.parameters())
+    shards.clip_gradients(net.parameters(), 0.1, norm)
     assert norm == expected and all(torch.equal(p.grad, c) for p, c in zip(net.parameters(), clipped))

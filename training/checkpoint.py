@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 import models
 from common import paths
 from common.errors import UserError
-from training.parallel import full, named_parameters, placed_like
+from training.muon import DistributedMuon, Muon
+from training.shards import full, named_parameters, placed_like
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 
@@ -57,10 +58,12 @@ def optimizer_state(model, optimizers, keep=True):
     """parameter name -> what its optimizer keeps of it, as whole tensors on the CPU. By name, so that it fits any number of
     processes, sharded or not. Every process has to call this, those that do not need it with keep=False. Learning rates and the
     like come from the configuration."""
-    kept = {p: values for optimizer in optimizers for p, values in optimizer.state.items()}
-    found = {}
+    owner, found = _owners(optimizers), {}
     for name, p in named_parameters(model).items():
-        for key, value in kept.get(p, {}).items():
+        if p not in owner:  # frozen
+            continue
+        shared_out = isinstance(owner[p], DistributedMuon)
+        for key, value in (owner[p].whole_state(p) if shared_out else owner[p].state.get(p, {})).items():
             whole = full(value)
             if keep:
                 # of a stack (stacked_optimizer.py): torch.save would write all runs with a view, and one 'step' for all parameters
@@ -71,7 +74,7 @@ def optimizer_state(model, optimizers, keep=True):
 
 def load_optimizer_state(model, optimizers, saved):
     """The other way round. Raises UserError where it is another model's or another optimizer's."""
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    owner = _owners(optimizers)
     parameters = named_parameters(model)
     for optimizer in optimizers:  # all of its parameters or, before its first step, none
         own = {name for name, p in parameters.items() if owner.get(p) is optimizer}
@@ -82,12 +85,19 @@ def load_optimizer_state(model, optimizers, saved):
     for name, values in saved.items():
         p = parameters[name]
         _check_moments(name, values, p, KEPT[type(owner[p])])
-        whole = isinstance(owner[p], torch.optim.Muon)  # as parallel.finish_gradients gives it its gradients
-        owner[p].state[p] = {key: placed_like(value, p, replicated=whole) for key, value in values.items()}
+        if isinstance(owner[p], DistributedMuon):
+            owner[p].take_state(p, values)
+        else:
+            owner[p].state[p] = {key: placed_like(value, p) for key, value in values.items()}
+
+
+def _owners(optimizers):
+    return {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 # what each optimizer keeps of a parameter
-KEPT = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+KEPT = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+        **dict.fromkeys((Muon, DistributedMuon), {"momentum_buffer"})}
 
 
 def _check_moments(name, values, parameter, keys):

@@ -12,6 +12,8 @@ AdamW with the first three is nanoGPT's grouping. Muon (torch.optim.Muon; Jordan
 """
 import torch
 
+from training.muon import DistributedMuon, Muon
+
 
 def group_of(name, p):
     if "curvature" in name or "control_" in name:
@@ -34,10 +36,10 @@ def parameter_groups(model):
     return groups
 
 
-def make_optimizers(model, config, device_type):
+def make_optimizers(model, config, device_type, parallel=None):
     """A list of optimizers: AdamW, AdamW for the curvatures if there are any, Muon if asked for. Each group carries lr_ratio:
-    its lr over the schedule's. The curvatures have an optimizer of their own because they stay whole where FSDP2 cuts the
-    others in shards, and GradScaler does not take a mixture."""
+    its lr over the schedule's. parallel: of several processes, to which Muon's matrices are dealt out. The curvatures have an
+    optimizer of their own because they stay whole where FSDP2 cuts the others in shards, and GradScaler does not take a mixture."""
     adamw, curvature, muon = [], [], []
     for kind, members in parameter_groups(model).items():
         if not members:
@@ -54,8 +56,10 @@ def make_optimizers(model, config, device_type):
     optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
                                     fused=device_type in ("cuda", "cpu", "mps")) for groups in (adamw, curvature) if groups]
     if muon:
-        optimizers.append(torch.optim.Muon(muon, lr=config.muon_lr, momentum=config.muon_momentum, nesterov=True,
-                                           ns_steps=config.muon_ns_steps, adjust_lr_fn=config.muon_adjust_lr))
+        options = dict(lr=config.muon_lr, momentum=config.muon_momentum, nesterov=True, ns_steps=config.muon_ns_steps,
+                       adjust_lr_fn=config.muon_adjust_lr)
+        several = parallel is not None and parallel.launched
+        optimizers.append(DistributedMuon(muon, parallel.rank, parallel.world, **options) if several else Muon(muon, **options))
     set_lr(optimizers, config.learning_rate)
     return optimizers
 

@@ -10,7 +10,9 @@ on any number of them. Without torchrun there is one process and every function 
     DDP     whole weights and optimizer state on each; gradients averaged in the step's last backward pass
     FSDP2   weights, gradients and optimizer state in W shards; a block's weights are gathered when it runs. Parameters in
             the optimizer's group 'curvature' stay whole on each (a block reads its neighbour's c, and a scalar cannot be
-            sharded), and so does Muon's momentum, which is orthogonalised a whole matrix at a time
+            sharded)
+
+With both Muon deals the matrices out to the processes (training/muon.py).
 """
 import contextlib
 import datetime
@@ -110,20 +112,14 @@ class Parallel:
             step_model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def finish_gradients(self, optimizers):
-        """After the last micro-batch: what DDP and FSDP2 left."""
+    def finish_gradients(self):
+        """After the last micro-batch: what FSDP2 left."""
         if self.kind != "fsdp":
             return
         for p in self.whole:
             if p.grad is not None:  # of one that is frozen there is none
                 dist.all_reduce(p.grad)
                 p.grad /= self.world
-        from torch.distributed.tensor import Replicate
-        for optimizer in optimizers:
-            if isinstance(optimizer, torch.optim.Muon):
-                for group in optimizer.param_groups:
-                    for p in group["params"]:
-                        p.grad = p.grad.redistribute(placements=[Replicate()])
 
     # ------------------------------------------------------------------------------------------------------------------
     # numbers and decisions
@@ -183,54 +179,3 @@ class Parallel:
     def close(self):
         if self.launched and dist.is_initialized():
             dist.destroy_process_group()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# tensors that may be sharded; collective: every process calls these in the same order
-
-def named_parameters(model):
-    """name -> parameter, in its shards if it has any: a forward pass that no backward pass followed leaves the weights of
-    FSDP2's outermost module gathered, as other tensors than those that the optimizer knows."""
-    if hasattr(model, "reshard"):
-        model.reshard()
-    return dict(model.named_parameters())
-
-
-def in_shards(tensor):
-    """Is it a DTensor? (Asked without importing torch.distributed.tensor, which takes a second.)"""
-    return hasattr(tensor, "full_tensor")
-
-
-def full(tensor):
-    """The whole of a tensor, gathered if it is in shards."""
-    return tensor.full_tensor() if in_shards(tensor) else tensor
-
-
-def placed_like(tensor, parameter, replicated=False):
-    """A whole tensor, placed as `parameter` is (in its shards, on its device), or whole on each process."""
-    if in_shards(parameter) and tensor.shape == parameter.shape:
-        from torch.distributed.tensor import Replicate, distribute_tensor
-        placements = [Replicate()] if replicated else parameter.placements
-        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, placements)
-    return tensor.to(parameter.device)
-
-
-def _by_placement(parameters):
-    """Lists of parameters whose gradients are placed alike: torch's functions do not take a mixture."""
-    kinds = {}
-    for p in parameters:
-        if p.grad is not None:
-            kinds.setdefault(str(p.grad.placements) if in_shards(p.grad) else "plain", []).append(p)
-    return list(kinds.values())
-
-
-def gradient_norm(parameters):
-    """Global L2 norm of the gradients, sharded or not. -> tensor of shape (), the same on each process."""
-    norms = [full(torch.nn.utils.get_total_norm([p.grad for p in alike])) for alike in _by_placement(parameters)]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-
-
-def clip_gradients(parameters, max_norm, norm):
-    """Gradients times min(1, max_norm / norm), as torch.nn.utils.clip_grad_norm_ does."""
-    for alike in _by_placement(parameters):
-        torch.nn.utils.clip_grads_with_norm_(alike, max_norm, norm)

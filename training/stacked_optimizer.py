@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from training.bf16_products import fast_bf16_products
 from training.schedule import lr_at
 
 ALIGNED = 16  # numbers: a parameter begins on a boundary of 64 bytes
@@ -164,7 +165,8 @@ def orthogonal(matrices, coefficients, steps, eps):
     tall = x.size(1) > x.size(2)
     x = x.mT if tall else x
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    with fast_bf16_products(x.device.type):
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
