@@ -43,6 +43,7 @@ CASES = {  # every model, every kind of parameter that is sharded, whole, shared
     "tau": ["--model=tau", "--tau=median", "--position=alibi", "--n_kv_head=1"],
     "mobius": ["--model=stereographic", "--layers=mobius", "--attention=distance", "--head=lorentz", "--head_tied=False",
                "--head_scale_mode=learned", "--head_curvature_mode=parametric"],
+    "clipped": ["--bias=True", "--optimizer=muon", "--muon_lr=0.1", "--muon_momentum_warmup=4", "--qk_clip=0.01"],
     "hyperplanes": ["--model=stereographic", "--norm=stereographic", "--head=stereographic", "--head_offset=True", "--optimizer=muon"],
     # from the first case's run
     "lessons": ["--model=mixed", "--curvature_mode=random", "--distill_layers=hidden", "--freeze=['transformer.wpe.weight','*curvature*']"],
@@ -70,7 +71,7 @@ def same(one, other, tolerance=1e-5):
     """Losses and weights of two run directories."""
     for a, b in zip(records(one), records(other), strict=True):
         assert a["step"] == b["step"]
-        for key in {"loss", "val_loss", "train_loss", "grad_norm"} & set(a):
+        for key in {"loss", "val_loss", "train_loss", "grad_norm", "qk_clip/largest_logit"} & set(a):
             assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (key, a["step"])
     first, second = (load_file(pathlib.Path(d) / "ckpt" / "last" / "model.safetensors") for d in (one, other))
     assert first.keys() == second.keys()
@@ -105,6 +106,8 @@ def test_many_processes_train_as_one(processes, names, start, small_run, tmp_pat
         assert done.stdout.count(f"{processes} processes, {kind}") == len(cases) + 1
     for one, many, tolerance in pairs:
         same(one, many, tolerance)
+    if "clipped" in names:
+        assert max(record.get("qk_clip/clipped_heads", 0) for record in records(tmp_path / "clipped")) > 0
 
 
 @pytest.mark.exhaustive

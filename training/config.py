@@ -109,8 +109,6 @@ class TrainConfig:
             raise UserError(f"distill_temperature = {self.distill_temperature:g}: must be more than 0, and at most 1,000")
         if self.qk_clip is not None and not 0 < self.qk_clip < float("inf"):
             raise UserError(f"qk_clip = {self.qk_clip:g}: must be more than 0, or None")
-        if self.qk_clip is not None and self.parallel == "fsdp":
-            raise UserError("qk_clip needs whole weights; use --parallel=ddp")
         if self.log_stability and self.parallel == "fsdp":
             raise UserError("log_stability = True needs whole weights; use --parallel=ddp")
         if self.distill_from is not None:

@@ -12,6 +12,7 @@ import torch
 from common.errors import UserError
 from model_baseline import CausalSelfAttention
 from training import onednn
+from training.shards import placed_like
 
 PLAIN = (torch.nn.Linear, onednn.Linear)
 
@@ -38,9 +39,10 @@ class QKClip:
         found = largest_of_all(torch.stack([layer.largest_logit for layer in self.layers]))  # (layers, nh)
         factor = (self.limit / found.clamp(min=self.limit)).sqrt()
         for layer, of_heads in zip(self.layers, factor):
-            for p in layer.c_attn.parameters():
-                q_k_v = p.view(3, layer.n_head, -1, *p.shape[1:])  # (3, nh, hs, ...)
-                q_k_v[:2] *= of_heads.view(1, -1, *[1] * (q_k_v.dim() - 2))
+            for p in layer.c_attn.parameters():  # rows: of q, k and v, head after head
+                q_k = of_heads.repeat_interleave(p.size(0) // (3 * layer.n_head))
+                rows = torch.cat((q_k, q_k, torch.ones_like(q_k)))
+                p.mul_(placed_like(rows.view(-1, *[1] * (p.dim() - 1)).expand(p.shape), p, source=None))
             layer.largest_logit.zero_()
         self.found = found
 
