@@ -8,6 +8,7 @@ stereographic layers, relative to the baseline, same shapes.
     python bench/bench_model.py --of=distance --shape=6x384x8192 --mode=eager --rounds=3    attention by distance at T = 8,192
     python bench/bench_model.py --of=sweeps --threads=1 --dtype=float32    arms of sweeps/verdict.py, as a sweep runs them
     python bench/bench_model.py --of=stereographic           stereographic layers, attention, norm and heads
+    python bench/bench_model.py --of=training                Muon, QK-clip, and what log_stability measures on a step that it logs
     python bench/bench_model.py --profile=True --shape=small --mode=eager
     python bench/bench_model.py --nanogpt=../nanoGPT         our default step against nanoGPT's (a clone of its repository)
 
@@ -48,6 +49,8 @@ from training.compiled import compile_parts
 from training.config import TrainConfig
 from training.machine import pick_device, pick_dtype, pick_matmul
 from training.optimizer import make_optimizers
+from training.qk_clip import QKClip
+from training.watch import Watch
 
 SHAPES = {  # n_layer, n_head, n_embd, block_size, batch_size, vocab_size
     "toy": (1, 2, 16, 2, 1, 65),  # to try the script
@@ -114,17 +117,27 @@ STEREOGRAPHIC = {  # --of=stereographic
         "lorentz head": dict(head="lorentz"), "lorentz_product head": dict(head="lorentz_product"),
         "all": dict(layers="mobius", attention="distance", head="stereographic")}.items()},
 }
+TRAINING = {  # --of=training: (model, its options, keys of train.py)
+    "baseline": ("baseline", {}, {}),
+    "log_stability, a logged step": ("baseline", {}, dict(log_stability=True)),
+    "muon": ("baseline", {}, dict(optimizer="muon")),
+    "muon, qk_clip": ("baseline", {}, dict(optimizer="muon", qk_clip=100.0)),
+    "mixed": ("mixed", {}, {}),
+    "mixed, log_stability": ("mixed", {}, dict(log_stability=True)),
+    "mixed, muon": ("mixed", {}, dict(optimizer="muon")),
+    "mixed, muon, qk_clip": ("mixed", {}, dict(optimizer="muon", qk_clip=100.0)),
+}
 ON_KERNELS = {f"{name}, triton": (model, dict(options, ops="triton")) for name, (model, options) in ARMS.items() if model == "mixed"}
-EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **STEREOGRAPHIC, **OPTIONS, **SWEEPS}
+EVERY = {**ARMS, **ON_KERNELS, **STREAMS, **DISTANCE, **STEREOGRAPHIC, **OPTIONS, **SWEEPS, **TRAINING}
 
 
 @dataclass
 class BenchConfig:
     shape: str = "both"  # small: 4 x 128 | large, text: 6 x 384 | 124M, 350M: GPT-2's | both: small and large | toy: to try the script
         # | LAYERSxWIDTHxT, such as 6x384x8192: one sequence, heads of 64
-    of: Literal["curvature", "options", "streams", "distance", "stereographic", "sweeps"] = "curvature"  # which models: the curved ones,
-        # each option of the mixed model, several residual streams, attention by distance (model_tau.py), stereographic layers
-        # (model_stereographic.py), arms of sweeps/verdict.py
+    of: Literal["curvature", "options", "streams", "distance", "stereographic", "sweeps", "training"] = "curvature"  # which models: the
+        # curved ones, each option of the mixed model, several residual streams, attention by distance (model_tau.py), stereographic
+        # layers (model_stereographic.py), arms of sweeps/verdict.py; or optimizers and what is measured in training
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads
@@ -166,7 +179,7 @@ def autocast_in(dtype, device):
 def make_model(arm, shape, device, n_layer=None):
     """An arm's model, and a batch. n_layer: in place of the shape's. The same seed for all."""
     layers, n_head, n_embd, block_size, batch_size, vocab_size = sizes_of(shape)
-    name, options = EVERY[arm]
+    name, options, *_ = EVERY[arm]
     if options.get("curvature_heads"):
         options = dict(options, curvature_heads=[1.0, *[-1.0] * (n_head - 1)])
     torch.manual_seed(0)
@@ -184,8 +197,11 @@ def make_step(arm, shape, compiled, device, dtype, checked=True, matmul="torch",
     model, x, y = make_model(arm, shape, device)
     if matmul == "onednn":
         onednn.use_in(model)
-    name, options = EVERY[arm]
-    optimizers = make_optimizers(model, TrainConfig(), torch.device(device).type)
+    name, options, *keys = EVERY[arm]
+    training = TrainConfig(**keys[0]) if keys else TrainConfig()
+    clip = QKClip(model, training.qk_clip) if training.qk_clip is not None else None
+    watch = Watch(model) if training.log_stability else None
+    optimizers = make_optimizers(model, training, torch.device(device).type)
     step_model = compile_parts(model, **compile_options) if compiled else model
     if checked and (compiled or "ops" in options):
         plain = model
@@ -198,10 +214,16 @@ def make_step(arm, shape, compiled, device, dtype, checked=True, matmul="torch",
         with autocast():
             loss = step_model(x, y)[1]
         loss.backward()
+        if watch:
+            watch.gradients()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if clip:
+            clip.after_update(lambda largest: largest)
+        if watch:
+            watch.numbers()
         return loss.detach()
     return step, model
 
@@ -284,8 +306,8 @@ def memory_in_own_process(arm, shape, compiled, config):
 
 def report(shape, compiled, config, device, dtype, matmul):
     steps, compile_seconds = {}, {}
-    arms = {"streams": STREAMS, "distance": DISTANCE, "options": OPTIONS, "stereographic": STEREOGRAPHIC, "sweeps": SWEEPS,
-            "curvature": [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])]}[config.of]
+    arms = {"curvature": [*ARMS, *(ON_KERNELS if device.startswith("cuda") else [])], "options": OPTIONS, "streams": STREAMS,
+            "distance": DISTANCE, "stereographic": STEREOGRAPHIC, "sweeps": SWEEPS, "training": TRAINING}[config.of]
     for arm in arms:
         began = time.perf_counter()
         step, _ = make_step(arm, shape, compiled, device, dtype, matmul=matmul)

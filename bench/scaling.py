@@ -62,12 +62,12 @@ def sizes(L, C, V, T):
 
 def state_bytes(P, M, block, outside, W, kind, optimizer, m):
     """Weights, gradients and optimizer state on each process, in bytes: (weights, gradients, state, gathered at a time)."""
-    moments = 8 * P if optimizer == "adamw" else 8 * (P - M) + 4 * M
+    momentum = 4 * M / W  # Muon's: each process has that of its matrices
     if kind == "ddp":
-        return 4 * P, 4 * P, moments, 0
+        return 4 * P, 4 * P, 8 * P if optimizer == "adamw" else 8 * (P - M) + momentum, 0
     # m > 1: gradients are summed whole, and cut once, in the last micro-batch (training/parallel.py: accumulating)
     gradients = 4 * P / W if m == 1 else 4 * P
-    state = moments / W if optimizer == "adamw" else 8 * (P - M) / W + 4 * M  # Muon's momentum is whole
+    state = 8 * P / W if optimizer == "adamw" else 8 * (P - M) / W + momentum
     gathered = 4 * (outside + 2 * block)  # the outermost module's, this block's and the next one's
     return 4 * P / W, gradients, state, gathered
 
@@ -79,14 +79,13 @@ def activation_bytes(L, C, V, T, B, per_block, recompute):
 
 
 def traffic_bytes(P, M, outside, W, kind, optimizer, m):
-    """Sent by each process in a step, ring algorithms."""
-    share = (W - 1) / W
+    """Sent by each process in a step, ring algorithms; of Muon's changes, the mean over processes."""
+    share, muon = (W - 1) / W, optimizer == "muon"
     if kind == "ddp":
-        return 2 * share * 4 * P  # one all-reduce
+        return share * 4 * (2 * P + muon * M)  # one all-reduce; changes, to all
     # gathered for the forward and again for the backward pass, but for what is outside the blocks; one reduce-scatter;
-    # with Muon, whole gradients for the Newton-Schulz iteration
-    muon = 4 * M * share if optimizer == "muon" else 0
-    return share * 4 * (m * (2 * P - outside) + P) + muon
+    # with Muon, gradients to all, and changes in shards
+    return share * 4 * (m * (2 * P - outside) + P + muon * M * (1 + 1 / W))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -121,14 +120,14 @@ def measure(kind, optimizer):
     torch.manual_seed(0)
     model = models.build("baseline", models.CONFIGS["baseline"](**SMALL))
     step_model, _ = parallel.wrap(model, compiled=False)
-    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer), "cpu")
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer), "cpu", parallel)
     idx = torch.randint(SMALL["vocab_size"], (SMALL_BATCH, SMALL["block_size"]))
 
     def step():
         for micro in range(SMALL_MICRO_STEPS):
             with parallel.accumulating(step_model, micro == SMALL_MICRO_STEPS - 1):
                 step_model(idx, idx)[1].backward()
-        parallel.finish_gradients(optimizers)
+        parallel.finish_gradients()
         held = [p.grad for p in model.parameters()]
         for each in optimizers:
             each.step()
@@ -141,15 +140,20 @@ def measure(kind, optimizer):
 
     def local(tensors):
         return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
-    moments = [v for each in optimizers for state in each.state.values() for k, v in state.items() if k != "step"]
+    moments = [v for each in optimizers for state in getattr(each, "own", each).state.values() for k, v in state.items() if k != "step"]
     sent, share = 0.0, (parallel.world - 1) / parallel.world
     for event in profile.events():
         factor = {"gloo:all_reduce": 2 if kind == "ddp" else 0,  # in a ring reduced and gathered; gloo's way to reduce_scatter
                   "_c10d_functional::all_gather_into_tensor": parallel.world,  # its argument is a shard
-                  "c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1}.get(event.name, 0)
-        if factor:
-            sent += factor * share * 4 * max(torch.Size(shape).numel() for shape in event.input_shapes if shape)
-    result = dict(weights=local(model.parameters()), gradients=local(gradients), state=local(moments), sent=sent)
+                  "c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1,
+                  "gloo:scatter": parallel.world,  # shards, where they are sent from
+                  "gloo:broadcast": 1}.get(event.name, 0)
+        shapes = [torch.Size(shape) for shape in event.input_shapes if shape]
+        if factor and shapes and (event.name != "gloo:broadcast" or len(shapes[0]) == 2):  # (DDP broadcasts some sizes, too)
+            sent += factor * share * 4 * max(shape.numel() for shape in shapes)
+    names = "weights", "gradients", "state", "sent"
+    sums = parallel.sum(local(model.parameters()), local(gradients), local(moments), sent)
+    result = {name: value / parallel.world for name, value in zip(names, sums)}
     if parallel.main:
         print("measured " + json.dumps(result))
     parallel.close()
@@ -202,8 +206,7 @@ def page(options):
         for optimizer in ("adamw", "muon"):
             found = measured(kind, optimizer)
             weights, _, state, _ = state_bytes(P, M, block, outside, PROCESSES, kind, optimizer, SMALL_MICRO_STEPS)
-            # after the last micro-batch FSDP2's gradients are in shards again, but for those that Muon needs whole
-            gradients = 4 * P if kind == "ddp" else 4 * (P - M) / PROCESSES + 4 * M / (1 if optimizer == "muon" else PROCESSES)
+            gradients = 4 * P if kind == "ddp" else 4 * P / PROCESSES  # after the last micro-batch FSDP2's are in shards again
             sent = traffic_bytes(P, M, outside, PROCESSES, kind, optimizer, SMALL_MICRO_STEPS)
             pairs = [(weights, found["weights"]), (gradients, found["gradients"]), (state, found["state"]),
                      (sent, found["sent"])]
@@ -219,10 +222,11 @@ def page(options):
            "With DDP every device holds everything. With FSDP2 each of the W devices holds a part, but for the activations.", "",
            "| bytes on each process | DDP | FSDP2 |", "|---|---|---|",
            "| weights | 4P | 4P/W |", "| gradients | 4P | 4P/W, or 4P where m > 1 (summed whole, sent once) |",
-           "| AdamW | 8P | 8P/W |", "| Muon | 8(P - M) + 4M | 8(P - M)/W + 4M |",
+           "| AdamW | 8P | 8P/W |", "| Muon | 8(P - M) + 4M/W | 8(P - M)/W + 4M/W |",
            "| gathered while it runs | 0 | 4 (outside the blocks + 2 blocks) |",
            "| activations | BTC(kL), or BTC(4L + k) with activation_checkpointing; + 6BTV for logits | the same |",
-           "| **sent in a step** (ring) | 8P(W - 1)/W, once for any m | 4(m(2P - outside) + P)(W - 1)/W; Muon + 4M(W - 1)/W |", "",
+           "| **sent in a step** (ring) | 8P(W - 1)/W, once for any m | 4(m(2P - outside) + P)(W - 1)/W |",
+           "| Muon, more | 4M(W - 1)/W | 4M(1 + 1/W)(W - 1)/W, and 4M/W of gradients whole while it steps |", "",
            f"A mixed block keeps {ratio['float32']:.2f} times what a baseline block keeps in float32, {ratio['bfloat16']:.2f} times in "
            "bf16. k, bytes that a block keeps for each token and channel (measured with saved_tensors_hooks, eager, one more block at "
            "C = 256 with heads of 64):", "", "| | float32 | bf16 autocast |", "|---|---|---|"]
@@ -235,8 +239,8 @@ def page(options):
             "sent: FSDP2, W = 8 |", "|---|---|---|---|---|---|---|---|---|---|", *predicted]
     out += ["", "## Measured at small size", "", f"Formulas and measurement differ by {worst:.1%} at most.", "",
             f"{SMALL['n_layer']} x {SMALL['n_embd']}, V = {SMALL['vocab_size']}, P = {P:,}; {PROCESSES} CPU processes (gloo), "
-            f"m = {SMALL_MICRO_STEPS}. Held: the tensors of one process after a step. Sent: shapes of the collectives in a profile "
-            "of one step, times what a ring sends of them. Bytes; formula / measured.", "",
+            f"m = {SMALL_MICRO_STEPS}. Held: the tensors of a process after a step, the mean of both. Sent: shapes of the collectives in a "
+            "profile of one step, times what a ring sends of them. Bytes; formula / measured.", "",
             "| | weights | gradients | state | sent |", "|---|---|---|---|---|", *compared]
     out += ["", "## What the formulas leave out", "",
             "- Fragmentation, NCCL's buffers, the CUDA context (about 1 GiB), autocast's bf16 copies of the weights (2M; FSDP2: of "

@@ -115,6 +115,20 @@ def test_bench_model_takes_a_shape_with_a_context_of_its_own(capsys):
         refused(bench_model.main, f"--shape={wrong}", capsys, "LAYERSxWIDTHxT")
 
 
+def test_bench_model_trains_as_train_py_does(capsys, monkeypatch):
+    """With Muon, QK-clip and what log_stability measures."""
+    status, out, err = run(bench_model.main, ["--of=training", "--shape=toy", "--mode=eager", "--rounds=1", "--threads=1", "--memory=False",
+                                              "--dtype=float32", "--device=cpu"], capsys)
+    assert status == 0, err
+    assert [line[2:31].strip() for line in out.splitlines()[-len(bench_model.TRAINING):]] == list(bench_model.TRAINING)
+    made, plain = [], bench_model.make_optimizers
+    monkeypatch.setattr(bench_model, "make_optimizers", lambda *args: made.append(plain(*args)) or made[-1])
+    step, model = bench_model.make_step("mixed, muon, qk_clip", "toy", False, "cpu", "float32")
+    step()
+    assert isinstance(made[0][-1], torch.optim.Muon) and made[0][-1].state  # it has made an update
+    assert model.transformer.h[0].attn.largest_logit.max() == 0  # read, and begun anew
+
+
 def test_bench_stack_measures_runs_an_hour(tmp_path, capsys):
     status, out, err = run(bench_stack.main, ["--shape=toy", "--N=[1,3]", "--rounds=1", "--device=cpu", "--dtype=float32", "--steps=100",
                                               f"--out={tmp_path / 's.csv'}"], capsys)
