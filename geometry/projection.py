@@ -30,8 +30,8 @@ def project(x, c, limit=None):
     norm2 = _dot(x, x)
     bound = max_norm(c, stored) if limit is None else limit.to(norm2.dtype)
     # shortened rows come out a rounding error longer than bound; they count as inside, so that projecting twice is the
-    # same as projecting once
-    outside = norm2 > (bound * (1 + ROUNDING[stored])).square()
+    # same as projecting once. (So written, a NaN in c or in the row is one in the result.)
+    outside = ~(norm2 <= (bound * (1 + ROUNDING[stored])).square())
     shrink = torch.where(outside, bound, 1.0) * torch.rsqrt(torch.where(outside, norm2, 1.0))
     # a row of length 1e38 has a factor that float32 holds with few bits: rounded down, so that it ends inside
     shrink = (shrink - 2.0 ** -149).clamp(min=0)

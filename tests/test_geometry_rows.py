@@ -239,3 +239,16 @@ def test_numbers_of_other_kinds_are_curvatures():
     for c in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.bfloat16)):
         torch.testing.assert_close(G.exp_0(x, c), expected)
     torch.testing.assert_close(G.exp_0(x, 1), G.exp_0(x, 1.0))
+
+
+@pytest.mark.parametrize("name", sorted(set(checks.ROWS) - {"gyromidpoint"}))
+def test_a_nan_in_c_is_one_in_the_result(name):
+    """Of the rows that it belongs to, in every map: none hides it."""
+    f = getattr(G, name)
+    rows = {key: 0.1 * torch.randn(3, 5) for key in checks.ROWS[name]}
+    c = torch.tensor([[1.0], [float("nan")], [-1.0]])
+    if name == "log_previous":  # (of a sequence)
+        rows = {"x": rows["x"].expand(3, 3, 5)}
+        c = c.unsqueeze(-1)
+    out = f(**rows, c=c)
+    assert out[1].isnan().all() and out[::2].isfinite().all()
