@@ -14,8 +14,9 @@ and alpha, beta are functions of three numbers: with k = tanc(c|v|^2) (exp_0(v) 
 
 `read`: 'log' or 'flat'; 'length': log's length in the direction of x - r; 'direction': log's direction, as long as x - r; 'row': x itself,
 as a plain GPT reads; 'weighted': x - w r, with a number w for each head and sub-layer, learned from 1; 'likeness': x - w r with
-w = w_0 + a (1 - cos(x, r)), two numbers learned from 1 and 0. The last is log's direction, for rows of one length: -r (+) x is then in the
-direction of x - w r with w = (1 - 2c <r,x> + c|r|^2) / (1 - c|r|^2) = 1 + 2c|r|^2 / (1 - c|r|^2) (1 - cos(x, r)).
+w = w_0 + a (1 - cos(x, r)), two numbers learned from 1 and `likeness`; 'cosine': the same, with 1 and `likeness` fixed. For rows of one
+length that is log's direction: -r (+) x is then in the direction of x - w r with
+w = (1 - 2c <r,x> + c|r|^2) / (1 - c|r|^2) = 1 + 2c|r|^2 / (1 - c|r|^2) (1 - cos(x, r)).
 
 `write`: 'mobius' or 'flat', or a part of it:
     alpha, beta    the one, and 1 for the other
@@ -48,8 +49,9 @@ PARTS = ("alpha", "beta", "norms", "x", "v", "limit", "xv")
 @dataclass
 class TermsConfig(GPTConfig):
     curvature: float = 0.1  # c of every head and block, fixed; the ball's radius is its -1/2 power
-    read: Literal["flat", "log", "length", "direction", "row", "weighted", "likeness"] = "flat"  # what of log_r(x) is curved, or in
-        # its place, see model_terms.py
+    read: Literal["flat", "log", "length", "direction", "row", "weighted", "likeness", "cosine"] = "flat"  # what of log_r(x) is
+        # curved, or in its place, see model_terms.py
+    likeness: float = 0.0  # a of read = 'cosine', or where that of read = 'likeness' starts; cosh(d) - 1 for rows at a distance d
     write: Literal["flat", "mobius", "alpha", "beta", "norms", "x", "v", "limit", "xv", "constant"] = "flat"  # what of x (+) exp_0(v) is
     ball: bool = True  # rows are kept in the ball of c
     max_distance: float | None = None  # and, with the ball, at most this far from the origin, in units of 1/sqrt(c), as in the mixed model
@@ -58,6 +60,8 @@ class TermsConfig(GPTConfig):
         super().__post_init__()
         if not 1e-30 <= self.curvature <= 1e30:
             raise UserError(f"curvature = {self.curvature:g}: a ball needs one of more than 0 (1e-30 to 1e+30)")
+        if not -1e6 <= self.likeness <= 1e6:
+            raise UserError(f"likeness = {self.likeness:g}: must be between -1e+06 and 1e+06")
         if self.max_distance is not None and not 0 < self.max_distance <= 1e6:
             raise UserError(f"max_distance = {self.max_distance:g}: must be more than 0 and at most 1e+06, or None")
         if not self.ball and (self.read in ("log", "length", "direction") or self.write in ("mobius", "alpha", "beta", "norms", "x")):
@@ -67,7 +71,9 @@ class TermsConfig(GPTConfig):
         """Keys that the others leave without effect -> by what"""
         learned = self.write == "constant" or self.read in WEIGHTED
         off = {} if learned else {"curvature_lr_mult": "a model that learns no curvature"}
-        if not self.ball and self.read in ("flat", "row", *WEIGHTED) and self.write in ("flat", "constant"):
+        if self.read not in ("likeness", "cosine"):
+            off["likeness"] = f"read = {self.read!r}"
+        if not self.ball and self.read in ("flat", "row", "cosine", *WEIGHTED) and self.write in ("flat", "constant"):
             off["curvature"] = "ball = False and nothing curved"
         if not self.ball:
             off["max_distance"] = "ball = False"
@@ -139,10 +145,11 @@ class Block(model_baseline.Block):
 
     def tangent(self, x, r, index):
         """What is read of a head. (B, T, nh, hs) x 2 -> the same. index: 0 attention, 1 MLP."""
-        if self.config.read in WEIGHTED:
-            w = self.control_read[index]
-            if self.config.read == "likeness":
-                w = w + self.control_likeness[index] * (1 - torch.cosine_similarity(x, r, dim=-1).unsqueeze(-1))
+        if self.config.read in (*WEIGHTED, "cosine"):
+            w = self.control_read[index] if self.config.read in WEIGHTED else 1.0
+            if self.config.read != "weighted":
+                a = self.control_likeness[index] if self.config.read == "likeness" else self.config.likeness
+                w = w + a * (1 - torch.cosine_similarity(x, r, dim=-1).unsqueeze(-1))
             return x - w * r
         return x if self.config.read == "row" else tangent(x, r, self.config.curvature, self.config.read)
 
@@ -174,7 +181,7 @@ class GPT(model_baseline.GPT):
 
     def _init_special(self):
         for block in self.transformer.h:
-            for name, start in (("control_write", 1.0), ("control_read", 1.0), ("control_likeness", 0.0)):
+            for name, start in (("control_write", 1.0), ("control_read", 1.0), ("control_likeness", block.config.likeness)):
                 if hasattr(block, name):
                     nn.init.constant_(getattr(block, name), start)
 

@@ -3,9 +3,11 @@ origin) with one term of its geometry taken away or alone, with the same budget 
 
 At 0.2M what curvature gains is largest, -0.0298 [-0.0428, -0.0167], and a run is short. What each arm is: model_terms.py. All but the terms
 is c1-within's: the ball, the rate, the shift to the previous token. Nothing is chosen here. c1-within and gate+norm are verdict_size.py's
-runs: copy its rows to out/sweeps/verdict_terms/runs.csv, or they are made again. Then 12 arms with 3 seeds, 36 runs of 2 to 4 minutes of
+runs: copy its rows to out/sweeps/verdict_terms/runs.csv, or they are made again. Then 13 arms with 3 seeds, 39 runs of 2 to 4 minutes of
 one thread with AVX-512. Written before any of them, after one seed of two arms at 0.8M.
 """
+import math
+
 from sweeps import verdict as _verdict
 
 defaults = dict(_verdict.defaults, n_embd=64)  # 0.2M parameters
@@ -34,4 +36,6 @@ arms = {
     'weighted': _term(read='weighted'),
     # and after three seeds, where it is a third of the gain: a weight by how alike the two are, as log's direction has it, learned
     'likeness+v': _term(read='likeness', write='v'),
+    # and where the learned one stays near its start: fixed at what log's direction is of rows 1.5 from the origin, without any curved map
+    'cosine+v': _term(read='cosine', likeness=round(math.cosh(1.5) - 1, 4), write='v'),
 }

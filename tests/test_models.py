@@ -53,7 +53,7 @@ COVERING = covering(GRID)
 CONTROLS = [("controls", dict(control=c)) for c in ("difference", "bound", "norm", "gate", "gate+norm", "bound+gate+norm")]
 TERMS = [("terms", o) for o in (dict(write="mobius"), dict(read="log", write="constant"), dict(read="length", write="norms"),
                                 dict(read="direction", write="xv"), dict(write="alpha"), dict(read="likeness", write="v"),
-                                dict(read="row", write="limit", ball=False))]
+                                dict(read="cosine", likeness=1.35), dict(read="row", write="limit", ball=False))]
 TAU = [("tau", o) for o in (
     {}, dict(tau="fixed", temperature="fixed"), dict(tau="median", qk_norm=True), dict(tau="mean", position="rope"),
     dict(laplacian="learned", laplacian_per_head=True),

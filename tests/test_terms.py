@@ -141,6 +141,11 @@ def test_a_weight_of_the_previous_token(tokens):
         square = 0.36  # c |r|^2
         block.control_likeness.fill_(2 * square / (1 - square))
         torch.testing.assert_close(block.tangent(x.unsqueeze(1), r.unsqueeze(1), 1)[:, 0], u)
+    for read in ("likeness", "cosine"):  # the same as a key: where it starts, or fixed
+        block = build("terms", dict(read=read, likeness=2 * square / (1 - square))).double().transformer.h[0]
+        torch.testing.assert_close(block.tangent(x.unsqueeze(1), r.unsqueeze(1), 0)[:, 0], u)
+    assert math.cosh(2 * math.atanh(square ** 0.5)) - 1 == pytest.approx(2 * square / (1 - square))  # of a row at that distance
+    assert "likeness" in model_terms.TermsConfig(read="weighted", likeness=1.0).without_effect()
 
 
 def test_a_plain_gpt_and_its_limited_updates(tokens):
