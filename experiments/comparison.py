@@ -12,9 +12,10 @@ from analysis import ablation
 from common.errors import UserError
 from common.intervals import mean_interval
 from experiments import answer, question
+from experiments.curves import BUDGETS, read_curve, read_kept
 from experiments.plots import REFERENCES
 from experiments.report import p_text
-from experiments.results import BUDGETS, CONTROLS, METRICS, best_of, read_curve, read_json, read_sweep
+from experiments.results import CONTROLS, METRICS, best_of, read_json, read_sweep
 from experiments.statistics import (
     candidates,
     choose_lr,
@@ -43,7 +44,7 @@ SET_ROLE = {
 
 def tune(summary):
     """Each arm at its best learning rate, and the curves of the runs that measure it."""
-    without = []  # (arm, run) of those that have no curve
+    without, kept = [], read_kept(summary.folder)  # (arm, run) of those that have no curve; curves of runs that are not here
     for arm in summary.arms:
         losses = arm.losses()
         arm.choice = choose_lr(losses, summary.selection_seed)
@@ -73,7 +74,7 @@ def tune(summary):
         arm.edge = place_in_grid(arm.choice.lr, losses)
         for seed in arm.choice.losses:
             run = arm.runs[arm.choice.lr, seed]
-            curve = read_curve(run.folder)
+            curve = read_curve(run.folder) or kept.get(run.hash)
             if curve is None:
                 without.append((arm, run))
             else:

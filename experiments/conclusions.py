@@ -5,8 +5,8 @@ Summary, so that they change with them. Of the table of results it is the headli
 import numpy as np
 
 from common.intervals import mean_interval
+from experiments.curves import BUDGETS
 from experiments.plots import REFERENCES
-from experiments.results import BUDGETS
 from experiments.statistics import censored_median
 
 DIGITS = {"step": 0, "tokens": 0, "train_seconds": 1}  # of the amounts of a budget

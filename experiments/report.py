@@ -18,8 +18,8 @@ import numpy as np
 from common.intervals import Estimate, interval_text, mean_interval
 from experiments import conclusions
 from experiments.conclusions import DIGITS
+from experiments.curves import BUDGETS
 from experiments.plots import REFERENCES
-from experiments.results import BUDGETS
 from experiments.statistics import censored_median
 
 WIDTH = 120  # columns of the terminal, at most

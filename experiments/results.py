@@ -14,7 +14,6 @@ from experiments.rows import Rows
 from experiments.runs import make_runs
 from experiments.statistics import Choice
 from training.config import REPOSITORY
-from training.run_directory import read_metrics
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ METRICS = {"final": Metric("val_loss", "validation loss", "nats a token", 4, "di
            "target": Metric("target_step", "steps to the target", "steps", 0, "diverged or did not reach the target")}
 LARGEST = 1e100  # of any number of a table: what is beyond is damage, and no plot or mean can take it
 CONTROLS = ("flat", "control")  # roles of arms without curvature, but for the baseline
-BUDGETS = {"step": "steps", "tokens": "tokens", "train_seconds": "training seconds"}  # keys of an evaluation's line
 
 
 @dataclass
@@ -47,16 +45,7 @@ class Run:
     flops_per_token: float | None
     target_seconds: float | None
     host: str
-
-
-@dataclass
-class Curve:
-    """metrics.jsonl of a run: the lines of evaluations, and those of steps."""
-    evaluations: list
-    steps: list
-
-    def column(self, key):
-        return [r[key] for r in self.evaluations]
+    hash: str
 
 
 @dataclass
@@ -209,7 +198,7 @@ def read_rows(folder, plan, metric):
             numbers = {k: float(row[k]) if row[k] else None
                        for k in ("step", "tokens", "parameters", "flops_per_token", "target_seconds")}
             run = Run(row["status"], os.path.normpath(os.path.join(folder, row["dir"])),
-                      None if loss is None else float(loss), host=row["host"], **numbers)
+                      None if loss is None else float(loss), host=row["host"], hash=row["hash"], **numbers)
             if run.status == "finished" and metric != "target" and loss is not None and not abs(run.loss) <= LARGEST:
                 raise ValueError(f"finished with a loss of {loss}")
             for name, value in {**numbers, "lr": float(row["lr"])}.items():
@@ -292,21 +281,3 @@ def read_sweep(folder, metric, planned=True):
     seeds = sorted({seed for arm in arms.values() for _, seed in arm.planned | arm.runs.keys()})
     return Summary(folder, plan["name"], metric, list(arms.values()), seeds, None, notes, target=target, file=plan["file"],
                    question=question.read_told(plan, path))
-
-
-def read_curve(folder):
-    """Curve of a run, or None if its metrics are not there (a table alone was copied, say)."""
-    path = os.path.join(folder, "metrics.jsonl")
-    try:
-        lines = read_metrics(path)
-        evaluations, steps = ([r for r in lines if key in r] for key in ("val_loss", "loss"))
-        for r, keys in ((r, keys) for found, keys in ((evaluations, ("val_loss", *BUDGETS)), (steps, ("loss",))) for r in found):
-            for key in keys:
-                if not isinstance(r[key], (int, float)):  # a NaN is what a run that diverged has
-                    raise ValueError(f"{key} is {r[key]!r}")
-                float(r[key])
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        raise UserError(f"{path} is damaged: not the lines that train.py writes") from None
-    return Curve(evaluations, steps) if evaluations else None

@@ -64,6 +64,10 @@ class Rows:
         """These and the rows that waited for the sweep to have their runs again."""
         return {**self._read("runs_before.csv"), **self.read()}
 
+    def write(self, rows):
+        """All of them, hash -> row, in the place of what is there: of a folder in which no sweep runs."""
+        self._write("runs.csv", rows)
+
     def put(self, row):
         with self._locked():
             self._write("runs.csv", {**self.read(), row["hash"]: row})
