@@ -183,8 +183,8 @@ def train(config, model_config, parallel, argv):
             if usable:
                 for optimizer in optimizers:
                     scaler.step(optimizer)
-                if qk_clip:
-                    qk_clip.after_update(parallel.largest)
+            if qk_clip:
+                qk_clip.after_update(parallel.largest, skipped=guard.bad if usable else torch.ones_like(guard.bad))
             scaler.update()
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=parallel.kind != "ddp")  # DDP's are its buckets: without them there would be two of each

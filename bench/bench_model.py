@@ -221,7 +221,7 @@ def make_step(arm, shape, compiled, device, dtype, checked=True, matmul="torch",
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if clip:
-            clip.after_update(lambda largest: largest)
+            clip.after_update(lambda largest: largest, skipped=torch.zeros((), device=device))
         if watch:
             watch.numbers()
         return loss.detach()

@@ -226,7 +226,8 @@ def page(options):
            "| gathered while it runs | 0 | 4 (outside the blocks + 2 blocks) |",
            "| activations | BTC(kL), or BTC(4L + k) with activation_checkpointing; + 6BTV for logits | the same |",
            "| **sent in a step** (ring) | 8P(W - 1)/W, once for any m | 4(m(2P - outside) + P)(W - 1)/W |",
-           "| Muon, more | 4M(W - 1)/W | 4M(1 + 1/W)(W - 1)/W, and 4M/W of gradients whole while it steps |", "",
+           "| sent with Muon, more | 4M(W - 1)/W | 4M(1 + 1/W)(W - 1)/W |",
+           "| held while Muon steps, more | 4M/W, the changes | 8M/W, the changes and their gradients, whole |", "",
            f"A mixed block keeps {ratio['float32']:.2f} times what a baseline block keeps in float32, {ratio['bfloat16']:.2f} times in "
            "bf16. k, bytes that a block keeps for each token and channel (measured with saved_tensors_hooks, eager, one more block at "
            "C = 256 with heads of 64):", "", "| | float32 | bf16 autocast |", "|---|---|---|"]

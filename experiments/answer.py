@@ -12,6 +12,7 @@ from common.intervals import mean_interval
 from experiments import sequential
 from experiments.results import read_sweep
 from experiments.statistics import (
+    LEAST_TO_PLAN,
     Difference,
     choose_lr,
     equivalence_test,
@@ -21,7 +22,6 @@ from experiments.statistics import (
     power_of_difference,
     power_of_equivalence,
     selection_seed_of,
-    t_test,
 )
 
 
@@ -32,6 +32,9 @@ class Answer:
     low: float | None  # of the interval that decides
     high: float | None
     p_equivalent: float | None  # TOST, with stop = 'fixed'
+    diverged: str = ""  # the arm that has no rate, for it diverged with a seed; then the difference is over the pairs that finished
+    impossible: bool = False  # that is so at all of its rates: no more runs will give an answer
+    optimistic: bool = False  # rates were chosen on the seeds that measure
 
     @property
     def decided(self):
@@ -40,14 +43,29 @@ class Answer:
 
 def answer(question, arms, selection_seed):
     """Of {name: Arm}; None where the two have no pair of seeds that measures."""
-    choices = [choose_lr(arms[name].losses(), selection_seed) if name in arms else None for name in (question.arm, question.against)]
-    if None in choices:
+    pair = [arms[name] for name in (question.arm, question.against) if name in arms]
+    choices = [choose_lr(arm.losses(), selection_seed) for arm in pair]
+    for arm, choice in zip(pair, choices):
+        if choice is None and arm.losses():
+            return without_a_rate(arm, pair)
+    if len(pair) < 2 or None in choices:
         return None
     difference = paired_difference(*measuring_pair(*choices))
-    d = difference.differences
-    if not d:
+    if not difference.differences:
         return None
-    return judged(question, difference)
+    optimistic = any(choice.selection_seed is None and len(arm.grid()) > 1 for arm, choice in zip(pair, choices))
+    return dataclasses.replace(judged(question, difference), optimistic=optimistic)
+
+
+def without_a_rate(arm, pair):
+    """The Answer where an arm diverged with a seed at each rate that was run: none."""
+    diverged = {lr for lr, seeds in arm.losses().items() if any(map(math.isinf, seeds.values()))}
+    one, other = ({(lr, seed): loss for lr, seeds in each.losses().items() for seed, loss in seeds.items()}
+                  for each in (pair if len(pair) == 2 else (arm, arm)))
+    if all(len(each.grid()) == 1 for each in pair):  # the same seeds, whatever each one's rate
+        one, other = ({seed: loss for (_, seed), loss in losses.items()} for losses in (one, other))
+    return Answer("none", paired_difference(one, other, sign_flips=False), None, None, None, diverged=arm.name,
+                  impossible=diverged >= set(arm.grid()))
 
 
 def judged(question, difference):
@@ -79,6 +97,11 @@ def in_words(question, found, unit, planned, ended=False):
         return text + ("Answer: none; the runs have ended, and no pair of seeds has a result (an arm that diverged has no rate)."
                        if ended else "Answer: none yet; no pair of seeds has ended.")
     d = found.difference.differences
+    if found.diverged:
+        text += (f"Answer: none, for {found.diverged} diverged with a seed, and has no rate at which it can be compared"
+                 f"{'' if found.impossible else ' so far'}.")
+        return text + (f" Over the {len(d)} pairs that both finished, {question.arm} minus {question.against} = {float(np.mean(d)):+.4f}; "
+                       "that is no answer, for it leaves out where one failed." if d else "")
     n, mean = len(d), float(np.mean(d))
     said = SAID[found.verdict].format(**dataclasses.asdict(question))
     interval = ("no interval yet" if found.low is None or math.isinf(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]")
@@ -95,6 +118,8 @@ def in_words(question, found, unit, planned, ended=False):
              f"{question.arm} minus {question.against} = {mean:+.4f} ({how}).")
     if ended and n < planned and not (question.stop == "anytime" and found.decided):  # those that are not needed were not run
         text += f" {planned - n} of the planned pairs {'has' if planned - n == 1 else 'have'} no result."
+    if found.optimistic:
+        text += " Rates were chosen on the seeds that measure, which is optimistic for the arm that had more of them."
     return f"{text} {what_would_undo_it(question, found) if found.decided else what_would_change_it(question, d)}"
 
 
@@ -114,14 +139,14 @@ def what_would_undo_it(question, found):
 
 def what_would_change_it(question, differences):
     """How many pairs would say more, with the spread so far."""
-    if len(differences) < 2 or t_test(differences) is None or not question.margin:
+    if len(differences) < 2 or np.ptp(differences) == 0 or not question.margin:
         return "More seeds are needed to say how many would decide."
     spread, mean = float(np.std(differences, ddof=1)), float(np.mean(differences))
     different, alike = (text for text, _ in pairs_for(question, spread))
-    text = (f"With this spread ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0 "
-            f"with a probability of 80%, and {alike} show that there is none.")
+    text = (f"With this spread ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0, or one of "
+            f"{2 * question.margin:g} more than {question.margin:g}, with a probability of 80%; {alike} show that there is none.")
     beyond = abs(mean) - question.margin
-    if beyond <= 0:
+    if beyond <= 0 or len(differences) < LEAST_TO_PLAN:
         return text
     n = pairs_in_words(question, beyond / spread, False)[0]
     return f"{text} If the difference is what it is now ({mean:+.4f}), {n} show that it is more than {question.margin:g}."
@@ -150,7 +175,8 @@ def planned_in_words(question, pairs):
     looks = ("" if question.stop == "fixed" else
              f" Looks after every pair are in these numbers; one look at the end would need {fixed_different} and {fixed_alike}.")
     return (f"question: with a spread of {question.spread:g} a pair, {different} pairs show that a difference of {question.margin:g} is "
-            f"not 0 with a probability of 80%, and {alike} show that there is none; {pairs} are planned.{looks}")
+            f"not 0, or one of {2 * question.margin:g} more than {question.margin:g}, with a probability of 80%; {alike} show that there "
+            f"is none; {pairs} are planned.{looks}")
 
 
 def of_folder(folder, question, planned=True):

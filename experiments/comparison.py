@@ -17,6 +17,7 @@ from experiments.plots import REFERENCES
 from experiments.report import p_text
 from experiments.results import CONTROLS, METRICS, best_of, read_json, read_sweep
 from experiments.statistics import (
+    LEAST_TO_PLAN,
     candidates,
     choose_lr,
     holm,
@@ -238,10 +239,11 @@ def verdict(difference, mixed, control):
     if estimate.low <= 0 <= estimate.high:
         text = "The interval contains 0: these seeds do not tell the two arms apart."
         spread = float(np.std(difference.differences, ddof=1))
-        pairs = pairs_needed(lambda n: power_of_difference(n, abs(estimate.mean) / spread)) if estimate.mean else None
+        known = estimate.mean and estimate.n >= LEAST_TO_PLAN
+        pairs = pairs_needed(lambda n: power_of_difference(n, abs(estimate.mean) / spread)) if known else None
         if pairs is None:
             return text
-        return f"{text} Some {pairs:,} pairs would, with a probability of 80%, if the difference is what it is now."
+        return f"{text} Some {pairs:,} pairs would, with a probability of 80%, if difference and spread are what they are now."
     better, worse = (mixed, control) if estimate.mean < 0 else (control, mixed)
     return f"The interval does not contain 0: {better} is better than {worse}."
 

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from common.errors import UserError
@@ -152,8 +153,10 @@ def planned(question, runs):
     rates = {}
     for run in runs:
         rates.setdefault(run.arm, set()).add(run.lr)
-    chooses = any(len(found) > 1 for found in rates.values())  # one seed chooses, and does not measure (statistics.choose_lr)
-    return answers("spread").planned_in_words(question, max(0, len(pairs) - chooses))
+    if any(len(found) > 1 for found in rates.values()):  # one seed chooses, and does not measure: statistics.selection_seed_of
+        often = Counter(run.seed for run in runs)
+        pairs -= {min(often, key=lambda seed: (-often[seed], seed))}
+    return answers("spread").planned_in_words(question, len(pairs))
 
 
 def not_needed_in(folder, question):
@@ -171,5 +174,5 @@ def not_needed_in(folder, question):
         if state not in seen:
             seen.clear()
             seen[state] = answer.of_folder(folder, question)
-        return seen[state] is not None and seen[state].decided
+        return seen[state] is not None and (seen[state].decided or seen[state].impossible)
     return not_needed

@@ -168,7 +168,10 @@ def method(summary):
         "cannot be the best. 'lowest' or 'highest tried': the optimum may lie outside the grid.",
         "Differences are paired: the same seed has the same batches and the same shared initial weights. p: two-sided "
         "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign "
-        "flips: exact paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062).",
+        "flips: paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062); exact up to 16, beyond "
+        "that by 65,536 random flips (smallest value 3e-5).",
+        *(["The anytime-valid interval of the answer holds at all looks together, for independent, normal differences. Skewed ones or "
+           "rare bad runs break it (docs/sweeps.md has by how much)."] if (summary.question or {}).get("stop") == "anytime" else []),
         "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "
         "nor is the p of the headline, which is of one comparison: it differs from the table's of the same two arms for that "
         "reason. An interval without 0 can therefore stand beside a p (Holm) above 0.05.",

@@ -58,6 +58,9 @@ def candidates(losses):
     return {lr: seeds for lr, seeds in losses.items() if seeds and all(math.isfinite(v) for v in seeds.values())}
 
 
+LEAST_TO_PLAN = 5  # pairs, before more are planned with their mean and spread: with 2 or 3 both are chance
+
+
 def choose_lr(losses, selection_seed):
     """The best learning rate of an arm, of those where no seed diverged.
 

@@ -121,13 +121,38 @@ def test_logits_above_the_limit_are_scaled_to_it(name, options, tokens):
     assert before[0, 0] > 2 * before[0, 1]
     clip = QKClip(net, limit)
     net(idx)
-    clip.after_update(lambda tensor: tensor)
+    clip.after_update(lambda tensor: tensor, skipped=torch.zeros(()))
     torch.testing.assert_close(clip.found, before)
     assert clip.numbers() == {"qk_clip/largest_logit": pytest.approx(before.max().item()), "qk_clip/clipped_heads": 1}
     after = largest_logits(net, idx)
     assert after[0, 0].item() == pytest.approx(limit, rel=1e-4)
     assert torch.equal(rows[:, 1:], weights.view(3, NH, -1, C)[:, 1:]) and torch.equal(rows[2], weights.view(3, NH, -1, C)[2])
     assert after[0, 1].item() == pytest.approx(before[0, 1].item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_step_that_was_skipped_leaves_the_weights(tokens):
+    net = build().train()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    clip = QKClip(net, 1e-6)
+    net.transformer.h[0].attn.c_attn.weight[0, 0] = math.nan  # its logits are no numbers
+    net(tokens[0])
+    before["transformer.h.0.attn.c_attn.weight"][0, 0] = math.nan
+    clip.after_update(lambda tensor: tensor, skipped=torch.ones(()))
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p, before[name], rtol=0, atol=0, equal_nan=True)
+    assert "qk_clip/clipped_heads" in clip.numbers()  # also where the first step was skipped
+    assert all(layer.largest_logit.max() == 0 for layer in clip.layers)
+
+
+def test_a_first_step_without_an_update_is_logged(small_run, tmp_path, capsys, monkeypatch):
+    """float16's scaler skips steps whose gradients overflow."""
+    plain = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **options: plain(*args, **{**options, "init_scale": 2.0 ** 126}))
+    args = [*small_run, "--dtype=float16", "--qk_clip=0.01", "--max_iters=3"]
+    status, _, err = run(train.main, args, capsys)
+    assert "Traceback" not in err and status in (0, 3)
+    assert any("qk_clip/largest_logit" in record for record in records(tmp_path / "run"))
 
 
 def test_a_run_says_what_was_clipped(small_run, tmp_path, capsys):
@@ -150,6 +175,7 @@ def test_compiled_it_measures_the_same_logits():
 @pytest.mark.parametrize("more,said", [
     (["--qk_clip=0"], "more than 0"), (["--qk_clip=1", "--qk_norm=True"], "qk_norm"), (["--qk_clip=1", "--model=tau"], "no products"),
     (["--qk_clip=1", "--model=stereographic", "--attention=distance"], "no products"),
+    (["--qk_clip=1", "--freeze=['*c_attn*']", "--init_from=scratch"], "freeze"),
     (["--muon_momentum_warmup=3"], "no effect"), (["--muon_adjust_lr=match_rms_adamw"], "muon")])
 def test_what_cannot_be(more, said, small_run, tmp_path, capsys):
     status, _, err = run(train.main, [*small_run, *more], capsys)

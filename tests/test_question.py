@@ -178,6 +178,8 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     told = question.checked({**ASKED, "spread": 0.01, "alpha": 0.1}, ["a", "b"], "x.py")
     chooses = [*runs, SimpleNamespace(arm="a", seed=0, lr=3e-3)]  # a second rate: one seed chooses, and does not measure
     assert "4 are planned" in question.planned(told, chooses)
+    elsewhere = [*runs, *(SimpleNamespace(arm="c", seed=9, lr=lr) for lr in np.arange(9) / 1e3)]  # seed 9, which the two do not have
+    assert "5 are planned" in question.planned(told, elsewhere)
     n, m = (int(text) for text in re.findall(r"(\d+) (?:pairs )?show", question.planned(told, runs)))
     for power, pairs in ((ss.power_of_difference, n), (ss.power_of_equivalence, m)):
         assert power(pairs, 0.4, 0.1) >= 0.8 > power(pairs - 1, 0.4, 0.1)
@@ -266,6 +268,42 @@ def test_what_would_change_an_open_answer():
     assert f"({spread:.4f} a pair) {n} pairs show that a difference of 0.004 is not 0" in text
     assert answer.what_would_change_it(asked_of, (0.1,)) == "More seeds are needed to say how many would decide."
     assert answer.in_words(asked_of, None, "nats a token", 5).endswith("none yet; no pair of seeds has ended.")
+    few = answer.what_would_change_it(asked_of, (-0.03, -0.02, 0.01, 0.02))  # chance: nothing is planned with its mean
+    assert "what it is now" not in few and "or one of 0.008 more than 0.004" in few
+
+
+@pytest.mark.parametrize("stop", ["fixed", "anytime"])
+@pytest.mark.parametrize("d", [0.0, 0.01])
+def test_pairs_that_all_differ_by_the_same(stop, d):
+    """An option that does nothing, or a coarse measure."""
+    asked_of = question.Question(**ASKED, stop=stop)
+    text = answer.in_words(asked_of, answer.answer(asked_of, pair([d] * 5), None), "x", 8)
+    assert "More seeds are needed" in text
+
+
+def test_a_diverged_run_is_said_and_ends_the_sweep():
+    """Decided after 8 pairs; a run that was on its way then diverged."""
+    asked_of = question.Question(**ASKED, stop="anytime")
+    d = np.random.default_rng(6).normal(-0.03, 0.003, 8)
+    arms = pair(d)
+    assert answer.answer(asked_of, arms, None).decided
+    arms["a"].runs[0.1, 8], arms["b"].runs[0.1, 8] = SimpleNamespace(loss=np.inf), SimpleNamespace(loss=0.0)
+    found = answer.answer(asked_of, arms, None)
+    assert found.impossible and not found.decided
+    text = answer.in_words(asked_of, found, "x", 24)
+    assert "none, for a diverged with a seed, and has no rate at which it can be compared. Over the 8 pairs that both finished, " in text
+    assert f"a minus b = {d.mean():+.4f}" in text
+    arms["a"].planned.add((0.2, 8))  # another rate, which may do
+    found = answer.answer(asked_of, arms, None)
+    assert not found.impossible and "compared so far" in answer.in_words(asked_of, found, "x", 24)
+
+
+def test_rates_that_the_measuring_seeds_chose_are_said():
+    asked_of = question.Question(**ASKED)
+    arms = pair(np.random.default_rng(6).normal(-0.03, 0.003, 8))
+    assert "optimistic" not in answer.in_words(asked_of, answer.answer(asked_of, arms, None), "x", 8)
+    arms["a"].runs.update({(0.2, seed): SimpleNamespace(loss=1.0) for seed in range(8)})
+    assert "Rates were chosen on the seeds that measure" in answer.in_words(asked_of, answer.answer(asked_of, arms, None), "x", 8)
 
 
 @pytest.mark.parametrize("stop", ["fixed", "anytime"])

@@ -59,7 +59,10 @@ def test_the_parts_are_those_of_an_analysis_of_variance():
 def test_never_shorter_than_over_seeds_or_texts_alone():
     rng = np.random.default_rng(2)
     for _ in range(200):
-        found = crossed(table(rng, *rng.integers(2, 7, 2), *rng.random(3)))
+        d = rng.normal() + table(rng, *rng.integers(2, 7, 2), *rng.random(3))
+        found = crossed(d)
+        assert found.p >= max(stats.ttest_1samp(d.mean(axis), 0).pvalue for axis in (0, 1)) - 1e-12
+        assert (found.p < 0.05) == (found.over_both.low > 0 or found.over_both.high < 0)
         for alone in (found.over_seeds, found.over_texts):
             assert found.over_both.low <= alone.low + 1e-12 and found.over_both.high >= alone.high - 1e-12
         assert sum(found.shares) == pytest.approx(1) and 0 <= found.p <= 1

@@ -44,7 +44,8 @@ class DistributedMuon(torch.optim.Muon):
         super().__init__(groups, **options)
         params = [p for group in self.param_groups for p in group["params"]]
         self.owners = dict(zip(params, deal_out([p.shape for p in params], processes)))
-        self.changes = {p: torch.nn.Parameter(self._empty(p)) for p, owner in self.owners.items() if owner == rank}
+        self.changes = {p: torch.nn.Parameter(torch.empty(0, 0, dtype=p.dtype, device=p.device))  # (filled in a step)
+                        for p, owner in self.owners.items() if owner == rank}
         self.own = Muon([dict(params=[self.changes[p] for p in group["params"] if p in self.changes])
                          for group in self.param_groups])  # (its settings are those of the step)
         self.begun = False  # is there momentum?
@@ -54,10 +55,12 @@ class DistributedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure=None):
+        if any(p.grad is None for p in self.owners):  # on all processes alike
+            raise RuntimeError("a matrix has no gradient")
         for p in self.owners:
             gradient = full(p.grad)
             if p in self.changes:
-                self.changes[p].data, self.changes[p].grad = torch.zeros_like(gradient), gradient
+                self.changes[p].data, self.changes[p].grad = torch.zeros_like(gradient, memory_format=torch.contiguous_format), gradient
         for group, own in zip(self.param_groups, self.own.param_groups):
             own.update({key: value for key, value in group.items() if key != "params"}, weight_decay=0.0)
         self.own.step()
@@ -71,7 +74,7 @@ class DistributedMuon(torch.optim.Muon):
         own = self.changes.get(p)
         change = self._empty(p) if own is None else own.data
         if own is not None:  # room that is not needed until the next step
-            own.data, own.grad = change.new_empty(0), None
+            own.data, own.grad = change.new_empty(0, 0), None
         if in_shards(p):
             return placed_like(change, p, source=self.owners[p])
         dist.broadcast(change, self.owners[p])
@@ -83,7 +86,7 @@ class DistributedMuon(torch.optim.Muon):
         if not self.begun:
             return {}
         own = self.changes.get(p)
-        momentum = self._empty(p) if own is None else self.own.state[own]["momentum_buffer"].clone()
+        momentum = self._empty(p) if own is None else self.own.state[own]["momentum_buffer"].clone(memory_format=torch.contiguous_format)
         dist.broadcast(momentum, self.owners[p])
         return {"momentum_buffer": momentum}
 

@@ -29,15 +29,18 @@ class QKClip:
             raise UserError("qk_clip: this model's attention has no products of queries and keys")
         if model.config.qk_norm:
             raise UserError("qk_clip has no effect with qk_norm = True, which keeps the weights' size from the logits; take one of them")
+        if not all(p.requires_grad for layer in self.layers for p in layer.c_attn.parameters()):
+            raise UserError("qk_clip scales queries and keys, and freeze keeps some of them (c_attn) as they are; take one of them")
         for layer in self.layers:
             layer.measure_logits(next(model.parameters()).device)
         self.found = None
 
     @torch.no_grad()
-    def after_update(self, largest_of_all):
-        """largest_of_all: a tensor -> its maximum over all processes, in place."""
+    def after_update(self, largest_of_all, skipped):
+        """After every step. largest_of_all: a tensor -> its maximum over all processes, in place. skipped: a tensor, (), more than 0 where
+        no update was made (guard.py, float16); then weights stay as they are."""
         found = largest_of_all(torch.stack([layer.largest_logit for layer in self.layers]))  # (layers, nh)
-        factor = (self.limit / found.clamp(min=self.limit)).sqrt()
+        factor = torch.where(skipped > 0, 1.0, (self.limit / found.clamp(min=self.limit)).sqrt())
         for layer, of_heads in zip(self.layers, factor):
             for p in layer.c_attn.parameters():  # rows: of q, k and v, head after head
                 q_k = of_heads.repeat_interleave(p.size(0) // (3 * layer.n_head))
