@@ -100,7 +100,13 @@ OPTIONS = {  # --of=options
     "c per token": ("mixed", dict(_learned, dynamic_curvature=True)),
     "residual transport": ("mixed", dict(_fixed, residual="transport")),
     "residual reference": ("mixed", dict(_fixed, residual="reference")),
+    "reference origin": ("mixed", dict(_fixed, reference="origin")),
     "reference mean": ("mixed", dict(_fixed, reference="mean")),
+    "reference window": ("mixed", dict(_fixed, reference="window")),
+    "reference ema": ("mixed", dict(_fixed, reference="ema")),
+    "c of embeddings": ("mixed", dict(_fixed, use_embedding_curvature=True)),
+    "c tied": ("mixed", dict(curvature_mode="tied")),
+    "c per coordinate": ("mixed", dict(_learned, curvature_unit="coordinate")),
 }
 SWEEPS = {  # --of=sweeps
     "baseline": ("baseline", {}),

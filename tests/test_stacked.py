@@ -11,7 +11,7 @@ import models
 from common.errors import UserError
 from training import stacked
 from training.config import TrainConfig
-from training.optimizer import make_optimizers, set_lr
+from training.optimizer import make_optimizers, set_lr, set_momentum
 from training.schedule import lr_at, seed_micro_batch
 from training.stacked_modules import stack_modules
 from training.stacked_optimizer import orthogonal
@@ -160,7 +160,8 @@ def stack_of(members, settings):
 
 
 @pytest.mark.parametrize("name, options, within", [
-    ("baseline", {}, 1e-6), ("mixed", dict(curvature_lr_mult=0.3, grad_clip=0.05), 1e-6), ("mixed", dict(optimizer="muon"), 2e-3)])
+    ("baseline", {}, 1e-6), ("mixed", dict(curvature_lr_mult=0.3, grad_clip=0.05), 1e-6), ("mixed", dict(optimizer="muon"), 2e-3),
+    ("mixed", dict(optimizer="muon", muon_adjust_lr="match_rms_adamw", muon_momentum_warmup=3), 2e-3)])
 def test_an_update_is_that_of_torchs_optimizers(name, options, within):
     """Of five steps with gradients of the test's own: weights, moments and gradient norms, for three learning rates."""
     settings = configs(**options)
@@ -175,6 +176,7 @@ def test_an_update_is_that_of_torchs_optimizers(name, options, within):
                 dict(step.model.named_parameters())[key].grad[n] = p.grad
             norm = torch.nn.utils.clip_grad_norm_(member.parameters(), config.grad_clip)
             set_lr(mine, lr_at(number, config))
+            set_momentum(mine, config, number)
             for optimizer in mine:
                 optimizer.step()
             if n == 0:

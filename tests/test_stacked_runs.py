@@ -71,7 +71,8 @@ def test_each_run_of_a_stack_is_the_run_alone(more, write, tmp_path, capsys):
     assert "runs at once; alone: python train.py " in json.loads((tmp_path / "stack0" / "env.json").read_text())["command"]
 
 
-@pytest.mark.parametrize("more", [["--dropout=0.1"], [*MIXED, "--optimizer=muon"]], ids=["dropout", "muon"])
+@pytest.mark.parametrize("more", [["--dropout=0.1"], [*MIXED, "--optimizer=muon", "--muon_momentum_warmup=15"],
+                                  ["--model=mixed", "--curvature_warmup=17"]], ids=["dropout", "muon", "warmup"])
 def test_it_goes_on_alone_and_a_run_alone_goes_on_in_a_stack(more, write, tmp_path, capsys):
     """From different steps, too: then there are two stacks."""
     more = [*more, "--lr_decay_iters=20"]

@@ -70,12 +70,16 @@ def set_lr(optimizers, lr):
             group["lr"] = lr * group["lr_ratio"]
 
 
-def set_momentum(optimizers, config, step):
-    """Muon's momentum at this step: muon_momentum, after a linear rise (Jordan et al., modded-nanogpt)."""
+def momentum_at(step, config):
+    """Muon's at this step: muon_momentum, after a linear rise (Jordan et al., modded-nanogpt)."""
     if not config.muon_momentum_warmup:
-        return
+        return config.muon_momentum
     start, share = min(0.85, config.muon_momentum), min(step / config.muon_momentum_warmup, 1.0)
+    return start + (config.muon_momentum - start) * share
+
+
+def set_momentum(optimizers, config, step):
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.Muon):
             for group in optimizer.param_groups:
-                group["momentum"] = start + (config.muon_momentum - start) * share
+                group["momentum"] = momentum_at(step, config)

@@ -91,8 +91,6 @@ def why_not(config, model_config):
     refused = {
         "distill_from": config.distill_from is not None, "freeze": bool(config.freeze),
         "log_stability, which is of one model": config.log_stability, "qk_clip": config.qk_clip is not None,
-        "muon_adjust_lr and muon_momentum_warmup": config.muon_adjust_lr != "original" or config.muon_momentum_warmup > 0,
-        "curvature_warmup": getattr(model_config, "curvature_warmup", 0) > 0,
         "eval_only": config.eval_only, "wandb_log, which takes one run a process": config.wandb_log,
         "max_seconds, which are those of a run alone": config.max_seconds is not None,
         "ops = 'triton', whose kernels take one LayerNorm": getattr(model_config, "ops", "torch") == "triton",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from training.bf16_products import fast_bf16_products
+from training.optimizer import momentum_at
 from training.schedule import lr_at
 
 ALIGNED = 16  # numbers: a parameter begins on a boundary of 64 bytes
@@ -67,6 +68,7 @@ class StackedWeights:
         warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
         for name, p in model.named_parameters():
             p.data, p.grad = (self._of(tensor, name, p.shape[1:]) for tensor in (self.weights, self.gradients))
+        states = model.state_dict().keys()
         for name, buffer in model.named_buffers():
             for n, member in enumerate(members):
                 path, _, last = name.rpartition(".")
@@ -74,6 +76,9 @@ class StackedWeights:
                 if own[last].shape != buffer.shape:  # each run has its own (model_tau.py)
                     buffer[n].copy_(own[last])
                     own[last] = buffer[n]
+                elif name in states:  # the same in all (a c that grows)
+                    buffer.copy_(own[last])
+                    own[last] = buffer
 
     def _of(self, tensor, name, shape):
         """The columns of a parameter: (N, D) -> (N, *shape); (D,) -> shape."""
@@ -100,11 +105,11 @@ class StackedWeights:
     # ------------------------------------------------------------------------------------------------------------------
 
     def factors(self, step):
-        """What the update of step `step` multiplies with: (1 + 2 groups, N), on the CPU. Rows: of AdamW's second moment; then of each group
-        1 - lr * weight_decay, and lr (AdamW's over the bias correction of the first moment)."""
+        """What the update of step `step` multiplies with: (2 + 2 groups, N), on the CPU. Rows: of AdamW's second moment; Muon's momentum;
+        then of each group 1 - lr * weight_decay, and lr (AdamW's over the bias correction of the first moment)."""
         beta1, beta2 = self.adam["betas"]
         made = self.taken + 1
-        rows = [[1 / math.sqrt(1 - beta2 ** made)] * len(self.configs)]
+        rows = [[1 / math.sqrt(1 - beta2 ** made)] * len(self.configs), [momentum_at(step, config) for config in self.configs]]
         for group in self.groups:
             rates = [lr_at(step, config) * ratio for config, ratio in zip(self.configs, group.ratios)]
             correction = 1.0 if group.matrices else 1 - beta1 ** made
@@ -127,7 +132,7 @@ class StackedWeights:
         """A step of the runs that are `going`, (N,) bool; of the others, whose gradients may be NaN, weights stay. Gradients are 0 then."""
         going = going.unsqueeze(1)
         gradients = self.gradients.masked_fill_(~going, 0.0)
-        root, *rows = factors.unsqueeze(-1)  # (N, 1) each
+        root, momentum, *rows = factors.unsqueeze(-1)  # (N, 1) each
         rows = [(torch.where(going, decay, 1.0), torch.where(going, lr, 0.0)) for decay, lr in zip(rows[::2], rows[1::2])]
         width = self.second.size(1)
         beta1, beta2 = self.adam["betas"]
@@ -139,13 +144,12 @@ class StackedWeights:
             if group.matrices is None:
                 self.weights[:, group.columns].mul_(decay).sub_(lr * change[:, group.columns])
             else:
-                self._update_matrices(group, decay.unsqueeze(-1), lr.unsqueeze(-1))
+                self._update_matrices(group, *(factor.unsqueeze(-1) for factor in (decay, lr, momentum)))
         self.steps.add_(1)
         gradients.zero_()
 
-    def _update_matrices(self, group, decay, lr):
-        """Muon's step: the matrices of one shape, of all blocks and runs, are orthogonalised together."""
-        momentum = self.muon["momentum"]
+    def _update_matrices(self, group, decay, lr, momentum):
+        """Muon's step: the matrices of one shape, of all blocks and runs, are orthogonalised together. (N, 1, 1) each."""
         for shape, places in group.matrices.items():
             of = lambda tensor: [tensor[:, place].unflatten(1, shape) for place in places]
             changes = []
@@ -153,7 +157,8 @@ class StackedWeights:
                 buffer.lerp_(gradient, 1 - momentum)
                 changes.append(gradient.lerp(buffer, momentum) if self.muon["nesterov"] else buffer)
             changes = orthogonal(torch.cat(changes), self.muon["ns_coefficients"], self.muon["ns_steps"], self.muon["eps"])
-            adjusted = lr * math.sqrt(max(1, shape[0] / shape[1]))
+            adjusted = lr * (0.2 * math.sqrt(max(shape)) if self.muon["adjust_lr_fn"] == "match_rms_adamw"
+                             else math.sqrt(max(1, shape[0] / shape[1])))
             for weight, change in zip(of(self.weights), changes.float().chunk(len(places))):
                 weight.mul_(decay).sub_(adjusted * change)
 
