@@ -113,6 +113,7 @@ SWEEPS = {  # --of=sweeps
     "gate+norm": ("controls", dict(control="gate+norm")),
     "c0.1-head": ("mixed", dict(_fixed, max_distance=None)),
     "c1-within": ("mixed", {}),
+    "cosine+v": ("terms", dict(read="cosine", likeness=1.3524, write="v", curvature=1.0, max_distance=1.5)),  # of verdict_terms.py
 }
 STEREOGRAPHIC = {  # --of=stereographic
     "baseline": ("baseline", {}),
@@ -143,7 +144,7 @@ class BenchConfig:
         # | LAYERSxWIDTHxT, such as 6x384x8192: one sequence, heads of 64
     of: Literal["curvature", "options", "streams", "distance", "stereographic", "sweeps", "training"] = "curvature"  # which models: the
         # curved ones, each option of the mixed model, several residual streams, attention by distance (model_tau.py), stereographic
-        # layers (model_stereographic.py), arms of sweeps/verdict.py; or optimizers and what is measured in training
+        # layers (model_stereographic.py), arms of sweeps/verdict*.py; or optimizers and what is measured in training
     mode: Literal["eager", "compiled", "both"] = "both"  # torch.compile or not
     rounds: int = 10  # timed steps of each model
     threads: int = 2  # CPU threads

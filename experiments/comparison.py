@@ -84,9 +84,12 @@ def tune(summary):
         summary.note("The table of runs is here without the runs: there are losses, but no curves, nothing at equal budgets and",
                      "no changes of c.")
     else:
-        for arm, run in without:
-            summary.note(f"{arm.name}: no metrics.jsonl in {run.folder}; the run is in the losses, but in no curve",
-                         "and no comparison at equal budgets.")
+        for arm in summary.arms:
+            lacking = [run.folder for other, run in without if other is arm]
+            more = f" and {len(lacking) - 1} more; these runs are" if len(lacking) > 1 else "; the run is"
+            if lacking:
+                summary.note(f"{arm.name}: no metrics.jsonl in {lacking[0]}{more} in the losses, but in no curve",
+                             "and no comparison at equal budgets.")
     compared = [a.runs[a.choice.lr, seed] for a in summary.arms if a.choice for seed in a.choice.all_losses]
     steps = {r.step for r in compared if r.step}
     if len(steps) > 1 and summary.metric != "target":

@@ -82,8 +82,10 @@ def main(argv):
             write_file(os.path.join(to, name), f.read())
     Rows(to).write({run: {**row, "host": ""} for run, row in rows.items()})
     print(f"{len(rows)} runs, {len(lines)} evaluations of {len(rows) - len(without)} of them, in {to}")
-    for row in without:
-        print(f"note: no curve of {row['arm']}, lr {row['lr']}, seed {row['seed']}", file=sys.stderr)
+    if without:
+        first, more = without[0], f" and {len(without) - 1} more" if len(without) > 1 else ""
+        print(f"note: no curve of {first['arm']}, lr {first['lr']}, seed {first['seed']}{more}: the runs are not here, and no curves.jsonl "
+              "has them", file=sys.stderr)
     print(f"next: python summarize_sweep.py {to} --batches=0")
     return 0
 
