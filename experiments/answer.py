@@ -104,13 +104,13 @@ def in_words(question, found, unit, planned, ended=False):
                        "that is no answer, for it leaves out where one failed." if d else "")
     n, mean = len(d), float(np.mean(d))
     said = SAID[found.verdict].format(**dataclasses.asdict(question))
-    interval = ("no interval yet" if found.low is None or math.isinf(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]")
-    level = f"{100 * (1 - question.alpha):g}%"
+    kind = f"{'anytime-valid ' if question.stop == 'anytime' else ''}{100 * (1 - question.alpha):g}% interval"
+    interval = (f"no {kind} yet" if found.low is None or math.isinf(found.low) else f"{kind} [{found.low:+.4f}, {found.high:+.4f}]")
     if question.stop == "anytime":
-        how = f"anytime-valid {level} interval {interval}, after {n} of at most {planned} pairs of seeds"
+        how = f"{interval}, after {n} of at most {planned} pairs of seeds"
     else:
         p = found.difference.p
-        how = (f"{level} interval {interval}, {n} of {planned} pairs of seeds, t-test p = {'-' if p is None else f'{p:.2g}'}, equivalence "
+        how = (f"{interval}, {n} of {planned} pairs of seeds, t-test p = {'-' if p is None else f'{p:.2g}'}, equivalence "
                f"p = {'-' if found.p_equivalent is None else f'{found.p_equivalent:.2g}'}")
     # a look before the end is not in the plan of 'fixed': it is said to be one, and decides nothing
     early = question.stop == "fixed" and n < planned and not ended
@@ -138,15 +138,17 @@ def what_would_undo_it(question, found):
 
 
 def what_would_change_it(question, differences):
-    """How many pairs would say more, with the spread so far."""
-    if len(differences) < 2 or np.ptp(differences) == 0 or not question.margin:
+    """How many pairs would say more, with the spread so far or, where that is of too few, the one that the question tells."""
+    few = len(differences) < LEAST_TO_PLAN
+    if not question.margin or (question.spread is None if few else np.ptp(differences) == 0):
         return "More seeds are needed to say how many would decide."
-    spread, mean = float(np.std(differences, ddof=1)), float(np.mean(differences))
+    spread, mean = question.spread if few else float(np.std(differences, ddof=1)), float(np.mean(differences))
     different, alike = (text for text, _ in pairs_for(question, spread))
-    text = (f"With this spread ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0, or one of "
+    of = "the spread that was expected" if few else "this spread"
+    text = (f"With {of} ({spread:.4f} a pair) {different} pairs show that a difference of {question.margin:g} is not 0, or one of "
             f"{2 * question.margin:g} more than {question.margin:g}, with a probability of 80%; {alike} show that there is none.")
     beyond = abs(mean) - question.margin
-    if beyond <= 0 or len(differences) < LEAST_TO_PLAN:
+    if beyond <= 0 or few:
         return text
     n = pairs_in_words(question, beyond / spread, False)[0]
     return f"{text} If the difference is what it is now ({mean:+.4f}), {n} show that it is more than {question.margin:g}."

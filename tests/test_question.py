@@ -268,8 +268,13 @@ def test_what_would_change_an_open_answer():
     assert f"({spread:.4f} a pair) {n} pairs show that a difference of 0.004 is not 0" in text
     assert answer.what_would_change_it(asked_of, (0.1,)) == "More seeds are needed to say how many would decide."
     assert answer.in_words(asked_of, None, "nats a token", 5).endswith("none yet; no pair of seeds has ended.")
-    few = answer.what_would_change_it(asked_of, (-0.03, -0.02, 0.01, 0.02))  # chance: nothing is planned with its mean
-    assert "what it is now" not in few and "or one of 0.008 more than 0.004" in few
+    few = (-0.03, -0.02, 0.01, 0.02)  # mean and spread of these are chance: nothing is planned with them
+    assert answer.what_would_change_it(asked_of, few) == "More seeds are needed to say how many would decide."
+    text = answer.what_would_change_it(question.Question(**ASKED, spread=0.01), few)
+    assert "With the spread that was expected (0.0100 a pair)" in text and "what it is now" not in text
+    anytime = question.Question(**ASKED, stop="anytime")
+    assert "(no anytime-valid 95% interval yet, after 4 of at most 9 pairs" in answer.in_words(
+        anytime, answer.answer(anytime, pair(few), None), "x", 9)
 
 
 @pytest.mark.parametrize("stop", ["fixed", "anytime"])
