@@ -118,7 +118,7 @@ def checked(key, value, field, where):
 
 def _takes(kind, option):
     """Is `option` this type, or one of those that it may be?"""
-    return kind is option or option in typing.get_args(kind)
+    return kind is option or typing.get_origin(kind) in (typing.Union, types.UnionType) and option in typing.get_args(kind)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

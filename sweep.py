@@ -113,13 +113,13 @@ def main(argv, command=TRAIN, stack_command=STACK):
     runs = make_runs(sweep, options.sweep, folder, threads)
     asked = sweep["question"]
     looked_at = {asked.arm, asked.against} if asked and asked.stop == "anytime" else set()
-    rows, pairs_needed = Rows(folder), question.planned(asked, runs)
+    rows, pairs_needed, not_needed = Rows(folder), question.planned(asked, runs), question.not_needed_in(folder, asked)
 
     if options.dry_run:
         if pairs_needed:
             print(f"# {pairs_needed}")
         ended = {h: r for h, r in rows.known().items() if not (options.retry_crashed and r["status"] == "crashed")}
-        missing = [run for run in runs if run.hash not in ended]
+        missing = [run for run in runs if run.hash not in ended and not not_needed(run)]
         print(f"# {len(runs)} runs, {len(missing)} to do, {options.jobs} at a time, {threads} threads each")
         for unit in make_units(missing, options.stack, options.jobs, print, looked_at):
             if len(unit) > 1:
@@ -144,7 +144,6 @@ def main(argv, command=TRAIN, stack_command=STACK):
     plan["question"] = question.stated(asked, runs, question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
     write_json(os.path.join(folder, "sweep.json"), plan)
 
-    not_needed = question.not_needed_in(folder, asked)
     missing = [run for run in runs if run.hash not in ended and not not_needed(run)]
     print(f"{sweep_name(options.sweep)}: {len(runs)} runs, {len(missing)} to do; everything is in {short(folder)}",
           flush=True)

@@ -14,7 +14,8 @@ Everything a run leaves is in out_dir:
     summary.json   final and best validation loss, tokens, seconds, status: finished | diverged | stopped
     tensorboard/   the same metrics for TensorBoard
 
-Exit status: 0 finished, or stopped by a signal and resumable; 2 bad input; 3 diverged. (torchrun's own is 1 for both.)
+Exit status: 0 finished, or stopped by a signal and resumable; 2 bad input; 3 diverged. (torchrun's own is 1 for
+both, and for a run that was stopped by a signal.)
 
 Micro-batch k of a run is a function of the data, the seed and k, and so are the random numbers drawn in it (dropout): a
 resumed run is the run that was never stopped, bit for bit on the CPU, and W processes train as one.

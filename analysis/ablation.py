@@ -153,7 +153,8 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
     Raises UserError, one line, for a run without curvature, checkpoint or data."""
     config = checkpoint.load_config(out_dir)
     if "curvature_mode" not in config:
-        raise UserError(f"{out_dir}: model = {config.get('model')!r} has no curvature")
+        raise UserError(f"{out_dir}: model = {config.get('model')!r} has no curvature that can be changed; this is for mixed and the "
+                        "models that are made from it")
     if config.get("curvature_form") == "softplus":
         raise UserError(f"{out_dir}: curvature_form = 'softplus': such a c cannot be set to 0 or to the other sign")
     device = pick_device(device)

@@ -159,6 +159,7 @@ def main(argv):
     for line in conclusions(rows):
         print(line)
     if config.out:
+        paths.make_folder_of(config.out)
         with open(config.out, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()

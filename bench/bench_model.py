@@ -159,6 +159,8 @@ class BenchConfig:
     def __post_init__(self):
         if self.rounds < 1 or self.threads < 1:
             raise UserError("rounds and threads must be at least 1")
+        if self.profile and self.of != "curvature":
+            raise UserError(f"profile = True is of the mixed model's step, not of = {self.of!r}; leave one of the two out")
         if self.shape != "both":
             sizes_of(self.shape)
         if self.arm is not None and self.arm not in EVERY:

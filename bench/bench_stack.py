@@ -141,6 +141,7 @@ def main(argv):
         table = csv.DictWriter(text, COLUMNS)
         table.writeheader()
         table.writerows(rows)
+        paths.make_folder_of(config.out)
         write_file(config.out, text.getvalue().encode())
     return 0
 

@@ -167,6 +167,7 @@ def main(argv):
     config, _ = configurator.resolve(argv, RooflineConfig, script_doc=__doc__)
     paths.file_to_write(config.out, f"out = '{config.out}'")
     content = text()
+    paths.make_folder_of(config.out)
     write_file(config.out, content.encode("utf-8"))
     print(content)
     return 0

@@ -261,7 +261,7 @@ def main(argv):
         return 0
     paths.file_to_write(options.out, f"out = '{options.out}'")  # before a minute's work
     text = page(options)
-    os.makedirs(os.path.dirname(os.path.abspath(options.out)), exist_ok=True)
+    paths.make_folder_of(options.out)
     write_file(options.out, text.encode("utf-8"))
     print(text)
     return 0

@@ -67,6 +67,11 @@ def file_to_write(path, given):
     return path
 
 
+def make_folder_of(path):
+    """Before a file is written that file_to_write() has seen."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+
+
 def _is_stream(path):
     """/dev/stdin, a pipe, <(command): to be read, but no regular file."""
     return os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path)

@@ -172,6 +172,7 @@ def main(argv):
     links = int((found < 0).sum()) // 2
     if config.control == "rotated":
         found = np.stack([rotated(L, config.seed + i) for i, L in enumerate(found)])
+    paths.make_folder_of(config.out)
     with open(config.out, "wb") as file:
         np.save(file, found if config.heads > 1 else found[0])
     largest = max(np.linalg.eigvalsh(L).max() for L in found)

@@ -45,9 +45,13 @@ def _run(commands, folder, runs, rows):
         if words in done:
             continue
         print(f"then: {shlex.join(words)}", flush=True)
-        status = subprocess.run([sys.executable if words[0] == "python" else words[0], *words[1:]], cwd=REPOSITORY).returncode
+        try:
+            status = subprocess.run([sys.executable if words[0] == "python" else words[0], *words[1:]], cwd=REPOSITORY).returncode
+        except OSError as error:  # no such program
+            status = f"{error.strerror or error}: {words[0]}"
         if status:
-            print(f"error: that ended with status {status}; the next start of the sweep runs it again", file=sys.stderr)
+            how = f"ended with status {status}" if isinstance(status, int) else f"did not start ({status})"
+            print(f"error: that {how}; the next start of the sweep runs it again", file=sys.stderr)
             return False
         done.append(words)
         write_json(path, done)

@@ -94,7 +94,7 @@ def in_words(question, found, unit, planned, ended=False):
     planned runs of the two arms have ended, so that a pair that is lacking stays so."""
     text = f"Question: {question.hypothesis.rstrip('.')}. "
     if found is None:
-        return text + ("Answer: none; the runs have ended, and no pair of seeds has a result (an arm that diverged has no rate)."
+        return text + ("Answer: none; the runs have ended, and no pair of seeds has a result (a run that crashed has none)."
                        if ended else "Answer: none yet; no pair of seeds has ended.")
     d = found.difference.differences
     if found.diverged:

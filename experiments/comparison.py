@@ -344,8 +344,10 @@ def words_of_question(summary):
     pair = [arm for arm in summary.arms if arm.name in (asked.arm, asked.against)]
     chooses = selection_seed_of(summary.arms, summary.seeds)
     planned = [{seed for _, seed in arm.planned} - {chooses} for arm in pair]
+    after = summary.question["ended_before"]
+    late = f" It is no confirmation: {after} runs of its two arms had ended when the question was stated." if after else ""
     return answer.in_words(asked, summary.answer, METRICS["final"].unit, len(set.intersection(*planned)) if planned else 0,
-                           ended=len(pair) == 2 and not any(arm.missing() for arm in pair))
+                           ended=len(pair) == 2 and not any(arm.missing() for arm in pair)) + late
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -134,6 +134,14 @@ def load(path):
                             ) from None
     sweep["question"] = question.checked(sweep["question"], [arm["name"] for arm in sweep["arms"]], path)
     asked = sweep["question"]
+    if asked:
+        seeds = {arm["name"]: set(arm["seeds"]) for arm in sweep["arms"]}
+        for more in sweep["runs"]:
+            for name in more["arms"]:
+                seeds[name].update(more.get("seeds", sweep["seeds"]))
+        if not seeds[asked.arm] & seeds[asked.against]:
+            raise UserError(f"{path}, question: {asked.arm} and {asked.against} have no seed in common, and are compared seed by seed; "
+                            "give both the same seeds")
     for arm in sweep["arms"] if asked else ():
         target = {**sweep["defaults"], **arm["overrides"]}.get("target_val_loss")
         if arm["name"] in (asked.arm, asked.against) and target is not None:

@@ -111,6 +111,9 @@ def test_bench_model_takes_a_shape_with_a_context_of_its_own(capsys):
     assert done.returncode == 0, done.stderr
     assert "1 x 64, T = 96, batch 1, eager" in done.stdout
     assert [line[2:31].strip() for line in done.stdout.splitlines()[-3:]] == ["baseline", "tau", "tau, tiled"]
+    status, _, err = run(bench_model.main, ["--profile=True", "--of=training"], capsys)
+    assert status == 2
+    one_line(err, "profile")
     for wrong in ("1x65x96", "0x64x96", "1x64", "huge"):
         refused(bench_model.main, f"--shape={wrong}", capsys, "LAYERSxWIDTHxT")
 
@@ -131,9 +134,9 @@ def test_bench_model_trains_as_train_py_does(capsys, monkeypatch):
 
 def test_bench_stack_measures_runs_an_hour(tmp_path, capsys):
     status, out, err = run(bench_stack.main, ["--shape=toy", "--N=[1,3]", "--rounds=1", "--device=cpu", "--dtype=float32", "--steps=100",
-                                              f"--out={tmp_path / 's.csv'}"], capsys)
+                                              f"--out={tmp_path / 'new' / 's.csv'}"], capsys)
     assert status == 0, err
-    with open(tmp_path / "s.csv") as f:
+    with open(tmp_path / "new" / "s.csv") as f:
         table = list(csv.DictReader(f))
     arms = "baseline", "mixed, c per head"
     assert [(line["arm"], line["N"]) for line in table] == [(arm, N) for arm in arms for N in ("alone", "1", "3")]
@@ -141,5 +144,6 @@ def test_bench_stack_measures_runs_an_hour(tmp_path, capsys):
         runs = 3 if line["N"] == "3" else 1
         assert abs(float(line["runs_hour"]) * float(line["ms"]) * 100 / 3.6e6 / runs - 1) < 1e-6
     assert len(out.splitlines()) == 8
+    refused(bench_stack.main, "--N=2", capsys, "N takes a list, each a whole number")
     for wrong in ("--N=[0]", "--arms=[\"curved\"]", "--shape=huge"):
         refused(bench_stack.main, wrong, capsys, wrong[2:3])

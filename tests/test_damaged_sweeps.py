@@ -111,6 +111,8 @@ def test_pairs_that_have_no_result_are_not_waited_for(tmp_path):
     def diverged(arm, lr, seed):
         return "diverged" if (arm, seed) == ("a", 3) else noise(arm, lr, seed)
     said = asked(tmp_path / "t", diverged, ASKED).summary()[0].answered
+    assert "none, for a diverged with a seed, and has no rate at which it can be compared. Over the 7 pairs that both finished" in said
+    said = asked(tmp_path / "u", lambda arm, lr, seed: "crashed" if arm == "a" else noise(arm, lr, seed), ASKED).summary()[0].answered
     assert "Answer: none; the runs have ended, and no pair of seeds has a result" in said
 
 

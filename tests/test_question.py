@@ -16,6 +16,7 @@ from experiments import statistics as ss
 from experiments.comparison import summarize
 from experiments.results import Arm
 from experiments.runs import make_runs
+from experiments.sweep_file import load
 
 ASKED = dict(hypothesis="a is better", arm="a", against="b", margin=0.004)
 
@@ -192,6 +193,13 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, some 4")
 
 
+def test_arms_without_a_common_seed_are_one_line(sweep_file):
+    arms = "arms = {'a': dict(config='config/demo_baseline.py', seeds=[1]), 'b': dict(config='config/demo_baseline.py', seeds=[2, 3])}"
+    with pytest.raises(UserError, match="question: a and b have no seed in common"):
+        load(str(sweep_file(asked("anytime"), SEEDS[:2], arms)))
+    load(str(sweep_file(asked("anytime") + "\nruns = [dict(arms=['a'], seeds=[3])]", SEEDS[:2], arms)))
+
+
 SEEDS = list(range(1000, 1020))
 ARMS = "arms = {'a': dict(config='config/demo_baseline.py'), 'b': dict(config='config/demo_baseline.py', weight_decay=0.02)}"
 
@@ -222,6 +230,8 @@ def test_a_sweep_stops_when_its_question_is_decided(stub, sweep_file, folder, ca
     with pytest.raises(SystemExit) as again:  # the same command: nothing is left to do
         stub([str(path), "--out", str(folder)])
     assert again.value.code == 0 and len(rows_of(folder)) == len(rows) and "0 to do" in capsys.readouterr().out
+    status, out, _ = run(sweep.main, [str(path), "--out", str(folder), "--dry-run"], capsys)
+    assert status == 0 and "# 40 runs, 0 to do" in out
 
 
 def test_a_fixed_question_runs_all_and_says_what_would_change_an_open_answer(stub, sweep_file, folder, capsys):
@@ -237,6 +247,8 @@ def test_a_fixed_question_runs_all_and_says_what_would_change_an_open_answer(stu
     again = summarize(str(folder))
     assert any("when 12 runs of its two arms had ended, so its answer is not a confirmation" in note for note in again.notes)
     assert "changed 1 times" in " ".join(again.notes)
+    assert again.answered.endswith("It is no confirmation: 12 runs of its two arms had ended when the question was stated.")
+    assert "confirmation" not in found.answered
 
 
 def pair(differences):

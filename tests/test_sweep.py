@@ -187,6 +187,9 @@ def test_commands_after_the_runs_are_one_process_s(folder, capsys):
         assert run_after(["python -c 'raise SystemExit(4)'"], str(folder), [], {})
     assert "another process of this sweep" in capsys.readouterr().out
     assert not run_after(["python -c 'raise SystemExit(4)'"], str(folder), [], {})
+    capsys.readouterr()
+    assert not run_after(["nosuchprogram {runs}"], str(folder), [], {})
+    one_line(capsys.readouterr().err, "did not start (No such file or directory: nosuchprogram); the next start of the sweep runs it again")
 
 
 def test_rows_on_a_file_system_without_locks(tmp_path, monkeypatch, capsys):

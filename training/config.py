@@ -54,7 +54,7 @@ class TrainConfig:
     muon_adjust_lr: Literal["original", "match_rms_adamw"] = "original"  # a (out x in) matrix has muon_lr * sqrt(max(1, out / in)); or
         # muon_lr * 0.2 sqrt(max(out, in)), updates as large as AdamW's: then muon_lr = learning_rate is a fair start
     muon_momentum_warmup: int = 0  # steps in which Muon's momentum rises to muon_momentum, from 0.85 (or less, if that is)
-    qk_clip: float | None = None  # no attention logit stays above it (training/qk_clip.py); 100 is usual
+    qk_clip: float | None = None  # attention logits above it are scaled down after the step (training/qk_clip.py); 100 is usual
     freeze: list[str] = field(default_factory=list)  # parameters that are not trained, by name: 'transformer.h.*.mlp.*'
     # learning from another run (training/distill.py)
     distill_from: Path | None = None  # its folder, the teacher's

@@ -1,5 +1,5 @@
 """
-QK-clip: no attention logit stays above a limit, whatever the optimizer does (MuonClip; Kimi Team 2025, arXiv 2507.20534).
+QK-clip: attention logits do not grow far beyond a limit, whatever the optimizer does (MuonClip; Kimi Team 2025, arXiv 2507.20534).
 
     S_h = the largest logit <q_i, k_j> / sqrt(hs) of head h over all pairs i >= j of a step's tokens
     where S_h > limit, after the update:   W_q and W_k of head h times sqrt(limit / S_h)
