@@ -161,7 +161,7 @@ def main(argv, command=TRAIN, stack_command=STACK):
     crashed = [run for run in runs if run.hash in ended and ended[run.hash]["status"] == "crashed"]
     spared = [run for run in runs if run.hash not in ended and not_needed(run)]
     if spared:
-        print(f"the question of the sweep is decided: {len(spared)} runs are not needed")
+        print(f"the question of the sweep is decided, or cannot be: {len(spared)} runs are not needed")
     left = [run for run in runs if run.hash not in ended and run not in spared]
     for run in left:
         if readiness(run, ended) == "impossible":

@@ -329,7 +329,7 @@ def answer_question(summary, planned):
     summary.answer = answer.of_folder(summary.folder, asked, planned)  # as asked, whatever --metric and --selection_seed the table has
     for name in (asked.arm, asked.against):
         if name in arms and asked.stop == "anytime" and summary.answer is not None:
-            arms[name].spared = summary.answer.decided
+            arms[name].spared = summary.answer.decided or summary.answer.impossible
     told, after = summary.question, summary.question["ended_before"]
     summary.note(f"The question was stated {'before any run of its two arms had ended' if not after else ''}"
                  f"{f'when {after} runs of its two arms had ended, so its answer is not a confirmation' if after else ''}; "

@@ -79,7 +79,9 @@ def of_runs(summary):
     planned, missing = sum(len(arm.planned) for arm in summary.arms), sum(len(arm.missing()) for arm in summary.arms)
     spared = sum(len(arm.planned - arm.runs.keys()) for arm in summary.arms if arm.spared)
     finished, diverged, crashed = (sum(found == (status, True) for found in runs) for status in ("finished", "diverged", "crashed"))
-    parts = [f"{n} {what}" for n, what in ((missing, "are missing"), (spared, "are not needed, for the question is decided"),
+    decided = summary.answer is None or summary.answer.decided
+    why = "the question is decided" if decided else "an arm of the question diverged, and they could not answer it"
+    parts = [f"{n} {what}" for n, what in ((missing, "are missing"), (spared, f"are not needed, for {why}"),
                                            (diverged, "diverged"), (crashed, "crashed")) if n]
     text = f"All {planned} planned runs finished." if finished == planned else \
         f"Of {planned} planned runs {finished} finished; {names_of(parts)}."
