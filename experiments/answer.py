@@ -58,13 +58,12 @@ def answer(question, arms, selection_seed):
 
 
 def without_a_rate(arm, pair):
-    """The Answer where an arm diverged with a seed at each rate that was run: none."""
+    """The Answer where an arm diverged with a seed at each rate that was run: none. Its difference is over the pairs that finished, where
+    each arm has one rate; else nothing says which rates to compare."""
     diverged = {lr for lr, seeds in arm.losses().items() if any(map(math.isinf, seeds.values()))}
-    one, other = ({(lr, seed): loss for lr, seeds in each.losses().items() for seed, loss in seeds.items()}
-                  for each in (pair if len(pair) == 2 else (arm, arm)))
-    if all(len(each.grid()) == 1 for each in pair):  # the same seeds, whatever each one's rate
-        one, other = ({seed: loss for (_, seed), loss in losses.items()} for losses in (one, other))
-    return Answer("none", paired_difference(one, other, sign_flips=False), None, None, None, diverged=arm.name,
+    one_rate = len(pair) == 2 and all(len(each.grid()) == 1 and each.losses() for each in pair)
+    losses = [next(iter(each.losses().values())) for each in pair] if one_rate else [{}, {}]
+    return Answer("none", paired_difference(*losses, sign_flips=False), None, None, None, diverged=arm.name,
                   impossible=diverged >= set(arm.grid()))
 
 

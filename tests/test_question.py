@@ -310,6 +310,8 @@ def test_a_diverged_run_is_said_and_ends_the_sweep():
     text = answer.in_words(asked_of, found, "x", 24)
     assert "none, for a diverged with a seed, and has no rate at which it can be compared. Over the 8 pairs that both finished, " in text
     assert f"a minus b = {d.mean():+.4f}" in text
+    alone = answer.answer(asked_of, {"a": arms["a"]}, None)  # of the other arm nothing has ended: no pair
+    assert alone.impossible and "Over the" not in answer.in_words(asked_of, alone, "x", 24)
     arms["a"].planned.add((0.2, 8))  # another rate, which may do
     found = answer.answer(asked_of, arms, None)
     assert not found.impossible and "compared so far" in answer.in_words(asked_of, found, "x", 24)
