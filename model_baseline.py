@@ -7,6 +7,10 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
     x <- x + F(LN(x))                   token_shift = 'none', the GPT block
     x <- x + F(LN(x - x_prev))          token_shift = 'difference', the flat control of the mixed-curvature model: what is
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
+    x <- x + F(LN(x - w(x) x_prev))     token_shift = 'likeness', w_h = 1 + a (1 - cos(x_h, x_prev,h)) for each head h: the previous token
+                                        is subtracted the more, the less alike it is, as log_r does to rows of one length
+    x <- bound(x + limit(F))            residual = 'bounded', for each head: limit(v) = v / sqrt(1 + |v|^2 / V^2) is at most V long,
+                                        bound(x) = x min(1, R / |x|), as rows of a curved head end, max_distance from the origin
     x <- x + F(LN(g(x) x))              head_gate = 'read', a factor g_h for each head and token, as the conformal factor of a curved
                                         head is; 'attention': of what a head gives (Qiu et al. 2025, arXiv 2505.06708)
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
@@ -68,14 +72,21 @@ class GPTConfig:
 
 @dataclass
 class BaselineConfig(GPTConfig):
-    token_shift: Literal["none", "difference", "smear"] = "none"  # 'difference' is the flat control; 'smear' looks back
-        # one token at the embedding
+    token_shift: Literal["none", "difference", "likeness", "smear"] = "none"  # 'difference' is the flat control; 'likeness' subtracts the
+        # previous token the more, the less alike it is; 'smear' looks back one token at the embedding
+    residual: Literal["sum", "bounded"] = "sum"  # bounded: each head's rows and what is added to them have a largest length
     head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
         # rows that layers read; 'attention', of what the head gives
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
         return {} if self.head_gate != "none" else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
+
+
+# what a mixed block with c = 1 and max_distance = 1.5 comes to once all its rows are that far from the origin (results/verdict_terms)
+LIKENESS = math.cosh(1.5) - 1  # a
+LONGEST_ROW = math.tanh(1.5 / 2)  # R
+LONGEST_UPDATE = 0.5  # V: alpha x + beta v of exp_0(v)'s length alone is in the direction of x + tanh(2|v|) / 2 v/|v|
 
 
 class LayerNorm(nn.Module):
@@ -168,6 +179,8 @@ class CausalSelfAttention(nn.Module):
         q, k = self.queries_and_keys(q, k, state["k"].size(2) if state and "k" in state else 0)
         if state is not None:
             k, v = append(state, "k", k, dim=2), append(state, "v", v, dim=2)  # (B, nh, T_all, hs)
+        if self.largest_logit is not None and self.training:
+            self.keep_largest_logit(q, k)
         y = self.attend(q, k, v)
         if self.gate:
             y = y * self.gate(x).transpose(1, 2)
@@ -185,13 +198,14 @@ class CausalSelfAttention(nn.Module):
         with torch.autocast(q.device.type, enabled=False):  # float16 would be infinite from 65,504 on, before the division
             logits = q.float() @ k.float().transpose(-1, -2) / q.size(-1) ** 0.5  # (B, nh, T, T)
         logits = logits.masked_fill(torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1), 0.0)
-        self.largest_logit.copy_(torch.maximum(self.largest_logit, logits.amax((0, 2, 3))))
+        self.largest_logit.copy_(torch.maximum(self.largest_logit, self.largest_of(logits)))
+
+    def largest_of(self, logits):
+        return logits.amax((0, 2, 3))  # (nh,)
 
     def attend(self, q, k, v):
         """Causal attention of the last T of T_all positions. (B, nh, T, hs) x 2 (B, nh, T_all, hs) -> (B, nh, T, hs)."""
         T, T_all = q.size(2), k.size(2)
-        if self.largest_logit is not None and self.training:
-            self.keep_largest_logit(q, k)
         mask = None
         if 1 < T < T_all:  # several new tokens after cached ones
             mask = torch.ones(T, T_all, dtype=torch.bool, device=q.device).tril(T_all - T)
@@ -244,6 +258,7 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
         self.gate = head_gate(config, "read")
+        self.bounded = config.n_head if getattr(config, "residual", None) == "bounded" else 0  # of how many parts
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -267,7 +282,8 @@ class Block(nn.Module):
         factor = self.gate(x) if self.gate else None
         for name, norm, layer in sublayers:
             u = self.layer_input(x, state, name)
-            x = x + layer(norm(u if factor is None else scale_heads(u, factor)), state)
+            v = layer(norm(u if factor is None else scale_heads(u, factor)), state)
+            x = bounded_sum(x, v, self.bounded) if self.bounded else x + v
         return x
 
 
@@ -276,6 +292,33 @@ class DifferenceBlock(Block):
 
     def layer_input(self, x, state, name):
         return x - previous_token(x, state, "previous_" + name)
+
+
+class LikenessBlock(Block):
+    """Of every head a sub-layer reads x - (1 + a (1 - cos(x, r))) r, r = x_{t-1}."""
+
+    def __init__(self, config, index=0):
+        super().__init__(config, index)
+        self.n_head = config.n_head
+
+    def layer_input(self, x, state, name):
+        r = previous_token(x, state, "previous_" + name)
+        alike = F.cosine_similarity(*(row.unflatten(-1, (self.n_head, -1)) for row in (x, r)), dim=-1)  # (B, T, nh)
+        return x - scale_heads(r, 1 + LIKENESS * (1 - alike.unsqueeze(-1)))
+
+
+BLOCKS = {"difference": DifferenceBlock, "likeness": LikenessBlock}  # token_shift -> its block
+
+
+def bound(heads):
+    """Rows at most LONGEST_ROW long. (..., hs) -> the same."""
+    return heads * torch.rsqrt((heads.square().sum(-1, keepdim=True) / LONGEST_ROW ** 2).clamp(min=1))
+
+
+def bounded_sum(x, v, n_head):
+    """residual = 'bounded'. (B, T, C) x 2 -> (B, T, C)"""
+    x_h, v_h = x.unflatten(-1, (n_head, -1)), v.to(x.dtype).unflatten(-1, (n_head, -1))
+    return bound(x_h + v_h * torch.rsqrt(1 + v_h.square().sum(-1, keepdim=True) / LONGEST_UPDATE ** 2)).flatten(-2)
 
 
 class HeadGate(nn.Module):
@@ -355,7 +398,7 @@ class GPT(nn.Module):
         self._init_weights()
 
     def make_block(self, config, index):
-        return (DifferenceBlock if config.token_shift == "difference" else Block)(config, index)
+        return BLOCKS.get(config.token_shift, Block)(config, index)
 
     def make_extras(self, config):
         """Modules beyond nanoGPT's."""
@@ -397,7 +440,8 @@ class GPT(nn.Module):
 
     def enter(self, x):
         """What is done to embeddings before the first block."""
-        return x
+        parts = self.transformer.h[0].bounded
+        return bound(x.unflatten(-1, (parts, -1))).flatten(-2) if parts else x
 
     def one_row(self, x):
         """What passes between blocks as one row a token (B, T, C); a model with several residual streams brings them together."""

@@ -5,7 +5,7 @@ from training import checkpoint
 from training.start import ACTIVATIONS, TRANSPOSED
 
 NEEDED = {"model": "baseline", "token_shift": "none", "value_residual": "none", "position": "learned", "qk_norm": False,
-          "head_gate": "none"}
+          "head_gate": "none", "residual": "sum"}
 
 
 def is_gpt2(config):

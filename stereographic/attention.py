@@ -88,10 +88,15 @@ def later_than(T, S, device):
     return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)
 
 
+def for_heads(c):
+    """c, (), (nh, 1) or with more dimensions, to broadcast against (B, nh, T, hs)."""
+    return c if c.dim() > 2 else c.view(*c.shape, *[1] * (3 - c.dim()))
+
+
 def statistics(q, k, v, c, beta):
     """What attend() does with these, in numbers: name -> number."""
-    c, T = c.unsqueeze(-1) if c.dim() else c.view(1, 1, 1), q.size(-2)
-    y = attend(q, k, v, c.squeeze(-1), beta).float()
+    c, T = for_heads(c), q.size(-2)
+    y = attend(q, k, v, c, beta).float()
     q, k, v = points(q, k, v, c=c)
     scores = beta.view(-1, 1, 1) * half_distance2(q, k, c)
     unit = torch.where(c == 0, 1.0, c.abs().sqrt())
@@ -102,11 +107,12 @@ def statistics(q, k, v, c, beta):
 
 def attend(q, k, v, c, beta, dropout=0.0):
     """Causal attention of the last T of S positions. q: (B, nh, T, hs), k, v: (B, nh, S, hs): tangent vectors at the origin; c: () or
-    (nh, 1); beta: (nh,) -> tangent vectors (B, nh, T, hs) in q's dtype. Dropped weights leave the others' shares as they are."""
+    (nh, 1), or as it broadcasts against these; beta: (nh,), or likewise -> tangent vectors (B, nh, T, hs) in q's dtype. Dropped weights
+    leave the others' shares as they are."""
     stored, T, S = q.dtype, q.size(-2), k.size(-2)
-    c = c.unsqueeze(-1) if c.dim() else c.view(1, 1, 1)
+    c, beta = for_heads(c), beta if beta.dim() > 1 else beta.view(-1, 1, 1)
     with torch.autocast(q.device.type, enabled=False):  # 16 bits are too few for a distance
         q, k, v = points(q, k, v, c=c)
-        scores = -beta.view(-1, 1, 1) * half_distance2(q, k, c)
+        scores = -beta * half_distance2(q, k, c)
         weights = F.dropout(torch.softmax(scores.masked_fill(later_than(T, S, q.device), -float("inf")), -1), dropout)
         return geometry.log_0(geometry.project(geometry.gyromidpoint(v, weights, c), c), c).to(stored)

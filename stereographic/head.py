@@ -93,7 +93,9 @@ class Head(nn.Module):
         return None if self.curvature is None else self.curvature / self.width
 
     def forward(self, h):
-        found = logits(self.kind, h, self.weight, self.c(), self.offset)
-        if self.log_scale is not None:
-            return found * self.log_scale.exp().to(found.dtype)
+        return self.scaled(logits(self.kind, h, self.weight, self.c(), self.offset), self.log_scale)
+
+    def scaled(self, found, log_scale):
+        if log_scale is not None:
+            return found * log_scale.exp().to(found.dtype)
         return found if self.fixed_scale == 1 else found * self.fixed_scale

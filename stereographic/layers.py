@@ -47,7 +47,16 @@ class MobiusLinear(nn.Linear):
         """(..., parts nh D) -> (..., parts, nh, D), or without nh."""
         return y.unflatten(-1, (self.parts, self.heads, -1) if self.heads else (self.parts, -1))
 
+    def product(self, u):
+        return F.linear(u, self.weight)
+
+    def translation(self):
+        return self.rows(self.bias)
+
+    def c(self):
+        return self.curvature[0].c
+
     def forward(self, u):
-        y = F.linear(u, self.weight)
+        y = self.product(u)
         wide = y.to(torch.promote_types(y.dtype, torch.promote_types(u.dtype, torch.float32)))  # points need more than 16 bits
-        return translate(self.rows(wide), self.rows(self.bias), self.curvature[0].c).reshape(y.shape)
+        return translate(self.rows(wide), self.translation(), self.c()).reshape(y.shape)

@@ -68,7 +68,7 @@ MIXED = [dict(),
 # ----------------------------------------------------------------------------------------------------------------------
 # hidden states
 
-@pytest.mark.parametrize("name, options", [("baseline", dict(token_shift=s)) for s in ("none", "difference", "smear")]
+@pytest.mark.parametrize("name, options", [("baseline", dict(token_shift=s)) for s in ("none", "difference", "likeness", "smear")]
                          + [("mixed", o) for o in MIXED])
 def test_hidden_states_are_those_of_the_model_and_watching_changes_nothing(name, options, tokens):
     model, idx = tiny(name, **options), tokens[0]

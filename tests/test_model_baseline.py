@@ -1,11 +1,15 @@
 """The Euclidean GPT against an independent one, and what it shares with every other model."""
+import math
+
 import pytest
 import torch
 from conftest import TINY
 from torch.nn import functional as F
 
+import geometry
+import model_terms
 from common.errors import UserError
-from model_baseline import GPT, BaselineConfig, sample_token
+from model_baseline import GPT, BaselineConfig, bound, bounded_sum, sample_token
 
 
 def randomised(model, seed=0, scale=0.2):
@@ -113,6 +117,46 @@ def test_difference_reads_the_step_from_the_previous_token(tokens):
         before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
         x = x + layer(norm(x - before))
     torch.testing.assert_close(model(idx, targets)[0], model.lm_head(model.transformer.ln_f(x)))
+
+
+def test_likeness_reads_log_s_direction_of_rows_of_one_length():
+    """At c = 1, 1.5 from the origin, against geometry's own map; the first token's reference is the origin, where both are the row."""
+    torch.manual_seed(0)
+    config = BaselineConfig(**TINY, token_shift="likeness", residual="bounded")
+    block = GPT(config).transformer.h[0]
+    x = bound(1e3 * torch.randn(2, 9, TINY["n_head"], TINY["n_embd"] // TINY["n_head"], dtype=torch.float64))
+    torch.testing.assert_close(geometry.dist(torch.zeros_like(x), x, 1.0).squeeze(-1), torch.full(x.shape[:-1], 1.5, dtype=x.dtype))
+    u = block.layer_input(x.flatten(-2), None, "attn").unflatten(-1, x.shape[-2:])
+    log = geometry.logmap(F.pad(x, (0, 0, 0, 0, 1, -1)), x, 1.0)
+    torch.testing.assert_close(F.normalize(u, dim=-1), F.normalize(log, dim=-1))
+
+
+@pytest.mark.parametrize("length", [1e-6, 0.1, 0.7, 1e4])
+def test_a_bounded_sum_is_the_sum_of_short_rows_and_has_a_largest_length(length):
+    """Against the formula, written out, and against update v of model_terms.py, whose direction it has where tanh is its argument."""
+    torch.manual_seed(0)
+    x, v = (F.normalize(torch.randn(7, 12, dtype=torch.float64).unflatten(-1, (2, -1)), dim=-1) for _ in range(2))
+    x, v = 0.5 * x.flatten(-2), length * v.flatten(-2)
+    got = bounded_sum(x, v, 2).unflatten(-1, (2, -1))
+    added = v.unflatten(-1, (2, -1)) / math.sqrt(1 + 4 * length ** 2)
+    assert (added.norm(dim=-1) < 0.5 + 1e-12).all()
+    long = (x.unflatten(-1, (2, -1)) + added)
+    radius = math.tanh(0.75)
+    torch.testing.assert_close(got, long * (radius / long.norm(dim=-1, keepdim=True)).clamp(max=1))
+    if length < 0.01:
+        torch.testing.assert_close(got.flatten(-2), x + v, rtol=0, atol=1e-12)
+        alpha, beta = model_terms.coefficients(x, v, 1.0, "v")
+        torch.testing.assert_close(alpha * x + beta * v, x + v, rtol=0, atol=1e-11)
+
+
+def test_rows_of_a_bounded_residual_stay_within_their_length(tokens):
+    model = randomised(GPT(BaselineConfig(**TINY, token_shift="likeness", residual="bounded")))
+    with torch.no_grad():
+        model.transformer.wte.weight *= 100
+    for x in (model.start(tokens[0]), *model.after_blocks(model.start(tokens[0]))):
+        assert x.unflatten(-1, (TINY["n_head"], -1)).norm(dim=-1).max() < math.tanh(0.75) * (1 + 1e-6)
+    model(*tokens)[1].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_smear_adds_a_gated_previous_embedding(tokens):

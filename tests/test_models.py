@@ -46,6 +46,7 @@ def covering(cases, strength=3):
 
 
 BASELINES = [("baseline", dict(token_shift=t)) for t in ("none", "difference", "smear")]
+BOUNDED = [("baseline", dict(token_shift="likeness", residual="bounded", head_gate="read")), ("baseline", dict(residual="bounded"))]
 GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curvature=h, dynamic_curvature=d,
                        use_embedding_curvature=e))
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]
@@ -87,9 +88,9 @@ STEREOGRAPHIC = [("stereographic", o) for o in (
     dict(head="lorentz_product", head_scale_mode="learned"),
     dict(layers="mobius", attention="distance", head="stereographic", per_head_curvature=False, reference="mean", qk_norm=True,
          position="rope"))]
-EVERY = BASELINES + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN + STEREOGRAPHIC
+EVERY = BASELINES + BOUNDED + CONTROLS + TERMS + TAU + GRID + STREAMS + VALUES + MODERN + STEREOGRAPHIC
 BIASED = [(n, {**o, "bias": True}) for n, o in BASELINES[1:] + CONTROLS[-1:] + spread(GRID, 30)]
-BY_REFERENCE = {"baseline": BASELINES, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS,
+BY_REFERENCE = {"baseline": BASELINES + BOUNDED, "controls": CONTROLS + TERMS, "tau": TAU + ALIBI, "bias": BIASED, "streams": STREAMS,
                 "values": VALUES, "modern": MODERN, "stereographic": STEREOGRAPHIC,
                 **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
                    for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}

@@ -12,6 +12,7 @@ from common.errors import UserError
 from training import stacked
 from training.config import TrainConfig
 from training.optimizer import make_optimizers, set_lr, set_momentum
+from training.qk_clip import QKClip
 from training.schedule import lr_at, seed_micro_batch
 from training.stacked_modules import stack_modules
 from training.stacked_optimizer import orthogonal
@@ -22,6 +23,7 @@ CASES = [
     ("baseline", {}),
     ("baseline", dict(bias=True, head_gate="read", token_shift="smear", activation="gelu_tanh")),
     ("baseline", dict(token_shift="difference", head_gate="attention", value_residual="learned")),
+    ("baseline", dict(token_shift="likeness", residual="bounded")),
     ("baseline", dict(position="rope", qk_norm=True, value_residual="fixed")),
     ("mixed", {}),
     ("mixed", dict(curvature_mode="random")),
@@ -34,6 +36,12 @@ CASES = [
     ("mixed", dict(reference="ema", residual="reference", per_head_curvature=False)),
     ("mixed", dict(curvature_mode="random", curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate",
                    max_distance=1.5, update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian")),
+    *[("stereographic", options) for options in (
+        dict(layers="mobius", curvature_mode="random"), dict(layers="mobius", per_head_curvature=False, curvature_mode="parametric"),
+        dict(layers="mobius", attention="distance"), dict(attention="distance", curvature_mode="random", dynamic_curvature=True),
+        dict(attention="distance", per_head_curvature=False, curvature_mode="tied", curvature=-0.2), dict(norm="stereographic"),
+        dict(head="stereographic", head_curvature_mode="parametric", head_offset=True, head_scale_mode="learned"),
+        dict(head="lorentz", head_tied=False), dict(head="lorentz_product", head_scale=2.0), dict(head_offset=True))],
     ("controls", dict(control="bound+gate+norm")),
     ("controls", dict(control="norm")),
     ("terms", dict(write="constant")),
@@ -195,6 +203,34 @@ def test_an_update_is_that_of_torchs_optimizers(name, options, within):
     assert not step.weights.gradients.any()
 
 
+def test_qk_clip_is_that_of_each_run():
+    """Three steps; the logits of each run are beyond the limit in some heads. A run that stands still keeps its weights."""
+    settings = configs(optimizer="muon", qk_clip=0.05)
+    members, alone = ([build("baseline", dict(bias=True, dropout=0.2), seed) for seed in range(N)] for _ in range(2))
+    step, _ = stack_of(members, settings)
+    clips = [QKClip(member, 0.05) for member in alone]
+    for number in range(3):
+        data = [batch(10 * number + n) for n in range(N)]
+        step.runs.seed(list(range(N)), number, own=True)
+        with torch.no_grad():  # where the weights are; the update is another test's
+            for key, p in step.model.named_parameters():
+                p.copy_(torch.stack([dict(member.named_parameters())[key] for member in alone]))
+        step.backward(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))
+        step.weights.gradients.zero_()
+        step.weights.update = lambda factors, going: None
+        if number == 2:
+            step.going[1] = False
+        step.finish(number)
+        for n, (member, clip, (x, y)) in enumerate(zip(alone, clips, data)):
+            seed_micro_batch(n, number)
+            member(x, y)
+            clip.after_update(lambda tensor: tensor, torch.tensor(float(number == 2 and n == 1)))
+            assert step.qk_clip.numbers(n) == pytest.approx(clip.numbers(), rel=1e-5)
+            for key, p in member.named_parameters():
+                torch.testing.assert_close(dict(step.model.named_parameters())[key][n], p, rtol=1e-6, atol=1e-7)
+    assert all(clip.numbers()["qk_clip/clipped_heads"] > 0 for clip in clips)
+
+
 def test_newton_schulz_of_many_is_that_of_each():
     for shape in ((8, 24), (24, 8), (16, 16)):
         given = torch.randn(4, *shape, generator=torch.Generator().manual_seed(3))
@@ -247,7 +283,8 @@ def test_a_graph_is_captured_after_some_steps_and_then_repeated_with_new_inputs(
 # ----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, said", [
-    (dict(freeze=["*wte*"]), "freeze"), (dict(max_seconds=3.0), "max_seconds"), (dict(dtype="float16"), "float16"), (dict(), None)])
+    (dict(freeze=["*wte*"]), "freeze"), (dict(max_seconds=3.0), "max_seconds"), (dict(dtype="float16"), "float16"), (dict(), None),
+    (dict(qk_clip=100.0), None)])
 def test_what_cannot_be_stacked_is_a_line(options, said):
     found = stacked.why_not(TrainConfig(device="cpu", **options), models.CONFIGS["baseline"](**TINY))
     assert found is None if said is None else said in found and found.startswith("cannot be stacked: ")

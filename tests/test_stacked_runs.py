@@ -56,6 +56,9 @@ def assert_same(stack, alone, within=1e-4):
 @pytest.mark.parametrize("more", [
     ["--dropout=0.1", "--gradient_accumulation_steps=2"], [*MIXED, "--dropout=0.1", "--bias=True", "--num_workers=0"],
     ["--model=controls"], ["--model=terms", "--write=constant"], ["--model=mhc"],
+    ["--optimizer=muon", "--qk_clip=0.02", "--muon_lr=1e-4"],
+    ["--model=stereographic", "--layers=mobius", "--attention=distance", "--head=lorentz",
+     "--head_curvature_mode=parametric", "--dropout=0.1"],
     ["--model=mhc_mixed", "--hc_num_streams=2", "--n_layer=1"],
     ["--model=tau", "--tau=mean", "--dropout=0.1"]], ids=lambda v: v[0])
 def test_each_run_of_a_stack_is_the_run_alone(more, write, tmp_path, capsys):

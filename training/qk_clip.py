@@ -33,22 +33,26 @@ class QKClip:
             raise UserError("qk_clip scales queries and keys, and freeze keeps some of them (c_attn) as they are; take one of them")
         for layer in self.layers:
             layer.measure_logits(next(model.parameters()).device)
-        self.found = None
+        self.found = None  # (layers, nh)
 
     @torch.no_grad()
     def after_update(self, largest_of_all, skipped):
         """After every step. largest_of_all: a tensor -> its maximum over all processes, in place. skipped: a tensor, (), more than 0 where
-        no update was made (guard.py, float16); then weights stay as they are."""
+        no update was made (guard.py, float16); then weights stay as they are. Of the N runs of a stack: (N, 1), and N is in front of
+        nh and of the weights' dimensions."""
         found = largest_of_all(torch.stack([layer.largest_logit for layer in self.layers]))  # (layers, nh)
         factor = torch.where(skipped > 0, 1.0, (self.limit / found.clamp(min=self.limit)).sqrt())
         for layer, of_heads in zip(self.layers, factor):
             for p in layer.c_attn.parameters():  # rows: of q, k and v, head after head
-                q_k = of_heads.repeat_interleave(p.size(0) // (3 * layer.n_head))
-                rows = torch.cat((q_k, q_k, torch.ones_like(q_k)))
-                p.mul_(placed_like(rows.view(-1, *[1] * (p.dim() - 1)).expand(p.shape), p, source=None))
+                q_k = of_heads.repeat_interleave(p.size(of_heads.dim() - 1) // (3 * layer.n_head), -1)
+                rows = torch.cat((q_k, q_k, torch.ones_like(q_k)), -1)
+                p.mul_(placed_like(rows.view(*rows.shape, *[1] * (p.dim() - rows.dim())).expand(p.shape), p, source=None))
             layer.largest_logit.zero_()
-        self.found = found
+        if self.found is None:
+            self.found = torch.empty_like(found)
+        self.found.copy_(found)  # where a CUDA graph leaves it
 
-    def numbers(self):
-        """For metrics.jsonl, of the step that was made."""
-        return {"qk_clip/largest_logit": self.found.max().item(), "qk_clip/clipped_heads": int((self.found > self.limit).sum().item())}
+    def numbers(self, run=...):
+        """For metrics.jsonl, of the step that was made. run: which, of a stack."""
+        found = self.found if run is ... else self.found[:, run]
+        return {"qk_clip/largest_logit": found.max().item(), "qk_clip/clipped_heads": int((found > self.limit).sum().item())}

@@ -47,6 +47,7 @@ from training.dataloader import Loader, Together, load_meta
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
 from training.optimizer import make_optimizers
 from training.parallel import Parallel
+from training.qk_clip import QKClip
 from training.run import Run, facts, kept, resolved
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, step_again
@@ -90,7 +91,7 @@ def why_not(config, model_config):
     device_type = torch.device(pick_device(config.device)).type
     refused = {
         "distill_from": config.distill_from is not None, "freeze": bool(config.freeze),
-        "log_stability, which is of one model": config.log_stability, "qk_clip": config.qk_clip is not None,
+        "log_stability, which is of one model": config.log_stability,
         "eval_only": config.eval_only, "wandb_log, which takes one run a process": config.wandb_log,
         "max_seconds, which are those of a run alone": config.max_seconds is not None,
         "ops = 'triton', whose kernels take one LayerNorm": getattr(model_config, "ops", "torch") == "triton",
@@ -104,7 +105,10 @@ def why_not(config, model_config):
     small = copy.copy(model_config)
     small.vocab_size = 64
     try:
-        stack_modules(models.build(config.model, small), 1, config.model)
+        model = models.build(config.model, small)
+        if config.qk_clip is not None:
+            QKClip(model, config.qk_clip)
+        stack_modules(model, 1, config.model)
     except UserError as error:
         return str(error)
     return None
@@ -281,9 +285,10 @@ class Stack:
                         member.run.clock.seconds += (clock.seconds - before) / N
                 if logging:
                     tok_per_s, data_wait = clock.speed(deal.tokens * N)
+                    clip = self.step.qk_clip
                     for n, member in self.open():
                         member.run.logged(step, {"loss": losses[n], "lr": lr_at(step, member.config), "grad_norm": norms[n], "dt": dt,
-                                                 "tok_per_s": tok_per_s, "data_wait": data_wait})
+                                                 "tok_per_s": tok_per_s, "data_wait": data_wait, **(clip.numbers(n) if clip else {})})
                     if self.open():
                         console.logged(step, sum(losses[n] for n, _ in self.open()) / len(self.open()), dt * N, tok_per_s)
                 console.stepped()

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 import model_baseline
 import model_mhc
+import model_stereographic
 import model_tau
 from common.errors import UserError
+from stereographic import attention, head, layers
 from streams import connections
 from training.schedule import seed_micro_batch
 
@@ -28,6 +30,7 @@ PLACES = {
     "control_write": (2, 1), "control_read": (1, 1), "control_likeness": (1, 1),  # of two sub-layers: of a head
     "value_mix": (1, 3),  # two numbers, with values (B, nh, T, hs)
     "log_temperature": (0, 0), "log_tau": (0, 0), "matrix": (0, 0), "scalar_weight": (0, 0),  # of key heads, before T
+    "log_beta": (0, 0),
     "stream_embedding": (1, 1), "collapse": (0, 1), "res": (1, 1), "post": (1, 1),  # of streams (the last two AltUp's, a block in front)
 }
 # of streams/connections.py, one a sub-layer in front: 1s behind the batch
@@ -74,9 +77,14 @@ class StackedLinear:
     """weight (N, out, in), bias (N, out)."""
 
     def forward(self, x):
-        rows, weight = x.reshape(self.runs.number, -1, x.size(-1)), self.weight.transpose(1, 2)
-        out = torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
-        return out.view(*x.shape[:-1], -1)
+        return products(self, x, self.bias)
+
+
+def products(layer, x, bias=None):
+    """(N B, ..., in) -> (N B, ..., out)"""
+    rows, weight = x.reshape(layer.runs.number, -1, x.size(-1)), layer.weight.transpose(1, 2)
+    out = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+    return out.view(*x.shape[:-1], -1)
 
 
 class StackedEmbedding:
@@ -114,9 +122,51 @@ class StackedDropout:
 
 class StackedAttention:
 
+    own_buffers = ("largest_logit",)  # of QK-clip: (N, nh)
+
+    def largest_of(self, logits):
+        return logits.unflatten(0, (self.runs.number, -1)).amax((1, 3, 4))
+
     def attend(self, q, k, v):
         draws = self.training and self.dropout > 0
         return self.runs.drawing(super().attend, q, k, v) if draws else super().attend(q, k, v)
+
+
+class StackedMobiusLinear:
+    """weight (N, out, in), bias (N, out). Rows (N B, T, parts, nh, D)."""
+
+    forward = layers.MobiusLinear.forward
+    product = products
+
+    def translation(self):
+        return self.rows(self.runs.spread(self.bias))
+
+    def c(self):
+        c = super().c()
+        return c.unsqueeze(2) if c.dim() > 2 else c  # for the parts
+
+
+class StackedDistance:
+    """beta (N B, nh); c, where it is learned, (N B, 1, nh, 1) or, of whole rows, (N B, 1, 1)."""
+
+    def attend(self, q, k, v):
+        fixed, dropout = self.curvature[0].c, self.dropout if self.training else 0.0
+        own = (fixed.transpose(1, 2) if fixed.dim() == 4 else fixed.unsqueeze(-1),) if fixed.dim() > 2 else ()
+
+        def attend(q, k, v, beta, c=fixed):
+            return attention.attend(q, k, v, c, beta, dropout)
+        return self.runs.drawing(attend, q, k, v, self.log_beta.exp()[..., None, None], *own)
+
+
+class StackedHead:
+    """weight (N, V, C), curvature (N,), offset (N, V), log_scale (N, 1). One run after the other: there is one head in a model."""
+
+    def forward(self, h):
+        N, c = self.runs.number, self.c()
+        c = c.expand(N) if c is not None else None
+        of_each = zip(h.chunk(N), self.weight, *([None] * N if t is None else t for t in (c, self.offset, self.log_scale)))
+        return torch.cat([self.scaled(head.logits(self.kind, rows, weight, c, offset), scale)
+                          for rows, weight, c, offset, scale in of_each])
 
 
 class StackedConnections:
@@ -156,12 +206,14 @@ class StackedGPT:
 
 
 KINDS = {
-    nn.Linear: StackedLinear, nn.Embedding: StackedEmbedding, model_baseline.LayerNorm: StackedLayerNorm, nn.Dropout: StackedDropout,
-    model_baseline.QueriesAndKeys: StackedQueriesAndKeys, model_baseline.CausalSelfAttention: StackedAttention,
+    layers.MobiusLinear: StackedMobiusLinear, nn.Linear: StackedLinear, nn.Embedding: StackedEmbedding,
+    model_baseline.LayerNorm: StackedLayerNorm, nn.Dropout: StackedDropout,
+    model_baseline.QueriesAndKeys: StackedQueriesAndKeys, head.Head: StackedHead,
+    model_stereographic.DistanceAttention: StackedDistance, model_baseline.CausalSelfAttention: StackedAttention,
     model_tau.ScalarAttention: StackedTau, connections.Connections: StackedConnections, connections.HyperConnections: StackedConnections,
     model_mhc.Block: StackedStreamsBlock, model_baseline.GPT: StackedGPT,
 }
-OWN_WEIGHTS = (StackedLinear, StackedEmbedding, StackedLayerNorm, StackedQueriesAndKeys)  # these read them as they are
+OWN_WEIGHTS = (StackedLinear, StackedEmbedding, StackedLayerNorm, StackedQueriesAndKeys, StackedHead)  # these read them as they are
 
 
 def presented(name, front, ones):
@@ -198,6 +250,12 @@ def properties(module, mixins, model_name):
     return found
 
 
+def own_buffers(module):
+    """Names of those that each run has for itself."""
+    tau = StackedTau.own_buffers if "tau_sum" in module._buffers else ()
+    return (*tau, *(name for name in StackedAttention.own_buffers if name in module._buffers))
+
+
 def stack_modules(model, number, model_name="model"):
     """Makes of a model, in place, one of `number` runs. Its parameters are (N, ...), empty: whoever has them fills them. -> Runs.
     Raises UserError where the model has something that cannot be stacked."""
@@ -211,7 +269,7 @@ def stack_modules(model, number, model_name="model"):
         for name, p in module._parameters.items():
             if p is not None:  # a tied one is one again
                 module._parameters[name] = stacked.setdefault(id(p), nn.Parameter(p.new_empty(number, *p.shape), p.requires_grad))
-        for name in StackedTau.own_buffers if "tau_sum" in module._buffers else ():
+        for name in own_buffers(module):
             module._buffers[name] = torch.stack([module._buffers[name]] * number)
         if mixins or found:
             module.__class__ = type(f"Stacked{kind.__name__}", (*mixins, kind), {"runs": runs, "__module__": kind.__module__, **found})

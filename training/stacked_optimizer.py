@@ -73,6 +73,8 @@ class StackedWeights:
             for n, member in enumerate(members):
                 path, _, last = name.rpartition(".")
                 own = member.get_submodule(path)._buffers
+                if last not in own:  # of the step alone (QK-clip)
+                    continue
                 if own[last].shape != buffer.shape:  # each run has its own (model_tau.py)
                     buffer[n].copy_(own[last])
                     own[last] = buffer[n]

@@ -7,6 +7,7 @@ the weights are then still those of before that step.
 import torch
 
 from training.compiled import compile_parts
+from training.qk_clip import QKClip
 from training.stacked_modules import stack_modules
 from training.stacked_optimizer import StackedWeights
 
@@ -40,10 +41,10 @@ class Captured:
 
 class Step:
 
-    def __init__(self, model, runs, weights, autocast, grad_clip, micro_batches, graph, start):
-        """micro_batches: in a step. graph: as CUDA graphs. start: the first step's number."""
+    def __init__(self, model, runs, weights, autocast, grad_clip, micro_batches, graph, start, qk_clip=None):
+        """micro_batches: in a step. graph: as CUDA graphs. start: the first step's number. qk_clip: a QKClip of this model, or None."""
         self.model, self.runs, self.weights, self.autocast = model, runs, weights, autocast
-        self.grad_clip, self.micro_batches = grad_clip, micro_batches
+        self.grad_clip, self.micro_batches, self.qk_clip = grad_clip, micro_batches, qk_clip
         device, N = weights.weights.device, runs.number
         self.loss, self.norms, self.shown = (weights.weights.new_zeros(N) for _ in range(3))
         self.going = torch.ones(N, dtype=torch.bool, device=device)
@@ -75,6 +76,8 @@ class Step:
         if self.grad_clip:
             self.weights.clip(self.grad_clip, self.norms)
         self.weights.update(factors, self.going)
+        if self.qk_clip:
+            self.qk_clip.after_update(lambda tensor: tensor, ~self.going.unsqueeze(-1))
         self.shown.copy_(self.loss)
         self.loss.zero_()
         self.number.add_(1)
@@ -87,8 +90,10 @@ class Step:
 def stacked_step(name, model, members, optimizers, configs, device, autocast, compiled=False, micro_batches=1, graph=False, start=0):
     """The Step of runs with these models, optimizers and configurations. model: one like theirs, which becomes the stack. name: of the
     model. compiled: by torch.compile. The others: of Step."""
+    clip = QKClip(model, configs[0].qk_clip) if configs[0].qk_clip is not None else None
     runs = stack_modules(model, len(members), name)
     model.activation_checkpointing = configs[0].activation_checkpointing
     model.to(device).train()
     weights = StackedWeights(model, members, optimizers, configs, device)
-    return Step(compile_parts(model) if compiled else model, runs, weights, autocast, configs[0].grad_clip, micro_batches, graph, start)
+    model = compile_parts(model) if compiled else model
+    return Step(model, runs, weights, autocast, configs[0].grad_clip, micro_batches, graph, start, clip)
