@@ -9,6 +9,7 @@ Is the curvature of a trained model doing anything? Its validation loss when c i
     c moved among heads     the same among the heads of each block (one c per head)
     c as it started         the values of before training, with dynamic_curvature its gate too: did learning c matter
     c negated               hyperbolic for spherical and the other way round
+    head: c = 0             and as it started: of a curved head (model_stereographic.py)
     gate off                dynamic_curvature only: every token gets its block's c
     writes ..., reads ...   x (+) exp_0(v), or log_r(x), replaced by a closed form that keeps one dependence (analysis/surrogates.py)
     gate and norm, ...      both replaced: by a gate of |v| and the ball, which is a norm of rows; and the like

@@ -42,7 +42,8 @@ class StereographicConfig(model.MixedConfig):
     attention: Literal["dot", "distance"] = "dot"  # scores: products, or squared geodesic distances with values' gyro-midpoints
     norm: Literal["tangent", "stereographic"] = "tangent"  # what LayerNorm gives: a tangent vector, or a point
     head: Literal[*HEADS] = "euclidean"  # of the language model, see stereographic/head.py
-    head_curvature: float = 0.01  # of a curved head; rows are sqrt(n_embd) long there, so that 1 / n_embd is much
+    head_curvature: float = 0.01  # of a curved head; rows are sqrt(n_embd) long there, so that 1 / n_embd is much, and below
+        # -2.4 / n_embd they are beyond a sphere's end, where logits start near 0
     head_curvature_mode: Literal["fixed", "parametric"] = "fixed"  # parametric: learned from head_curvature
     head_scale: float = 1.0  # factor of the logits
     head_scale_mode: Literal["fixed", "learned"] = "fixed"  # learned from head_scale
@@ -136,14 +137,25 @@ class GPT(model.GPT):
     def geometry_stats(self, idx):
         """model.py's. Per block of attention by distance: mean beta, the mean of beta (d/2)^2 of a query and the keys it sees, and how far
         out values and their midpoints are (mean of sqrt|c||y|: in units of a ball's radius; of |y| where c = 0). Per block of Mobius
-        layers: the share of the MLP's hidden rows at the ball's edge."""
-        attended, hidden, blocks = {}, {}, list(enumerate(self.transformer.h))
+        layers: the share of the MLP's hidden rows at the ball's edge. Per block with norm = 'stereographic': how far out the points that
+        attention and MLP read are."""
+        attended, hidden, read, blocks = {}, {}, {}, list(enumerate(self.transformer.h))
 
         def remember(i, attention):  # with c and beta of the forward pass: there FSDP2 has the weights together
             def attend(*qkv):
                 attended[i] = (*qkv, attention.curvature[0].c.clone(), attention.log_beta.exp())
                 return type(attention).attend(attention, *qkv)
             attention.attend = attend
+        def remember_read(i, block):
+            def reading(x, r, c, norm):
+                points = type(block).read(block, x, r, c, norm)
+                unit = torch.where(c == 0, 1.0, c.abs().sqrt())
+                read.setdefault(i, []).append((unit * block.heads(points).float().norm(dim=-1, keepdim=True)).mean().item())
+                return points
+            block.read = reading
+        reading = [(i, block) for i, block in blocks if self.config.norm == "stereographic" and self.config.layers != "mobius"]
+        for i, block in reading:
+            remember_read(i, block)
         hooks = [block.mlp.c_fc.register_forward_hook(
                     lambda layer, _, out, i=i, curvature=block.curvature: hidden.update({i: (layer.rows(out), curvature.c.clone())}))
                  for i, block in blocks if self.config.layers == "mobius"]
@@ -157,10 +169,14 @@ class GPT(model.GPT):
                 hook.remove()
             for _, attention in distances:
                 del attention.attend  # the class's own again
+            for _, block in reading:
+                del block.read
         for i, found in attended.items():
             stats[f"block{i}"] |= statistics(*found)
         for i, (rows, c) in hidden.items():
             stats[f"block{i}"]["hidden_edge_share"] = edge_share(rows, c)
+        for i, norms in read.items():
+            stats[f"block{i}"] |= {f"read_norm_{name}": norm for name, norm in zip(("attn", "mlp"), norms, strict=True)}
         return stats
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from analysis import surrogates
 from analysis.validation_text import loader_of
 from common.errors import UserError
 from common.intervals import Estimate, mean_interval
+from model import Curvature, SoftplusCurvature
 from training import checkpoint
 from training.machine import pick_device
 
@@ -51,10 +52,23 @@ class Ablation:
 # ----------------------------------------------------------------------------------------------------------------------
 # reading and changing c
 
+HEAD = "lm_head.curvature"  # of model_stereographic.py, in units of 1 / n_embd
+
+
+def free_curvature(model):
+    """Makes a c = +-softplus(theta) a parameter by itself, of any sign, in place."""
+    for module in model.modules():
+        if isinstance(module, SoftplusCurvature):
+            c = module.c.detach().clone()
+            del module.theta, module.sign
+            module.__class__ = Curvature
+            module.c = torch.nn.Parameter(c)
+
+
 def curvature_tensors(model):
-    """name -> tensor of every c (blocks, embedding) and of the gates that predict it, each once; learned or fixed."""
+    """name -> tensor of every c (blocks, embedding, a curved head) and of the gates that predict it, each once; learned or fixed."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {n: t for n, t in named.items() if n.endswith("curvature.c") or ".curvature_gate." in n}
+    return {n: t for n, t in named.items() if n.endswith("curvature.c") or ".curvature_gate." in n or n == HEAD}
 
 
 def forget_limits(model):
@@ -88,13 +102,14 @@ def starting_values(config, device):
     torch.manual_seed(config["seed"])
     fresh = models.build(config["model"], models.config_from_dict(config["model"], config))
     torch.set_rng_state(rng)
+    free_curvature(fresh)
     return {name: value.to(device) for name, value in values_of(fresh).items()}
 
 
 def changes(trained, start):
     """(change -> list of settings, each the values to set; sentences on what this model does not have)."""
     every = [n for n in trained if n.endswith("curvature.c")]
-    gates = [n for n in trained if n not in every]
+    gates = [n for n in trained if ".curvature_gate." in n]
     blocks = [n for n in every if n.startswith("transformer.h.")]
     per_head = trained[blocks[0]].dim() > 0  # (n_head, 1), else ()
 
@@ -111,8 +126,11 @@ def changes(trained, start):
                                         for s in range(1, len(trained[blocks[0]]))]
     else:
         left_out.append("c is not moved among heads: there is one for the whole row")
-    found["c as it started"] = [start]
+    found["c as it started"] = [{**start, **{n: trained[n] for n in (HEAD,) if n in trained}}]
     found["c negated"] = [{**trained, **{n: -trained[n] for n in every}}]
+    if HEAD in trained:
+        found["head: c = 0"] = [{**trained, HEAD: torch.zeros_like(trained[HEAD])}]
+        found["head: c as it started"] = [{**trained, HEAD: start[HEAD]}]
     if gates:
         found["gate off"] = [{**trained, **{n: torch.zeros_like(trained[n]) for n in gates}}]  # 2 sigmoid(0) = 1
     return found, left_out
@@ -130,7 +148,7 @@ def batch_losses(model, batches):
 def gradients(model, batches):
     """d loss / d c of each batch: name -> (n, n_head or 1) float64. c may be a buffer; with a gate it is
     the block's c."""
-    tensors = {n: t for n, t in curvature_tensors(model).items() if n.endswith("curvature.c")}
+    tensors = {n: t for n, t in curvature_tensors(model).items() if ".curvature_gate." not in n}
     learned = {n: t.requires_grad for n, t in tensors.items()}
     forget_limits(model)
     for t in tensors.values():
@@ -143,8 +161,8 @@ def gradients(model, batches):
 
 
 def place_name(name, tied):
-    if name.startswith("embedding"):
-        return "embedding"
+    if name.startswith("embedding") or name == HEAD:
+        return "head" if name == HEAD else "embedding"
     return "all blocks" if tied else f"block {name.split('.')[2]}"
 
 
@@ -155,10 +173,9 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
     if "curvature_mode" not in config:
         raise UserError(f"{out_dir}: model = {config.get('model')!r} has no curvature that can be changed; this is for mixed and the "
                         "models that are made from it")
-    if config.get("curvature_form") == "softplus":
-        raise UserError(f"{out_dir}: curvature_form = 'softplus': such a c cannot be set to 0 or to the other sign")
     device = pick_device(device)
     model, config = checkpoint.load_model(out_dir, name, device)
+    free_curvature(model)
     loader = loader_of(out_dir, config, device)
     data = list(loader.eval_batches(config["eval_iters"] if batches is None else batches))
 
@@ -166,10 +183,11 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
     as_trained = batch_losses(model, data)
     slopes = []
     for place, by_batch in gradients(model, data).items():
+        unit = 1 / config["n_embd"] if place == HEAD else 1.0
         for head, column in enumerate(by_batch.T):
             slopes.append(Slope(place_name(place, config["curvature_mode"] == "tied"),
-                                head if trained[place].dim() else None, trained[place].flatten()[head].item(),
-                                start[place].flatten()[head].item(), mean_interval(column)))
+                                head if trained[place].dim() else None, unit * trained[place].flatten()[head].item(),
+                                unit * start[place].flatten()[head].item(), mean_interval(column / unit)))
     found, left_out = changes(trained, start)
     effects = []
     for change, settings in found.items():

@@ -20,7 +20,7 @@ from experiments import conclusions
 from experiments.conclusions import DIGITS
 from experiments.curves import BUDGETS
 from experiments.plots import REFERENCES
-from experiments.statistics import censored_median
+from experiments.statistics import censored_median, equivalence_test
 
 WIDTH = 120  # columns of the terminal, at most
 
@@ -52,10 +52,22 @@ def difference_cell(difference, summary):
             f"{star(difference.seeds, summary)}")
 
 
+def margin_of(summary):
+    """The equivalence margin in nats that the sweep's question states, or None."""
+    return summary.question["margin"] if summary.question and summary.metric != "target" else None
+
+
+def p_equivalent(difference, summary):
+    """TOST against that margin; None without one."""
+    margin = margin_of(summary)
+    return equivalence_test(difference.differences, margin) if difference and margin else None
+
+
 def results_table(summary):
-    roles = [role for role in REFERENCES if any(role in a.against for a in summary.arms)]
+    roles, margin = [role for role in REFERENCES if any(role in a.against for a in summary.arms)], margin_of(summary)
+    tests = ["p (Holm)", *([f"p TOST, {margin:g}"] if margin else []), "p sign flips"]
     rows = [["arm", "role", "best lr", "lr chosen with", "seeds", f"{summary.measure.name} [95%]"]
-            + [text for role in roles for text in (f"minus {REFERENCES[role]} [95%]", "p (Holm)", "p sign flips")]]
+            + [text for role in roles for text in (f"minus {REFERENCES[role]} [95%]", *tests)]]
     places = {"lowest": " (lowest tried)", "highest": " (highest tried)", "only": " (only one tried)", "": ""}
     for arm in summary.arms:
         if arm.choice is None:
@@ -67,7 +79,7 @@ def results_table(summary):
                interval_text(arm.estimate, summary.measure.digits, sign=False) + star(arm.choice.losses, summary)]
         for role in roles:
             difference, p = arm.against.get(role, (None, None))
-            row += [difference_cell(difference, summary), p_text(p),
+            row += [difference_cell(difference, summary), p_text(p), *([p_text(p_equivalent(difference, summary))] if margin else []),
                     p_text(difference.p_sign_flip if difference else None)]
         rows.append(row)
     return rows
@@ -170,6 +182,8 @@ def method(summary):
         "paired t-test, corrected by Holm's method over the arms with two pairs or more, for each reference on its own. Sign "
         "flips: paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062); exact up to 16, beyond "
         "that by 65,536 random flips (smallest value 3e-5).",
+        *([f"p TOST: two one-sided paired t-tests that the difference is less than {margin_of(summary):g} in size, the margin of the "
+           "sweep's question; below 0.05 the two are alike within it. Not corrected."] if margin_of(summary) else []),
         *(["The anytime-valid interval of the answer holds at all looks together, for independent, normal differences. Skewed ones or "
            "rare bad runs break it (docs/sweeps.md has by how much)."] if (summary.question or {}).get("stop") == "anytime" else []),
         "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "
@@ -292,7 +306,8 @@ def as_dict(summary):
             "diverged_share": arm.diverged_share(), "missing": [{"lr": lr, "seed": seed} for lr, seed in arm.missing()],
             "runs": [{"lr": lr, "seed": seed, "status": r.status, "dir": r.folder, "loss": r.loss}
                      for (lr, seed), r in sorted(arm.runs.items())],
-            "against": {role: {**dataclasses.asdict(d), "p_holm": p} for role, (d, p) in arm.against.items()},
+            "against": {role: {**dataclasses.asdict(d), "p_holm": p, "p_equivalent": p_equivalent(d, summary)}
+                        for role, (d, p) in arm.against.items()},
             "wins": {role: [{"lr": lr, "won": won, "of": of, "lower_mean": lower, "difference": dataclasses.asdict(e)}
                             for lr, (won, of, lower, e) in found.items()] for role, found in arm.wins.items()},
             "at_budget": {key: {"by_seed": by_seed, **dataclasses.asdict(mean_interval(by_seed.values()))}
@@ -337,7 +352,7 @@ def as_csv(summary):
             e = d.estimate if d else Estimate(0)
             row.update({f"minus_{role}": e.mean, f"minus_{role}_low": e.low, f"minus_{role}_high": e.high,
                         f"minus_{role}_seeds": e.n, f"minus_{role}_p": d.p if d else None, f"minus_{role}_p_holm": p,
-                        f"minus_{role}_p_sign_flip": d.p_sign_flip if d else None,
+                        f"minus_{role}_p_equivalent": p_equivalent(d, summary), f"minus_{role}_p_sign_flip": d.p_sign_flip if d else None,
                         f"minus_{role}_on_selection_seed": bool(star(d.seeds, summary)) if d else None})
             found = arm.wins.get(role, {})
             row.update({f"wins_{role}": sum(won for won, *_ in found.values()),

@@ -147,6 +147,37 @@ def test_a_fixed_c_of_zero_does_nothing_at_all(small_run, tmp_path, capsys):
     assert all(s.c == s.c_start == 0 for s in result.slopes) and any(s.gradient.mean != 0 for s in result.slopes)
 
 
+def test_a_c_that_keeps_its_sign_and_that_of_a_head(small_run, tmp_path, capsys):
+    """curvature_form = 'softplus', and a curved head: against models that are built with the numbers."""
+    import train
+    args = [*small_run, "--model=stereographic", "--curvature_mode=random", "--curvature_form=softplus", "--head=stereographic",
+            "--head_curvature=0.05", "--head_curvature_mode=parametric", "--max_iters=6", "--learning_rate=1e-2", "--curvature_lr_mult=5"]
+    assert run(train.main, args, capsys)[0] == 0
+    folder = str(tmp_path / "run")
+    result = ablation.ablate(folder, "last", device="cpu")
+    with open(os.path.join(folder, "summary.json")) as f:
+        assert result.loss.mean == pytest.approx(json.load(f)["val_loss"], rel=1e-6)
+    model, config = checkpoint.load_model(folder, "last")
+    batches = list(ablation.loader_of(folder, config, "cpu").eval_batches(config["eval_iters"]))
+    before, weights = ablation.batch_losses(model, batches).mean(), dict(model.named_parameters())
+
+    def change(**options):
+        other = models.build("stereographic", models.config_from_dict("stereographic", {**config, **options})).eval()
+        with torch.no_grad():
+            for name, p in other.named_parameters():
+                p.copy_(weights[name])
+        return ablation.batch_losses(other, batches).mean() - before
+    found = effects(result)
+    assert found["c = 0"].mean == pytest.approx(change(curvature_mode="fixed", curvature=0.0, curvature_form="plain"), abs=1e-6)
+    assert found["head: c = 0"].mean == pytest.approx(change(head_curvature=0.0, head_curvature_mode="fixed"), abs=1e-6)
+    head = result.slopes[-1]
+    assert head.place == "head" and head.c_start == pytest.approx(0.05) and head.c == pytest.approx(model.lm_head.c().item()) != 0.05
+    for s in result.slopes[:-1]:
+        assert s.c > 0 and s.c_start > 0
+    loss = {h: change(head_curvature_mode="fixed", head_curvature=head.c + h) for h in (1e-2, -1e-2)}
+    assert head.gradient.mean == pytest.approx((loss[1e-2] - loss[-1e-2]) / 2e-2, rel=0.05)
+
+
 def test_the_command_of_the_ablation(trained, tmp_path, capsys):
     folder = trained
     status, out, _ = run(ablate_curvature.main, [folder, "--checkpoint=last", "--batches", "1"], capsys)

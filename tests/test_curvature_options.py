@@ -192,6 +192,12 @@ def test_learned_curvature_crosses_zero(per_head, max_distance, tokens):
         assert loss2 - loss1 == pytest.approx(predicted, **dict(rel=0.02, abs=1e-6) if near else dict(rel=0.05, abs=1e-3))
 
 
+def test_in_flat_space_there_is_no_distance_to_keep():
+    off = lambda **o: {"max_distance", "project_gradient", "curvature_unit"} <= set(model.MixedConfig(**TINY, **o).without_effect())
+    assert off(curvature=0.0) and off(curvature_heads=[0.0] * NH)
+    assert not off() and not off(curvature=0.0, curvature_mode="parametric") and not off(curvature_heads=[0.0] * (NH - 1) + [1.0])
+
+
 def test_on_the_sphere_and_in_flat_space_updates_are_not_scaled():
     off = lambda **o: {"update_scale", "embedding_gradient"} <= set(model.MixedConfig(**TINY, **o).without_effect())
     assert off(curvature=-1.0) and off(curvature=0.0) and off(curvature=1.0, curvature_heads=[-1.0] * NH)

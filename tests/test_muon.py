@@ -176,7 +176,9 @@ def test_compiled_it_measures_the_same_logits():
     (["--qk_clip=0"], "more than 0"), (["--qk_clip=1", "--qk_norm=True"], "qk_norm"), (["--qk_clip=1", "--model=tau"], "no products"),
     (["--qk_clip=1", "--model=stereographic", "--attention=distance"], "no products"),
     (["--qk_clip=1", "--freeze=['*c_attn*']", "--init_from=scratch"], "freeze"),
-    (["--muon_momentum_warmup=3"], "no effect"), (["--muon_adjust_lr=match_rms_adamw"], "muon")])
+    (["--muon_momentum_warmup=3"], "no effect"),
+    (["--optimizer=muon", "--muon_momentum=0.5", "--muon_momentum_warmup=3"], "muon_momentum_warmup has no effect"),
+    (["--muon_adjust_lr=match_rms_adamw"], "muon")])
 def test_what_cannot_be(more, said, small_run, tmp_path, capsys):
     status, _, err = run(train.main, [*small_run, *more], capsys)
     assert status == 2 and not (tmp_path / "run" / "ckpt").exists()

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from forked import ROOT
 from running import run
 from scipy import integrate, stats
 
 import sweep
 from common.errors import UserError
-from experiments import answer, question, sequential
+from experiments import answer, question, report, sequential
 from experiments import statistics as ss
 from experiments.comparison import summarize
 from experiments.results import Arm
@@ -249,6 +250,23 @@ def test_a_fixed_question_runs_all_and_says_what_would_change_an_open_answer(stu
     assert "changed 1 times" in " ".join(again.notes)
     assert again.answered.endswith("It is no confirmation: 12 runs of its two arms had ended when the question was stated.")
     assert "confirmation" not in found.answered
+
+
+def test_every_row_has_the_equivalence_test_beside_the_t_test():
+    """Of a sweep with a question, against SciPy's two one-sided tests of the losses in its table; a sweep without one has no margin."""
+    found = summarize(str(ROOT / "results" / "verdict_muon"))
+    losses = {arm.name: {seed: run.loss for (_, seed), run in arm.runs.items() if run.loss is not None} for arm in found.arms}
+    tested = 0
+    for row in csv.DictReader(report.as_csv(found).splitlines()):
+        mine, theirs = losses[row["arm"]], losses["baseline-muon"]
+        d = np.array([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
+        if row["arm"] != "baseline-muon" and len(d) > 1:
+            p = max(stats.ttest_1samp(d, -0.004, alternative="greater").pvalue, stats.ttest_1samp(d, 0.004, alternative="less").pvalue)
+            assert float(row["minus_baseline_p_equivalent"]) == pytest.approx(p)
+            tested += 1
+    assert tested == 7 and report.results_table(found)[0].count("p TOST, 0.004") == 2
+    without = summarize(str(ROOT / "results" / "size"))
+    assert not any("TOST" in cell for cell in report.results_table(without)[0])
 
 
 def pair(differences):

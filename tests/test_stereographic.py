@@ -502,6 +502,18 @@ def test_keys_without_effect():
     assert "head_curvature" not in off(head="stereographic")
 
 
+def test_how_far_out_the_points_are_that_layers_read(tokens):
+    """norm = 'stereographic': exp_0 of rows of length sqrt(hs), that is tanh(sqrt(8)) at c = 1 in one ball; nothing else is changed."""
+    net = build("stereographic", dict(norm="stereographic", curvature=1.0, per_head_curvature=False), n_head=1)
+    plain = build("stereographic", dict(curvature=1.0, per_head_curvature=False), n_head=1).geometry_stats(tokens[0])
+    stats = net.geometry_stats(tokens[0])
+    for block in ("block0", "block1"):
+        for layer in ("attn", "mlp"):
+            assert stats[block][f"read_norm_{layer}"] == pytest.approx(math.tanh(math.sqrt(TINY["n_embd"])), abs=2e-3)
+        assert stats[block].keys() - plain[block].keys() == {"read_norm_attn", "read_norm_mlp"}
+    assert not any("read" in vars(block) for block in net.transformer.h)
+
+
 def test_layers_have_two_names():
     config = model_stereographic.StereographicConfig
     assert config(**TINY, layers="stereographic") == config(**TINY, layers="mobius")

@@ -13,6 +13,7 @@ ADDED_SINCE = {"freeze": [], "distill_from": None, "distill_text": 1.0, "distill
                "log_stability": False, "muon_adjust_lr": "original", "muon_momentum_warmup": 0,
                "qk_clip": None, "matmul": "auto"}  # keys that earlier versions lack
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FIRST_MOMENTUM = 0.85  # of muon_momentum_warmup
 
 
 @dataclass
@@ -138,6 +139,8 @@ class TrainConfig:
         if self.optimizer != "muon":
             muons = (key for key in self.__dataclass_fields__ if key.startswith("muon_"))
             found.update(dict.fromkeys(muons, f"optimizer = {self.optimizer!r}"))
+        elif self.muon_momentum <= FIRST_MOMENTUM:
+            found["muon_momentum_warmup"] = f"muon_momentum = {self.muon_momentum:g}, which is not above its start"
         if self.distill_from is None:
             found.update(dict.fromkeys((key for key in ADDED_SINCE if key.startswith("distill_") and key != "distill_from"),
                                        "no distill_from"))

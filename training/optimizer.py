@@ -12,6 +12,7 @@ AdamW with the first three is nanoGPT's grouping. Muon (torch.optim.Muon; Jordan
 """
 import torch
 
+from training.config import FIRST_MOMENTUM
 from training.muon import DistributedMuon, Muon
 
 
@@ -74,7 +75,7 @@ def momentum_at(step, config):
     """Muon's at this step: muon_momentum, after a linear rise (Jordan et al., modded-nanogpt)."""
     if not config.muon_momentum_warmup:
         return config.muon_momentum
-    start, share = min(0.85, config.muon_momentum), min(step / config.muon_momentum_warmup, 1.0)
+    start, share = min(FIRST_MOMENTUM, config.muon_momentum), min(step / config.muon_momentum_warmup, 1.0)
     return start + (config.muon_momentum - start) * share
 
 
