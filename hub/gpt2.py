@@ -2,7 +2,7 @@
 import torch
 
 from training import checkpoint
-from training.start import ACTIVATIONS, TRANSPOSED
+from training.start import ACTIVATIONS, TOKENIZER, TRANSPOSED
 
 NEEDED = {"model": "baseline", "token_shift": "none", "value_residual": "none", "position": "learned", "qk_norm": False,
           "head_gate": "none", "residual": "sum"}
@@ -20,7 +20,8 @@ def gpt2_config(config, vocab_size, end_of_text):
             "n_embd": config["n_embd"], "n_layer": config["n_layer"], "n_head": config["n_head"], "n_inner": None,
             "activation_function": activation, "resid_pdrop": config["dropout"], "embd_pdrop": config["dropout"],
             "attn_pdrop": config["dropout"], "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "tie_word_embeddings": True,
-            "bos_token_id": end_of_text, "eos_token_id": end_of_text, "dtype": "float32"}
+            "bos_token_id": end_of_text, "eos_token_id": end_of_text, "dtype": "float32",
+            TOKENIZER: config["tokenizer"]}  # for init_from, which takes GPT-2's if there is none
 
 
 def gpt2_weights(model, vocab_size):

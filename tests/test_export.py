@@ -9,7 +9,7 @@ from test_data import TEXT, bpe_meta
 
 import export
 from data import tokenizer
-from training import checkpoint
+from training import checkpoint, start
 
 
 @pytest.fixture
@@ -47,17 +47,25 @@ def test_transformers_computes_the_same_logits(options, exported):
 
 
 def test_what_was_exported_can_be_trained_on(exported, small_run, data_dir, tmp_path):
-    """export.py and init_from are each other's inverse. (The tokens of the test are not GPT-2's: the files are, here.)"""
+    """export.py and init_from are each other's inverse; on other tokens it is refused."""
     _, folder = exported("--bias=True")
-    refused = ended("train", [*small_run, "--bias=True", f"--init_from={folder}", f"--out_dir={tmp_path / 'second'}"])
-    assert refused[0] == 2
-    one_line(refused[2], "trained on other tokens")
     write_dataset(data_dir / "gpt2", [1, 2, 3, 4] * 100, [1, 2, 3, 4] * 50, tokenizer="gpt2")
     again = [*small_run, "--bias=True", f"--init_from={folder}", f"--out_dir={tmp_path / 'second'}", "--max_iters=0"]
-    status, said, error = ended("train", [a for a in again if not a.startswith("--dataset")] + ["--dataset=gpt2"])
+    refused = ended("train", [a for a in again if not a.startswith("--dataset")] + ["--dataset=gpt2"])
+    assert refused[0] == 2
+    one_line(refused[2], "trained on other tokens")
+    status, said, error = ended("train", again)
     assert status == 0 and "tensors from" in said, error
     first, second = (checkpoint.load_model(str(tmp_path / name), "last")[0].state_dict() for name in ("run", "second"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**about, start.TOKENIZER: 7}))
+    refused = ended("train", [*again, "--overwrite=True"])
+    assert refused[0] == 2
+    one_line(refused[2], "is damaged: curved_gpt_tokenizer = 7")
+    del about[start.TOKENIZER]  # as any other GPT-2
+    (folder / "config.json").write_text(json.dumps(about))
+    one_line(ended("train", [*again, "--overwrite=True"])[2], "trained on other tokens")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "words"])

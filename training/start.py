@@ -3,7 +3,7 @@ Training that starts from trained weights: init_from = a run of this project, GP
 
 What has the same name and shape is taken; what has not keeps its start and is listed. So a baseline becomes a mixed model (with c = 0
 and reference 'origin' its function is unchanged, to rounding; a flat control with reference 'previous'), or a model with streams. Of
-position embeddings, and of GPT-2's tokens where the vocabulary is padded, the rows that both have are taken. Nothing but numbers is
+position embeddings, and of tokens where the vocabulary is padded, the rows that both have are taken. Nothing but numbers is
 read: safetensors, no pickle, no code.
 
 GPT-2 (Radford et al. 2019) has biases and the tanh form of GELU: --bias=True --activation=gelu_tanh. Its Linear weights are transposed.
@@ -22,6 +22,7 @@ GPT2 = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-m
         "gpt2-xl": "openai-community/gpt2-xl"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name -> ours
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # Conv1D's
+TOKENIZER = "curved_gpt_tokenizer"  # in the config.json that export.py writes: how the model's tokens are made
 POSITIONS, TOKENS = "transformer.wpe.weight", ("transformer.wte.weight", "lm_head.weight")
 
 
@@ -85,7 +86,10 @@ def hugging_face(folder, name):
     for key, value in (("layer_norm_epsilon", 1e-5), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if config.get(key, value) != value:
             raise UserError(f"init_from = '{name}': {key} = {config[key]!r}, and {value!r} is what can be computed here")
-    return Source(name, found, wanted, {"tokenizer": "gpt2"})
+    tokenizer = config.get(TOKENIZER, {"tokenizer": "gpt2"})
+    if not isinstance(tokenizer, dict):
+        raise UserError(f"init_from = '{name}': its config.json is damaged: {TOKENIZER} = {tokenizer!r}")
+    return Source(name, found, wanted, tokenizer)
 
 
 @torch.no_grad()
@@ -110,7 +114,7 @@ def take(source, model, meta):
         elif theirs.shape == tensor.shape:
             tensor.copy_(theirs)
             taken.append(name)
-        elif theirs.shape[1:] == tensor.shape[1:] and (name == POSITIONS or name in TOKENS and source.tokenizer.get("tokenizer") == "gpt2"):
+        elif theirs.shape[1:] == tensor.shape[1:] and (name == POSITIONS or name in TOKENS and source.tokenizer):
             rows = min(len(theirs), len(tensor))
             tensor[:rows] = theirs[:rows]
             parts.append(f"{name} ({rows:,} rows of {len(tensor):,})")
