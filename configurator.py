@@ -124,13 +124,16 @@ def _takes(kind, option):
 # ----------------------------------------------------------------------------------------------------------------------
 # config files
 
-def run_file(path, kind="config file"):
-    """The assignments of a config file, or of another Python file of that form, as a dict."""
+def run_file(path, kind="config file", no_file=""):
+    """The assignments of a config file, or of another Python file of that form, as a dict. no_file: what to say where it is a folder, or
+    nothing that looks like a file."""
     if not os.path.lexists(path):
         folder = os.path.dirname(path) or "."
         near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], 1)
-        hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+        hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else "" if path.endswith(".py") else no_file
         raise UserError(f"{path}: no such {kind}{hint}")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; a {kind} is needed{no_file}")
     paths.file_to_read(path, path, f"a {kind}")
     try:
         with open(path, encoding="utf-8-sig") as f:
@@ -242,7 +245,8 @@ def resolve(argv, schema, variants=None, selector="model", script_doc="", refuse
         elif arg.startswith("-") and arg != "-":
             raise UserError(f"{arg}: options are written --key=value (--help lists every key)")
         else:
-            for key, value in run_file(paths.expand(arg)).items():
+            no_file = f"; a folder is given as --out_dir={arg}" if "out_dir" in fields else ""
+            for key, value in run_file(paths.expand(arg), no_file=no_file).items():
                 put(key, value, arg)
 
     def refuse_without_effect(config):

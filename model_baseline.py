@@ -9,7 +9,7 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
     x <- x + F(LN(x - w(x) x_prev))     token_shift = 'likeness', w_h = 1 + a (1 - cos(x_h, x_prev,h)) for each head h: the previous token
                                         is subtracted the more, the less alike it is, as log_r does to rows of one length
-    x <- bound(x + limit(F))            residual = 'bounded', for each head: limit(v) = v / sqrt(1 + |v|^2 / V^2) is at most V long,
+    x <- bound(x + limit(F))            bounded_rows = True, for each head: limit(v) = v / sqrt(1 + |v|^2 / V^2) is at most V long,
                                         bound(x) = x min(1, R / |x|), as rows of a curved head end, max_distance from the origin
     x <- x + F(LN(g(x) x))              head_gate = 'read', a factor g_h for each head and token, as the conformal factor of a curved
                                         head is; 'attention': of what a head gives (Qiu et al. 2025, arXiv 2505.06708)
@@ -74,7 +74,7 @@ class GPTConfig:
 class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "likeness", "smear"] = "none"  # 'difference' is the flat control; 'likeness' subtracts the
         # previous token the more, the less alike it is; 'smear' looks back one token at the embedding
-    residual: Literal["sum", "bounded"] = "sum"  # bounded: each head's rows and what is added to them have a largest length
+    bounded_rows: bool = False  # each head's part of the residual stream, and what is added to it, has a largest length
     head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
         # rows that layers read; 'attention', of what the head gives
 
@@ -258,7 +258,7 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
         self.gate = head_gate(config, "read")
-        self.bounded = config.n_head if getattr(config, "residual", None) == "bounded" else 0  # of how many parts
+        self.bounded = config.n_head if getattr(config, "bounded_rows", False) else 0  # of how many parts
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -316,7 +316,7 @@ def bound(heads):
 
 
 def bounded_sum(x, v, n_head):
-    """residual = 'bounded'. (B, T, C) x 2 -> (B, T, C)"""
+    """x + v with bounded_rows. (B, T, C) x 2 -> (B, T, C)"""
     x_h, v_h = x.unflatten(-1, (n_head, -1)), v.to(x.dtype).unflatten(-1, (n_head, -1))
     return bound(x_h + v_h * torch.rsqrt(1 + v_h.square().sum(-1, keepdim=True) / LONGEST_UPDATE ** 2)).flatten(-2)
 

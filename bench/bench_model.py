@@ -65,7 +65,7 @@ ARMS = {
     "smear": ("baseline", dict(token_shift="smear")),
     "flat": ("baseline", dict(token_shift="difference")),
     "head gate, read": ("baseline", dict(head_gate="read")),
-    "likeness, bounded": ("baseline", dict(token_shift="likeness", residual="bounded")),
+    "likeness, bounded": ("baseline", dict(token_shift="likeness", bounded_rows=True)),
     "head gate, attention": ("baseline", dict(head_gate="attention")),
     "mixed, c per head": ("mixed", {}),
     "mixed, one c a block": ("mixed", dict(per_head_curvature=False)),

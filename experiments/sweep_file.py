@@ -58,16 +58,23 @@ def check_start(start, name, arms, where):
         raise UserError(f"{where}: start = {start!r} has a start itself; one arm after another is what can be done")
 
 
+def shortened(value, most=80):
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def load(path):
     """The assignments of a sweep file, checked; arms as a list of {name, config, role, overrides, grid, seeds}."""
     kinds = {"arms": dict, "grid": dict, "seeds": list, "runs": list, "budget": dict, "defaults": dict, "slurm": dict,
              "after": list, "question": dict}
     given = configurator.run_file(path, "sweep file")
     check_names(given, kinds, path)
-    try:
-        json.dumps(given)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: values must be text, numbers, True, False, None, lists or dicts") from None
+    for name, value in given.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{path}: {name} = {shortened(value)}: values must be text, numbers, True, False, None, lists or dicts"
+                            + (f"; write list({value!r})" if isinstance(value, range) else "")) from None
     sweep = {**{name: kind() for name, kind in kinds.items()}, "seeds": [TrainConfig.seed], **given}
     if isinstance(sweep["arms"], list):
         for arm in sweep["arms"]:

@@ -5,7 +5,7 @@ from training import checkpoint
 from training.start import ACTIVATIONS, TOKENIZER, TRANSPOSED
 
 NEEDED = {"model": "baseline", "token_shift": "none", "value_residual": "none", "position": "learned", "qk_norm": False,
-          "head_gate": "none", "residual": "sum"}
+          "head_gate": "none", "bounded_rows": False}
 
 
 def is_gpt2(config):

@@ -1,12 +1,12 @@
 """What curvature does, as an option of the plain GPT: does it keep the gain at 0.8M parameters?
 
 verdict_terms.py found at 0.2M that a fixed formula of cosines with updates weighed by their length keeps two thirds of what curvature
-gains over a gate and a norm. `token_shift = 'likeness'` and `residual = 'bounded'` are that as two options of model_baseline.py, without
+gains over a gate and a norm. `token_shift = 'likeness'` and `bounded_rows = True` are that as two options of model_baseline.py, without
 a ball or a map. sweeps/verdict.py's budget, rate and first three seeds. Nothing was chosen on them for this arm: its numbers are those of
 a row 1.5 from the origin, where the runs of verdict.py have theirs. Asked: is it better than gate+norm, the best flat form at this size?
 
 baseline, gate+norm and c1-within are runs of verdict.py and verdict_controls.py: copy their rows to out/sweeps/component/runs.csv, or
-they are made again. Then 4 runs of 5 minutes of one thread with AVX-512 (25 with AVX2 on Zen 1). Written before any of them; one of 400
+they are made again. Then 4 runs of 5 minutes of one thread with AVX-512 (25 with AVX2 on Zen 1). Written before any of them; one of 250
 steps was made before, to see that it trains.
 """
 from sweeps import verdict as _verdict
@@ -18,7 +18,7 @@ seeds = [2001, 2002, 2003]
 arms = {
     'baseline': {**_controls.arms['baseline'], 'seeds': seeds},
     **_verdict.arms,
-    'likeness': dict(config='config/demo_baseline.py', role='control', token_shift='likeness', residual='bounded', learning_rate=6e-3),
+    'likeness': dict(config='config/demo_baseline.py', role='control', token_shift='likeness', bounded_rows=True, learning_rate=6e-3),
 }
-question = dict(hypothesis='a plain GPT with token_shift = likeness and residual = bounded is more than 0.004 nats a token better than a '
+question = dict(hypothesis='a plain GPT with token_shift = likeness and bounded_rows is more than 0.004 nats a token better than a '
                            'block with a gate and a norm', arm='likeness', against='gate+norm', margin=0.004, stop='fixed', spread=0.0065)

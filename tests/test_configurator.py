@@ -30,7 +30,8 @@ def test_later_wins_and_numbers_become_floats(tmp_path):
 
 @pytest.mark.parametrize("argv, message", [
     (["--lerning_rate=1"], "command line: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-    ([os.path.join(ROOT, "config")], "config is a folder; a config file is needed"),
+    ([os.path.join(ROOT, "config")], "config is a folder; a config file is needed; a folder is given as --out_dir="),
+    (["out/a"], "out/a: no such config file; a folder is given as --out_dir=out/a"),
     (["--zzzz=1"], "unknown key 'zzzz'; --help lists every key"),
     (["--max_iters=1e3"], "max_iters takes a whole number"),
     (["--max_iters=ten"], "max_iters takes a whole number"),

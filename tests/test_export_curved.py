@@ -29,7 +29,7 @@ BASIC = {  # of every model
     "terms": ("terms", dict(read="log", write="mobius"))}
 MORE = {
     "flat": ("baseline", dict(token_shift="difference", head_gate="attention", value_residual="learned")),
-    "likeness": ("baseline", dict(token_shift="likeness", residual="bounded")),
+    "likeness": ("baseline", dict(token_shift="likeness", bounded_rows=True)),
     "rope": ("baseline", dict(position="rope", qk_norm=True, activation="gelu_tanh")),
     "fixed": ("mixed", dict(curvature_mode="fixed", curvature=0.3)),
     "sphere": ("mixed", dict(curvature_mode="fixed", curvature=-0.3, per_head_curvature=False, use_embedding_curvature=True)),

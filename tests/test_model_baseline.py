@@ -122,7 +122,7 @@ def test_difference_reads_the_step_from_the_previous_token(tokens):
 def test_likeness_reads_log_s_direction_of_rows_of_one_length():
     """At c = 1, 1.5 from the origin, against geometry's own map; the first token's reference is the origin, where both are the row."""
     torch.manual_seed(0)
-    config = BaselineConfig(**TINY, token_shift="likeness", residual="bounded")
+    config = BaselineConfig(**TINY, token_shift="likeness", bounded_rows=True)
     block = GPT(config).transformer.h[0]
     x = bound(1e3 * torch.randn(2, 9, TINY["n_head"], TINY["n_embd"] // TINY["n_head"], dtype=torch.float64))
     torch.testing.assert_close(geometry.dist(torch.zeros_like(x), x, 1.0).squeeze(-1), torch.full(x.shape[:-1], 1.5, dtype=x.dtype))
@@ -150,7 +150,7 @@ def test_a_bounded_sum_is_the_sum_of_short_rows_and_has_a_largest_length(length)
 
 
 def test_rows_of_a_bounded_residual_stay_within_their_length(tokens):
-    model = randomised(GPT(BaselineConfig(**TINY, token_shift="likeness", residual="bounded")))
+    model = randomised(GPT(BaselineConfig(**TINY, token_shift="likeness", bounded_rows=True)))
     with torch.no_grad():
         model.transformer.wte.weight *= 100
     for x in (model.start(tokens[0]), *model.after_blocks(model.start(tokens[0]))):

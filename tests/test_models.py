@@ -46,7 +46,7 @@ def covering(cases, strength=3):
 
 
 BASELINES = [("baseline", dict(token_shift=t)) for t in ("none", "difference", "smear")]
-BOUNDED = [("baseline", dict(token_shift="likeness", residual="bounded", head_gate="read")), ("baseline", dict(residual="bounded"))]
+BOUNDED = [("baseline", dict(token_shift="likeness", bounded_rows=True, head_gate="read")), ("baseline", dict(bounded_rows=True))]
 GRID = [("mixed", dict(reference=r, residual=s, curvature_mode=m, per_head_curvature=h, dynamic_curvature=d,
                        use_embedding_curvature=e))
         for r, s, m, h, d, e in itertools.product(REFERENCES, RESIDUALS, MODES, *[(False, True)] * 3)]

@@ -23,7 +23,7 @@ CASES = [
     ("baseline", {}),
     ("baseline", dict(bias=True, head_gate="read", token_shift="smear", activation="gelu_tanh")),
     ("baseline", dict(token_shift="difference", head_gate="attention", value_residual="learned")),
-    ("baseline", dict(token_shift="likeness", residual="bounded")),
+    ("baseline", dict(token_shift="likeness", bounded_rows=True)),
     ("baseline", dict(position="rope", qk_norm=True, value_residual="fixed")),
     ("mixed", {}),
     ("mixed", dict(curvature_mode="random")),

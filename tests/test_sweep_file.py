@@ -163,7 +163,8 @@ ONE = "arms = {'a': dict(config='config/demo_baseline.py', %s)}"
     ("runs = [dict(arms=['basline'])]", ["unknown name 'basline'", "'baseline'"]),
     ("arms = {'a': dict(config='config/demo_baseline.py'), 'b': dict(config='config/demo_baseline.py')}",
      ["'a' and 'b' are one configuration"]),
-    ("import pathlib as _p; defaults = dict(dataset=_p.Path('x'))", ["values must be"]),
+    ("import pathlib as _p; defaults = dict(dataset=_p.Path('x'))", ["defaults = {", "values must be"]),
+    ("seeds = range(3)", ["seeds = range(0, 3): values must be", "write list(range(0, 3))"]),
     ("1 / 0", ["ZeroDivisionError"]),
     ("raise SystemExit(3)", ["SystemExit: 3"]),
 ])

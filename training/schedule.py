@@ -27,7 +27,7 @@ class Deal:
         self.all, self.rank, self.world = config.gradient_accumulation_steps, parallel.rank, parallel.world
         if self.all % self.world:
             raise UserError(f"gradient_accumulation_steps = {self.all} micro-batches cannot be dealt out to {self.world} processes "
-                            "evenly")
+                            f"evenly: take a multiple of {self.world}, or another number of processes")
         self.own = self.all // self.world  # micro-batches of this process in a step
         self.sequences = self.all * config.batch_size  # of a step, all processes
         self.tokens = self.sequences * block_size

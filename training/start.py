@@ -122,7 +122,7 @@ def take(source, model, meta):
             shapes.append(f"{name} ({tuple(theirs.shape)}, not {tuple(tensor.shape)})")
     if not taken:
         raise UserError(f"init_from = '{source.name}': nothing of it has a name and a shape of this model"
-                        + (f"; {shapes[0]}" if shapes else ""))
+                        + (f"; {shapes[0]}: give the model that one's n_layer, n_head and n_embd" if shapes else ""))
     unused = [name for name in given if name not in own and name not in TOKENS]
     lines = [f"weights: {len(taken)} of {len(own)} tensors from {source.name}"]
     lines += [f"  {what}: {listed(names)}" for what, names in (("in part", parts), ("another shape there, new here", shapes),
