@@ -22,7 +22,8 @@ w = (1 - 2c <r,x> + c|r|^2) / (1 - c|r|^2) = 1 + 2c|r|^2 / (1 - c|r|^2) (1 - cos
     alpha, beta    the one, and 1 for the other
     norms          without the angle: P = 0
     x              of |x| alone (V = P = 0, k = 1): alpha = 1, beta = 1 - X      a row near the edge is moved less
-    v              of |v| alone (X = P = 0): alpha = 1 + V, beta = k             long updates are shortened
+    v              of |v| alone (X = P = 0): alpha = 1 + V, beta = k             long updates are shortened: of rows that end at one
+                   length it is x + v tanh(2 s|v|)/(2 s|v|), s = sqrt(c), at most 1/(2 s) long, half of what `limit` lets it be
     limit          alpha = 1, beta = k: long updates are shortened, and nothing else
     xv             of <x,v> alone, to first order in it and bounded: alpha = 1, beta = 1 - tanh 2 P
     constant       no function: alpha and beta are numbers, learned, one a head and sub-layer

@@ -161,6 +161,21 @@ def test_a_plain_gpt_and_its_limited_updates(tokens):
         model_terms.TermsConfig(ball=False, read="log")
 
 
+def test_weighing_by_the_update_s_length_is_a_limit_of_half_as_much():
+    """Of rows that are kept at one length alpha is idle, and beta / alpha v is v, limited: at most 1/2 long where `limit` lets it be 1."""
+    x, v = rows()
+    x, v, length = x[1:], v[1:], v[1:].norm(dim=-1, keepdim=True)
+    alpha, beta = model_terms.coefficients(x, v, C, "v")
+    limited = torch.tanh(2 * C ** 0.5 * length) / (2 * C ** 0.5) * v / length
+    torch.testing.assert_close((alpha * x + beta * v) / alpha, x + limited)
+    X = C * (x * x).sum(-1, keepdim=True)  # all of (+), where x and v are at right angles: less by 1 - X
+    v = v - (v * x).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-12) * x
+    alpha, beta = model_terms.coefficients(x, v, C, "mobius")
+    length = v.norm(dim=-1, keepdim=True)
+    limited = (1 - X) * torch.tanh(2 * C ** 0.5 * length) / (2 * C ** 0.5) * v / length
+    torch.testing.assert_close((alpha * x + beta * v) / alpha, x + limited)
+
+
 def test_constants_start_as_flat_ones(tokens):
     torch.testing.assert_close(build("terms", dict(write="constant"))(*tokens)[0], build("terms", {})(*tokens)[0])
 
