@@ -537,9 +537,17 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * c.block_size
 
+    @torch.no_grad()
     def geometry_stats(self, idx):
-        """Telemetry of a curved model per block; a flat one has none."""
-        return {}
+        """Telemetry of a curved model per block. Of this one with bounded_rows: the share of heads' rows that are at their bound."""
+        parts, training, stats = self.transformer.h[0].bounded, self.training, {}
+        if parts:
+            self.eval()
+            for i, x in enumerate(self.after_blocks(self.start(idx))):
+                length = x.unflatten(-1, (parts, -1)).norm(dim=-1)
+                stats[f"block{i}"] = {"bound_share": (length > 0.999 * LONGEST_ROW).float().mean().item()}
+            self.train(training)
+        return stats
 
     def telemetry(self, idx):
         """Numbers for metrics.jsonl that say what a variant's own parts do on these tokens: name -> number."""

@@ -151,8 +151,10 @@ def test_a_bounded_sum_is_the_sum_of_short_rows_and_has_a_largest_length(length)
 
 def test_rows_of_a_bounded_residual_stay_within_their_length(tokens):
     model = randomised(GPT(BaselineConfig(**TINY, token_shift="likeness", bounded_rows=True)))
+    assert all(0 <= of["bound_share"] < 1 for of in model.geometry_stats(tokens[0]).values())
     with torch.no_grad():
         model.transformer.wte.weight *= 100
+    assert model.training and all(0.5 < of["bound_share"] <= 1 for of in model.geometry_stats(tokens[0]).values())
     for x in (model.start(tokens[0]), *model.after_blocks(model.start(tokens[0]))):
         assert x.unflatten(-1, (TINY["n_head"], -1)).norm(dim=-1).max() < math.tanh(0.75) * (1 + 1e-6)
     model(*tokens)[1].backward()
