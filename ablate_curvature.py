@@ -4,7 +4,7 @@ Is the curvature of a trained model doing anything? Its validation loss when c i
     python ablate_curvature.py out/demo_mixed
     python ablate_curvature.py out/demo_mixed --checkpoint=last --batches=10
 
-    c = 0                   everywhere: the flat model with these weights
+    c = 0                   of blocks and embedding: the flat model with these weights (a curved head keeps its c)
     c moved among blocks    each block gets the c of the block s further on, for every s: does it matter which has which
     c moved among heads     the same among the heads of each block (one c per head)
     c as it started         the values of before training, with dynamic_curvature its gate too: did learning c matter

@@ -9,11 +9,11 @@ A trained model as a folder that transformers loads, with its tokenizer, generat
     print(p('text-generation', 'out/curved', trust_remote_code=True)('ROMEO:', max_new_tokens=50))"
 
 The plain GPT block becomes a GPT-2 of transformers' own: model = 'baseline' with token_shift = 'none', value_residual = 'none', position =
-'learned', no QK norm, no head gate. Without biases (bias = False) they are zeros there. Every other model of models.py takes its code
-along: the source files that it is made of, copied from here with their imports changed (hub/source_files.py), and what generate(),
-pipeline() and Trainer need around them (hub/modeling_curved_gpt.py). Such a folder needs torch and transformers, not this repository, and
-is loaded with trust_remote_code=True, for it holds code; look at it before you trust one from somebody else. Nothing here runs code of a
-folder or a checkpoint.
+'learned', no QK norm, no head gate, no bounded rows. Without biases (bias = False) they are zeros there. Every other model of models.py
+takes its code along: the source files that it is made of, copied from here with their imports changed (hub/source_files.py), and what
+generate(), pipeline() and Trainer need around them (hub/modeling_curved_gpt.py). Such a folder needs torch and transformers, not this
+repository, and is loaded with trust_remote_code=True, for it holds code; look at it before you trust one from somebody else. Nothing here
+runs code of a folder or a checkpoint.
 
 The logits are those of the run's checkpoint (tested, to 1e-6). Rows of a padded vocabulary, which no text has, are left out. generate()
 keeps a cache, and beyond block_size reads the last window anew for each token, as sample.py does. Padding on the left is refused. A

@@ -127,7 +127,9 @@ class MixedConfig(GPTConfig):
         if self.curvature_mode == "fixed" and not self.dynamic_curvature:
             found["curvature_lr_mult"] = "a model that learns no curvature"
         if self.curvature_mode == "fixed" and not any(self.curvature * factor for factor in self.curvature_heads or [1.0]):
-            found |= dict.fromkeys(("max_distance", "project_gradient", "curvature_unit", "curvature_warmup"), "c = 0, which is flat")
+            idle = ("max_distance", "project_gradient", "curvature_unit", "curvature_warmup", "dynamic_curvature",
+                    "use_embedding_curvature", *(() if self.curvature else ("curvature_heads",)))
+            found |= dict.fromkeys(idle, "c = 0, which is flat")
         if self.reference == "origin" and self.residual != "origin":
             found["residual"] = "reference = 'origin', where all of them are x (+) exp_0(v)"
         if self.curvature_mode == "fixed" and all(self.curvature * factor <= 0 for factor in self.curvature_heads or [1.0]):

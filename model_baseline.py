@@ -9,8 +9,9 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
     x <- x + F(LN(x - w(x) x_prev))     token_shift = 'likeness', w_h = 1 + a (1 - cos(x_h, x_prev,h)) for each head h: the previous token
                                         is subtracted the more, the less alike it is, as log_r does to rows of one length
-    x <- bound(x + limit(F))            bounded_rows = True, for each head: limit(v) = v / sqrt(1 + |v|^2 / V^2) is at most V long,
-                                        bound(x) = x min(1, R / |x|), as rows of a curved head end, max_distance from the origin
+    x <- bound(x + limit(F))            bounded_rows = True, for each head: limit(v) = v / sqrt(1 + |v|^2 / L^2) is at most L long,
+                                        bound(x) = x min(1, R / |x|), as rows of a curved head end, max_distance from the origin;
+                                        embeddings are bounded, too
     x <- x + F(LN(g(x) x))              head_gate = 'read', a factor g_h for each head and token, as the conformal factor of a curved
                                         head is; 'attention': of what a head gives (Qiu et al. 2025, arXiv 2505.06708)
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
@@ -86,7 +87,8 @@ class BaselineConfig(GPTConfig):
 # what a mixed block with c = 1 and max_distance = 1.5 comes to once all its rows are that far from the origin (results/verdict_terms)
 LIKENESS = math.cosh(1.5) - 1  # a
 LONGEST_ROW = math.tanh(1.5 / 2)  # R
-LONGEST_UPDATE = 0.5  # V: alpha x + beta v of exp_0(v)'s length alone is in the direction of x + tanh(2|v|) / 2 v/|v|
+LONGEST_UPDATE = 0.5  # L: of update 'v' of model_terms.py, which is x + tanh(2|v|)/2 v/|v| there; of all of (+), where x and v are at right
+# angles, 0.30
 
 
 class LayerNorm(nn.Module):

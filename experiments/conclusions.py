@@ -90,8 +90,8 @@ def of_runs(summary):
 
 
 def of_effects(effects):
-    """{change: [effect on each run's loss]} -> whether a trained model relies on its c."""
-    estimates = {change: mean_interval(means) for change, means in effects.items()}
+    """{change: [effect on each run's loss]} -> whether a trained model relies on the c of its blocks."""
+    estimates = {change: mean_interval(means) for change, means in effects.items() if not change.startswith("head: ")}
     moved = {change: e for change, e in estimates.items() if e.mean}  # a fixed c is the same after some changes
     if not moved:
         return "No change of c changes the loss."
@@ -107,8 +107,9 @@ def of_effects(effects):
 
 def of_slopes(places):
     """{place: (heads, 3) array of c at the start, c after training, d loss / d c} -> how far training moved c."""
-    starts, ends = (np.concatenate([means[:, column] for means in places.values()]) for column in (0, 1))
-    if np.array_equal(starts, ends):
-        return "Training did not move c."
-    return (f"Training moved c by {np.abs(ends - starts).max():.3f} at most, and on average from {starts.mean():.3f} to "
-            f"{ends.mean():.3f}.")
+    starts, ends = (np.concatenate([means[:, column] for place, means in places.items() if place != "head"]) for column in (0, 1))
+    text = "Training did not move c." if np.array_equal(starts, ends) else (
+        f"Training moved c by {np.abs(ends - starts).max():.3f} at most, and on average from {starts.mean():.3f} to {ends.mean():.3f}.")
+    for start, end, _ in places.get("head", ()):
+        text += f" That of the output head {f'went from {start:.4f} to' if start != end else 'is'} {end:.4f}."
+    return text

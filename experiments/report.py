@@ -183,7 +183,8 @@ def method(summary):
         "flips: paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062); exact up to 16, beyond "
         "that by 65,536 random flips (smallest value 3e-5).",
         *([f"p TOST: two one-sided paired t-tests that the difference is less than {margin_of(summary):g} in size, the margin of the "
-           "sweep's question; below 0.05 the two are alike within it. Not corrected."] if margin_of(summary) else []),
+           f"sweep's question; below {summary.question['alpha']:g} the two are alike within it. Not corrected, and, as the t-test, for one "
+           "look."] if margin_of(summary) else []),
         *(["The anytime-valid interval of the answer holds at all looks together, for independent, normal differences. Skewed ones or "
            "rare bad runs break it (docs/sweeps.md has by how much)."] if (summary.question or {}).get("stop") == "anytime" else []),
         "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "

@@ -100,8 +100,11 @@ def make_run(sweep, where, folder, arm, point, seed, threads):
         if key in arm["overrides"]:
             raise UserError(f"{where}: {key} is set by the arm and by the grid; give the arm a grid of its own")
     overrides = {**sweep["defaults"], **arm["overrides"], **point}
-    for key in idle(arm["config"], overrides, where) - {*arm["overrides"], *point}:
-        overrides.pop(key, None)  # a default for the other arms
+    off = idle(arm["config"], overrides, where) - {*point}
+    if off & {*arm["overrides"]}:  # what the arm itself leaves without effect is refused; at a point of the grid it may be so
+        off -= idle(arm["config"], {**sweep["defaults"], **arm["overrides"]}, where) & {*arm["overrides"]}
+    for key in off:
+        overrides.pop(key, None)  # a default for the other arms, or a key for other points
     for key in OWN_KEYS:
         if key in overrides:
             raise UserError(f"{where}: {key} is set by the sweep itself" + ("; use seeds" if key == "seed" else ""))

@@ -1,9 +1,10 @@
 """
 Stacks: runs of one arm that differ in seed and learning rates, as one process (training/stacked.py), for a GPU.
 
-How many fit is estimated, for --stack=auto: of each run 28 bytes a parameter (weights, gradients, two moments, what an update makes),
-and for the backward pass 200 bytes a token, block and number of the residual stream (400 in curved models and with streams), and 16 a
-token of the vocabulary; 70% of the card's memory, at most MOST. It is meant to be on the safe side, and was not compared with a GPU.
+How many fit is estimated, for --stack=auto: of each run 28 bytes a parameter (weights, gradients, two moments, what an update makes), and
+for the backward pass 200 bytes a token, block and number of the residual stream (400 in curved models and with streams), and 16 a token of
+the vocabulary, and where scores are distances 40 a pair of tokens, head and block; 70% of the card's memory, at most MOST. It is meant to
+be on the safe side, and was not compared with a GPU.
 """
 import json
 import os
@@ -85,7 +86,8 @@ def bytes_of_a_run(main, model):
     a_number = 200 if main.model in ("baseline", "controls") else 400
     streams = getattr(model, "hc_num_streams", 1)
     tokens = main.batch_size * model.block_size
-    return 28 * parameters + tokens * (model.n_layer * model.n_embd * a_number * max(1, streams // 2) + 16 * vocabulary)
+    pairs = 40 * model.n_head * model.block_size if getattr(model, "attention", None) == "distance" else 0  # a token
+    return 28 * parameters + tokens * (model.n_layer * (model.n_embd * a_number * max(1, streams // 2) + pairs) + 16 * vocabulary)
 
 
 def fitting(main, model, jobs):

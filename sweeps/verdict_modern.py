@@ -4,8 +4,9 @@ c1-origin does not look at the previous token, so the plain GPT is its flat twin
 say -0.0037 [-0.0260, +0.0187]. RoPE and QK norm gained the plain GPT 0.20 nats in short runs (results/attention). Muon's rate is
 0.02 for both, the plain GPT's best of three (verdict_muon_rates.py). At most 20 pairs, a look after each. Written before any of its runs.
 
-bounded is the control for what max_distance does to c1-origin: rows of each head at most as long, and updates, without curvature
-(model_baseline.py). It came in after three pairs, on their seeds; the question stayed.
+bounded is a control for what max_distance does to c1-origin: rows of each head at most as long, and updates at most 1/2 long, without
+curvature (model_baseline.py; those of c1-origin are at most 0.3 long at right angles to the row). It came in after three pairs, on their
+seeds; the question stayed.
 
 A run takes 6 to 10 minutes of one thread with AVX-512, compiled.
 """

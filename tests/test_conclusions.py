@@ -55,12 +55,16 @@ def test_changes_of_c():
     assert said == "Changing c changes the loss by between +0.0667 (c negated) and +2.1000 (c = 0). 1 of 2 intervals are above 0."
     assert conclusions.of_effects({"c = 0": [2.0]}) == "Changing c changes the loss by +2.0000 (c = 0). There are no intervals."
     assert conclusions.of_effects({"c as it started": [0.0]}) == "No change of c changes the loss."
+    assert conclusions.of_effects({"c = 0": [2.0], "head: c = 0": [9.0]}) == \
+        "Changing c changes the loss by +2.0000 (c = 0). There are no intervals."
 
 
 def test_how_far_training_moved_c():
     places = {"block 0": np.array([[0.1, 0.4, 1.0], [0.2, 0.1, 1.0]]), "block 1": np.array([[0.3, 0.1, -1.0]])}
     assert conclusions.of_slopes(places) == "Training moved c by 0.300 at most, and on average from 0.200 to 0.200."
     assert conclusions.of_slopes({"block 0": np.array([[0.1, 0.1, 2.0]])}) == "Training did not move c."
+    fixed = {"block 0": np.array([[1.0, 1.0, 2.0]]), "head": np.array([[0.01, 0.05, 2.0]])}  # of another scale
+    assert conclusions.of_slopes(fixed) == "Training did not move c. That of the output head went from 0.0100 to 0.0500."
 
 
 def test_every_table_of_the_report_has_a_sentence_above_it(tmp_path):

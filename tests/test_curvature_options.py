@@ -193,7 +193,8 @@ def test_learned_curvature_crosses_zero(per_head, max_distance, tokens):
 
 
 def test_in_flat_space_there_is_no_distance_to_keep():
-    off = lambda **o: {"max_distance", "project_gradient", "curvature_unit"} <= set(model.MixedConfig(**TINY, **o).without_effect())
+    idle = {"max_distance", "project_gradient", "curvature_unit", "dynamic_curvature", "use_embedding_curvature"}
+    off = lambda **o: idle <= set(model.MixedConfig(**TINY, **o).without_effect())
     assert off(curvature=0.0) and off(curvature_heads=[0.0] * NH)
     assert not off() and not off(curvature=0.0, curvature_mode="parametric") and not off(curvature_heads=[0.0] * (NH - 1) + [1.0])
 

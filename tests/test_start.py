@@ -2,6 +2,7 @@
 import hashlib
 import http.server
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -57,6 +58,23 @@ def test_a_longer_context_and_a_padded_vocabulary_take_the_rows_that_are_there(p
     idx = tokens[0][:, :9]
     torch.testing.assert_close(ours(idx, idx)[0][..., :37], theirs(idx).logits, rtol=1e-5, atol=1e-5)
     assert "in part: transformer.wte.weight (37 rows of 64), transformer.wpe.weight (9 rows of 9)" in lines[1]
+
+
+def test_rows_beyond_the_vocabulary_take_little_from_the_tokens(published, tokens):
+    """All logits 30 lower, as GPT-2's are: the softmax is the same, and so is the loss, whatever the padding's logits would have been."""
+    theirs, folder = published(activation_function="gelu")
+    source = start.find(folder)
+    with torch.no_grad():  # a bias of the last LayerNorm along a direction that all tokens have
+        weights = source.weights
+        weights["transformer.wte.weight"][:, 0] = 1.0
+        weights["transformer.ln_f.weight"][0] = 0.0
+        weights["transformer.ln_f.bias"][0] = -30.0
+    plain, padded = (build("baseline", bias=True, vocab_size=size).eval() for size in (37, 64))
+    for model in (plain, padded):
+        start.take(source, model, GPT2)
+    logits, loss = plain(*tokens)
+    assert logits.mean() < -25
+    assert padded(*tokens)[1].item() == pytest.approx(loss.item(), abs=math.log(64 / 37))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -109,6 +109,15 @@ def test_a_default_that_means_nothing_to_an_arm_is_left_out_of_its_runs(sweep_fi
         runs_of(path)
 
 
+def test_what_an_arm_sets_is_left_out_where_a_point_of_the_grid_switches_it_off(sweep_file):
+    arms = "arms = [dict(name='mixed', config='config/demo_mixed.py', max_distance=2.0)]"
+    path = sweep_file("grid = dict(curvature=[0.0, 1.0])", arms=arms)
+    assert {r.overrides["curvature"]: r.overrides.get("max_distance") for r in runs_of(path)} == {0.0: None, 1.0: 2.0}
+    path = sweep_file("", arms=arms.replace("max_distance", "curvature=0.0, max_distance"))
+    with pytest.raises(UserError, match="max_distance has no effect with c = 0"):
+        runs_of(path)
+
+
 @pytest.mark.parametrize("budget, key, value", [
     ("dict(steps=9)", "max_iters", 9), ("dict(tokens=1000)", "max_iters", 1000 // 64),
     ("dict(seconds=30)", "max_seconds", 30.0)])

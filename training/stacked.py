@@ -222,7 +222,7 @@ class Stack:
         self.members, self.device, self.autocast, self.compiled, self.deal = members, device, autocast, compiled, deal
         self.config, self.loaders, self.start = members[0].config, loaders, members[0].run.start
         on_gpu, dropout = device.startswith("cuda"), members[0].model_config.dropout > 0
-        # (attention by distance asks its numbers how to compute, and dropout draws other numbers in each step)
+        # (the attention of model_tau.py asks its numbers how to compute, and dropout draws other numbers in each step)
         graph = on_gpu and options.cuda_graph and not dropout and self.config.model != "tau"
         self.step = stacked_step(self.config.model, model, [m.model for m in members], [m.optimizers for m in members],
                                  [m.config for m in members], device, autocast, compiled, deal.own, graph, self.start)

@@ -117,6 +117,8 @@ def take(source, model, meta):
         elif theirs.shape[1:] == tensor.shape[1:] and (name == POSITIONS or name in TOKENS and source.tokenizer):
             rows = min(len(theirs), len(tensor))
             tensor[:rows] = theirs[:rows]
+            if name in TOKENS:  # of no text, but in the softmax: as a token in the middle of all, not as one with logits near 0
+                tensor[rows:] = theirs.mean(0)
             parts.append(f"{name} ({rows:,} rows of {len(tensor):,})")
         else:
             shapes.append(f"{name} ({tuple(theirs.shape)}, not {tuple(tensor.shape)})")
