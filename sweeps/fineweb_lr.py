@@ -1,11 +1,11 @@
 """GPT-2 124M on FineWeb, each arm at its own best learning rate: for a cluster.
 
-6 arms x 3 learning rates x 1 seed = 18 runs of 2.5e9 tokens (20 a parameter). Arithmetic for the baseline:
-(6 * 124e6 weights + 12 * 12 layers * 768 * 1,024 attention) * 2.5e9 = 2.1e18 flop a run, 3.8e19 for 18 of it: at an
-assumed 1.5e14 flop/s of one GPU, 4 hours a run and 72 GPU-hours in all, and more for the mixed arms. Not measured.
+7 arms x 3 learning rates x 1 seed = 21 runs of 2.5e9 tokens (20 a parameter). Arithmetic for the baseline:
+(6 * 124e6 weights + 12 * 12 layers * 768 * 1,024 attention) * 2.5e9 = 2.1e18 flop a run, 4.4e19 for 21 of it: at an
+assumed 1.5e14 flop/s of one GPU, 4 hours a run and 84 GPU-hours in all, and more for the mixed arms. Not measured.
 
     python data/fineweb/prepare.py --num_shards=26      # 2.5e9 tokens; the default is 0.9e9
-    ./run_sweeps.sh sweeps/fineweb_lr.py --jobs 18 --launcher slurm
+    ./run_sweeps.sh sweeps/fineweb_lr.py --jobs 21 --launcher slurm
 """
 
 defaults = dict(min_lr=None, lr_decay_iters=None)  # cosine to a tenth of the learning rate at the last step
@@ -18,6 +18,7 @@ seeds = [1337]
 arms = {
     'baseline': dict(config='config/train_fineweb_baseline.py', role='baseline'),
     'smear': dict(config='config/train_fineweb_smear.py', role='control'),
+    'bounded': dict(config='config/train_fineweb_bounded.py', role='control'),
     'flat': dict(config='config/train_fineweb_flat.py', role='flat'),
     'gate+norm': dict(config='config/train_fineweb_baseline.py', role='control', model='controls', control='gate+norm'),
     'c1-within': dict(config='config/train_fineweb_mixed.py', role='mixed'),

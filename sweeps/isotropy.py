@@ -1,6 +1,6 @@
 """Are the hidden states of a mixed-curvature GPT more isotropic, and is it the curvature? Train, then analyse all runs.
 
-Tiny Shakespeare by characters, at a size for a CPU. 8 arms x 3 seeds = 24 runs of 1,500 steps at one learning rate.
+Tiny Shakespeare by characters, at a size for a CPU. 9 arms x 3 seeds = 27 runs of 1,500 steps at one learning rate.
 """
 
 defaults = dict(
@@ -19,6 +19,7 @@ _controls = dict(config='config/demo_baseline.py', role='control', model='contro
 arms = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'smear': dict(config='config/demo_smear.py', role='control'),
+    'bounded': dict(config='config/demo_bounded.py', role='control'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'norm': dict(_controls, control='norm'),
     'gate+norm': dict(_controls, control='gate+norm'),

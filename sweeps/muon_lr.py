@@ -1,7 +1,7 @@
 """shakespeare_lr.py's question under Muon: does the order of the arms depend on the optimizer?
 
 muon_lr is the rate of the blocks' matrices; AdamW takes embeddings, norms and curvatures at the demo's rate.
-7 arms x 4 rates x 4 seeds = 112 runs of 1,500 steps: one seed chooses, three measure.
+8 arms x 4 rates x 4 seeds = 128 runs of 1,500 steps: one seed chooses, three measure.
 """
 
 defaults = dict(
@@ -20,6 +20,7 @@ seeds = [1337, 1338, 1339, 1340]
 arms = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'smear': dict(config='config/demo_smear.py', role='control'),
+    'bounded': dict(config='config/demo_bounded.py', role='control'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
     'c1-within': dict(config='config/demo_mixed.py', role='mixed'),

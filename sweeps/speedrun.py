@@ -1,6 +1,6 @@
 """How soon is a validation loss reached: steps, tokens and seconds of training to target_val_loss (all in runs.csv).
 
-Tiny Shakespeare by characters, at a size for a CPU. 6 arms x 4 learning rates x 4 seeds = 96 runs of up to 3,000 steps, each at
+Tiny Shakespeare by characters, at a size for a CPU. 7 arms x 4 learning rates x 4 seeds = 112 runs of up to 3,000 steps, each at
 most about 25 minutes of one thread and its evaluations. One seed chooses each arm's rate, by its steps to the target; three measure.
 The rate is constant after the warm-up: under a decay the step at which a loss is reached depends on the planned length.
 Seconds are comparable only between runs of one machine with the same --jobs and --threads, and nothing else on it.
@@ -25,6 +25,7 @@ seeds = [1337, 1338, 1339, 1340]
 arms = {
     'baseline': dict(config='config/demo_baseline.py', role='baseline'),
     'smear': dict(config='config/demo_smear.py', role='control'),
+    'bounded': dict(config='config/demo_bounded.py', role='control'),
     'flat': dict(config='config/demo_flat.py', role='flat'),
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
     'c1-within': dict(config='config/demo_mixed.py', role='mixed'),
