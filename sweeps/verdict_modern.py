@@ -17,6 +17,6 @@ budget = _muon.budget  # 0.8M parameters, 1,500 steps of 3,072 tokens
 seeds = list(range(2011, 2031))
 
 arms = {name: _muon.arms[f'{name}-muon'] for name in ('baseline', 'c1-origin')}
-arms['bounded'] = dict(arms['baseline'], role='control', bounded_rows=True, seeds=seeds[:4])
+arms['bounded'] = dict(arms['baseline'], role='control', bounded_rows=True, seeds=seeds[:3])
 question = dict(hypothesis='with Muon, RoPE and QK norm curvature per head is worth more than 0.004 nats a token over the plain GPT',
                 arm='c1-origin', against='baseline', margin=0.004, stop='anytime', spread=0.009)
