@@ -65,6 +65,7 @@ ARMS = {
     "smear": ("baseline", dict(token_shift="smear")),
     "flat": ("baseline", dict(token_shift="difference")),
     "head gate, read": ("baseline", dict(head_gate="read")),
+    "bounded": ("baseline", dict(bounded_rows=True)),
     "likeness, bounded": ("baseline", dict(token_shift="likeness", bounded_rows=True)),
     "head gate, attention": ("baseline", dict(head_gate="attention")),
     "mixed, c per head": ("mixed", {}),
