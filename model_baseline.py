@@ -260,7 +260,7 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
         self.gate = head_gate(config, "read")
-        self.bounded = config.n_head if getattr(config, "bounded_rows", False) else 0  # of how many parts
+        self.bounded = bounded_parts(config)
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -310,6 +310,11 @@ class LikenessBlock(Block):
 
 
 BLOCKS = {"difference": DifferenceBlock, "likeness": LikenessBlock}  # token_shift -> its block
+
+
+def bounded_parts(config):
+    """Into how many parts rows are split that have a largest length: 0 without bounded_rows."""
+    return config.n_head if getattr(config, "bounded_rows", False) else 0
 
 
 def bound(heads):
@@ -442,7 +447,7 @@ class GPT(nn.Module):
 
     def enter(self, x):
         """What is done to embeddings before the first block."""
-        parts = self.transformer.h[0].bounded
+        parts = bounded_parts(self.config)
         return bound(x.unflatten(-1, (parts, -1))).flatten(-2) if parts else x
 
     def one_row(self, x):
@@ -542,7 +547,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def geometry_stats(self, idx):
         """Telemetry of a curved model per block. Of this one with bounded_rows: the share of heads' rows that are at their bound."""
-        parts, training, stats = self.transformer.h[0].bounded, self.training, {}
+        parts, training, stats = bounded_parts(self.config), self.training, {}
         if parts:
             self.eval()
             for i, x in enumerate(self.after_blocks(self.start(idx))):

@@ -9,7 +9,6 @@ from test_model_baseline import randomised
 import geometry
 import model
 import models
-from analysis.ablation import ablate
 from common.errors import UserError
 
 NH, C = TINY["n_head"], TINY["n_embd"]
@@ -154,12 +153,6 @@ def test_all_together_train(tokens):
 def test_what_cannot_be(options, said):
     with pytest.raises(UserError, match=said):
         models.CONFIGS["mixed"](**{**TINY, **options})
-
-
-def test_ablations_say_that_softplus_is_not_theirs(tmp_path):
-    (tmp_path / "config.json").write_text('{"model": "mixed", "curvature_mode": "random", "curvature_form": "softplus"}')
-    with pytest.raises(UserError, match="softplus"):
-        ablate(str(tmp_path))
 
 
 @pytest.mark.parametrize("per_head", [False, True])
