@@ -161,8 +161,10 @@ def gradients(model, batches):
 
 
 def place_name(name, tied):
-    if name.startswith("embedding") or name == HEAD:
-        return "head" if name == HEAD else "embedding"
+    if name == HEAD:
+        return "head"
+    if name.startswith("embedding"):
+        return "embedding"
     return "all blocks" if tied else f"block {name.split('.')[2]}"
 
 
