@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import model_baseline
 from common.errors import UserError
+from geometry.transforms import transformed
 from model_baseline import previous_token
 from streams import doubly_stochastic, mixing, telemetry
 from streams.connections import Connections, HyperConnections, starts_to_read
@@ -119,8 +120,8 @@ class MHCConfig(StreamsConfig):
 
 
 def cheap(function, *args):
-    """function(*args), computed again in the backward pass."""
-    if not torch.is_grad_enabled():
+    """function(*args), computed again in the backward pass. (But under torch.func, which does not take that.)"""
+    if not torch.is_grad_enabled() or transformed():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 

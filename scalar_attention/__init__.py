@@ -7,7 +7,7 @@ Causal attention by distance between scalars: o_i = sum_{j <= i} softmax_j(-|a_i
 
 All forms are exact, take any range of a and b, sum in float32 (float64 if an input is) and treat a tie as |x| at 0: no gradient.
 
-    plain     the T x T matrix                        a few new tokens after cached ones; twice differentiable; tests
+    plain     the T x T matrix                        a few new tokens after cached ones; twice differentiable; torch.func; tests
     tiled     all pairs, strip by strip               T < DIVIDE_FROM; new tokens after cached ones
     divide    T log T time, memory proportional to T  longer sequences
 
@@ -20,6 +20,7 @@ GPUs. Files, each importing only from those below it:
     running.py                      running sums of weighted rows
     shapes.py                       which tensors go together, and when float32 is enough
 """
+from geometry.transforms import transformed
 from scalar_attention import divide, plain, tiled
 
 DIVIDE_FROM = 1024  # measured: bench/bench_attention.py
@@ -29,7 +30,9 @@ IN_WORDS = {"plain": "all pairs as one T x T matrix", "tiled": "all pairs, strip
 
 
 def choose(T, T_all=None):
-    """The quickest form for T queries of the last of T_all positions (default: T)."""
+    """The quickest form for T queries of the last of T_all positions (default: T); where torch.func is at work the one that it takes."""
+    if transformed():
+        return "plain"
     if T_all is not None and T_all != T:
         return "plain" if T <= PLAIN_UP_TO else "tiled"
     return "divide" if T >= DIVIDE_FROM else "tiled"

@@ -15,11 +15,12 @@ differences (torch.cdist, which makes no tensor of all pairs and coordinates): t
 1/A^2. Time and memory are T^2 a head, as in attention that is not fused.
 """
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import geometry
-from stereographic.hyperplanes import arsinc, arsinc_slope, chunks, inverse_root
+from geometry.coefficients import _second_order, _through_autograd
+from geometry.transforms import apply
+from stereographic.hyperplanes import arsinc, arsinc_slope, arsinc_written_out, chunks, inverse_root
 from stereographic.layers import point
 
 LONGEST = 1e8  # of a query, a key or a value as a tangent vector: longer ones are shortened, so that squares fit float32
@@ -42,8 +43,9 @@ class _HalfDistance2(torch.autograd.Function):
         return s, s * arsinc(c * s).square()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
+        if _second_order():
+            return _through_autograd(lambda *inputs: [_written_out(*inputs)], g, ctx.saved_tensors[:5], ctx.needs_input_grad)
         saved, by_curvature = (g, *ctx.saved_tensors), ctx.needs_input_grad[4]
         parts = [_HalfDistance2.gradients(*(t[i] for t in saved), by_curvature) for i in chunks(len(g), g[0].numel(), g.device)]
         return tuple(None if each[0] is None else torch.cat(each) if len(parts) > 1 else each[0] for each in zip(*parts))
@@ -62,13 +64,20 @@ class _HalfDistance2(torch.autograd.Function):
         return grad_x, grad_y, -by_log.sum(-1, keepdim=True) / a, -by_log.sum(-2, keepdim=True) / b, grad_c
 
 
+def _written_out(x, y, a, b, c):
+    """s F(c s)^2, by operations that autograd differentiates any number of times. Makes (G, T, S, D)."""
+    s = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1) / (a * b)
+    return s * arsinc_written_out(c * s).square()
+
+
 def half_distance2(x, y, c):
     """(d(x_i, y_j)/2)^2 of all pairs. x: points (..., T, D), y: (..., S, D), float32 or float64; c: tensor, broadcasts against (..., 1, 1)
     -> (..., T, S). At c = 0: |y_j - x_i|^2."""
     lead = x.shape[:-2]
     a, b = (2 / geometry.conformal_factor(points, c) for points in (x, y))  # 1 - c|x|^2
     inputs = x, y, a, b.mT, c.to(x.dtype).expand(*lead, 1, 1)
-    return _HalfDistance2.apply(*(t.reshape(-1, *t.shape[-2:]) for t in inputs)).view(*lead, x.size(-2), y.size(-2))
+    found = apply(_HalfDistance2, _written_out, *(t.reshape(-1, *t.shape[-2:]) for t in inputs))
+    return found.reshape(*lead, x.size(-2), y.size(-2))
 
 
 def shortened(v):

@@ -9,18 +9,20 @@ Analytic in k: at k = 0 it is u.
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from geometry import SPHERE_CAP
+from geometry.coefficients import _second_order, _through_autograd
 from geometry.float32 import wide_on
 from geometry.scalar_functions import horner
+from geometry.transforms import apply
 
 SERIES_BELOW = 0.05  # |z| under which sinhc is a power series, sum_k z^k/(2k + 1)!
 TERMS = {torch.float32: 5, torch.float64: 9}
 _SINHC = [1 / math.factorial(2 * k + 1) for k in range(TERMS[torch.float64])]
 # F(z) = sum_k a_k z^k; |z| under which F' is taken from that, and its number of terms
-_ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(7)]
+_ARSINC = [(-1) ** k * math.comb(2 * k, k) / 4 ** k / (2 * k + 1) for k in range(15)]
 SLOPE_SERIES = {torch.float32: (0.02, 4), torch.float64: (1e-3, 5)}
+WRITTEN_OUT_BELOW = 0.1  # |z| under which F is a power series where autograd takes its derivatives, which divide by z
 REACH = 20.0  # in units of 1/sqrt c: rows and hyperplanes further from the origin count as being there. exp(2 REACH)^2 fits float32
 
 
@@ -31,6 +33,14 @@ def arsinc(z):
     # torch.asinh takes 30 times as long on a CPU; small r keep their digits
     asinh = torch.log1p(r + size / (1 + torch.sqrt(1 + size)))
     return torch.where(z < 0, torch.asin(r.clamp(max=1)), asinh) / r
+
+
+def arsinc_written_out(z):
+    """F(z), which autograd differentiates any number of times."""
+    small = z.abs() < WRITTEN_OUT_BELOW
+    r = torch.sqrt(torch.where(small, 1.0, z.abs()))
+    arcsine = torch.asin(torch.where(z < 0, r, 0.5).clamp(max=1 - torch.finfo(z.dtype).eps))
+    return torch.where(small, horner(torch.where(small, z, 0.0), _ARSINC), torch.where(z < 0, arcsine, torch.asinh(r)) / r)
 
 
 def inverse_root(z):
@@ -113,9 +123,10 @@ class _Hyperplanes(torch.autograd.Function):
         return torch.where(k < 0, -y, y) * y, along
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
         d, a, n, k = ctx.saved_tensors
+        if _second_order():
+            return _through_autograd(lambda *inputs: [_written_out(*inputs)], g, (d, a, n, k), ctx.needs_input_grad)
         parts = [_Hyperplanes.gradients(g[i], d[i], a[i], n, k, ctx.needs_input_grad[3]) for i in chunks(*d.shape, d.device)]
         if len(parts) == 1:
             return parts[0]
@@ -134,7 +145,13 @@ class _Hyperplanes(torch.autograd.Function):
         return a * by_u, (by_u * d).sum(-1, keepdim=True), grad_n, grad_k
 
 
+def _written_out(d, a, n, k):
+    """l, by operations that autograd differentiates any number of times."""
+    along = (a * d * torch.rsqrt(n.clamp(min=torch.finfo(n.dtype).tiny))).clamp(-1e17, 1e17)
+    return a * d * arsinc_written_out((k * along.square()).clamp(-1e34, 1e34))
+
+
 def hyperplanes(d, a, n, k):
     """u F(k u^2/n), u = a d. d: (..., V) of float32 or float64; a: (..., 1) and n: (V,) and k: (), wide -> (..., V)."""
     a, n, k = (t.to(d.dtype) for t in (a, n, k))
-    return _Hyperplanes.apply(d.reshape(-1, d.size(-1)), a.reshape(-1, 1), n, k).view(d.shape)
+    return apply(_Hyperplanes, _written_out, d.reshape(-1, d.size(-1)), a.reshape(-1, 1), n, k).reshape(d.shape)

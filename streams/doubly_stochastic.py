@@ -18,6 +18,8 @@ import math
 
 import torch
 
+from geometry.transforms import apply
+
 KINDS = ("sinkhorn", "permutations", "orthostochastic", "identity")
 LARGEST = {"permutations": 5}  # streams: 120 permutations
 
@@ -65,8 +67,7 @@ class _Sinkhorn(torch.autograd.Function):
     def forward(ctx, logits, iters):
         ctx.save_for_backward(logits)
         ctx.iters = iters
-        u, v = _scalings(logits, iters)[-1]
-        return torch.exp(logits - u - v)
+        return _scaled(logits, iters)
 
     @staticmethod
     def backward(ctx, grad):
@@ -85,6 +86,11 @@ class _Sinkhorn(torch.autograd.Function):
         return back, None
 
 
+def _scaled(logits, iters):
+    u, v = _scalings(logits, iters)[-1]
+    return torch.exp(logits - u - v)
+
+
 def _scalings(logits, iters):
     """[(u, v)] after 0, 1, ... iterations; logits (n, n, ...), u (n, 1, ...), v (1, n, ...)."""
     u = torch.zeros_like(logits[:, :1])
@@ -99,7 +105,7 @@ def _scalings(logits, iters):
 def sinkhorn(logits, iters=20, tau=1.0):
     """(..., n, n) -> the same. Rows sum to 1 to rounding, as they are divided last; columns as far as it has converged."""
     # rows and columns first: sums over them are then sums of long rows
-    return _Sinkhorn.apply((logits / tau).movedim((-2, -1), (0, 1)).contiguous(), iters).movedim((0, 1), (-2, -1))
+    return apply(_Sinkhorn, _scaled, (logits / tau).movedim((-2, -1), (0, 1)).contiguous(), iters).movedim((0, 1), (-2, -1))
 
 
 def all_permutations(n, like):

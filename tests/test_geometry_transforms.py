@@ -4,6 +4,7 @@ import torch
 from spaces import FUNCTIONS, GRADCHECK_CURVATURES, USED, generator, random_rows
 from test_model_baseline import randomised
 from test_models import build
+from test_stereographic import CURVED_HEADS, EVERYTHING
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -123,10 +124,15 @@ def test_closed_forms_are_used_where_no_transform_is_at_work(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # flash attention, one sequence at a time
-@pytest.mark.parametrize("options", [{}, dict(dynamic_curvature=True, reference="mean", residual="transport")])
-def test_gradients_of_each_sequence_of_a_batch(options, tokens):
+@pytest.mark.parametrize("model, options", [
+    ("mixed", {}), ("mixed", dict(dynamic_curvature=True, reference="mean", residual="transport")),
+    ("baseline", dict(bounded_rows=True, token_shift="likeness")), ("controls", {}), ("terms", {}), ("tau", {}),
+    *[("mhc", options) for options in ({}, dict(hc_maps="dynamic"), dict(hc="altup"))], ("mhc_mixed", {}),
+    ("stereographic", EVERYTHING), ("stereographic", dict(EVERYTHING, curvature_mode="fixed", curvature=0.0)),
+    *[("stereographic", dict(head=head)) for head in CURVED_HEADS]])
+def test_gradients_of_each_sequence_of_a_batch(model, options, tokens):
     """Per-example gradients of a whole model, as influence functions and gradient noise scales take them."""
-    net = randomised(build("mixed", options), scale=0.05).double()
+    net = randomised(build(model, options), scale=0.05).double()
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(parameters, idx, targets):
