@@ -114,6 +114,9 @@ def make_run(sweep, where, folder, arm, point, seed, threads):
             raise UserError(f"{where}: {key} = {overrides[key]!r}, but the sweep's budget sets {key}")
     overrides.update(budget, seed=seed)
     main, model = resolve(arm["config"], {**overrides, "threads": threads}, where)
+    if main.target_val_loss is not None and "target_val_loss" not in overrides:
+        raise UserError(f"{where}: target_val_loss = {main.target_val_loss:g} is from {arm['config']}, where a summary does not see it; "
+                        "set it in the sweep's defaults, or None there")
     digest = config_hash((main, model))
     lr_key = "muon_lr" if "muon_lr" in point else "learning_rate"
     lr = getattr(main, lr_key)

@@ -156,7 +156,8 @@ def test_frozen_parameters_stay(small_run, tmp_path, capsys):
     (["--distill_from={teacher}", "--out_dir={teacher}", "--overwrite=True"], ["a run cannot learn from itself"]),
     (["--distill_from={teacher}", "--distill_temperature=1e30"], ["distill_temperature = 1e+30", "at most 1,000"]),
     (["--freeze=['transformer.x.*']"], ["no parameter is called 'transformer.x.*'", "transformer.wte.weight"]),
-    (["--freeze=['*']"], ["freeze leaves nothing to be trained"])])
+    (["--freeze=['*']"], ["freeze leaves nothing to be trained"]),
+    (["--freeze=['transformer.h.*']", "--optimizer=muon"], ["'muon' trains the matrices of blocks", "--optimizer=adamw"])])
 def test_bad_input_is_one_line(options, parts, teacher, small_run, data_dir, tmp_path, capsys):
     write_dataset(data_dir / "others", [1, 2, 3] * 1000, [1, 2] * 500, vocab_size=4, characters="abcd")
     status, _, err = run(train.main, [*small_run, *(option.format(teacher=teacher) for option in options)], capsys)

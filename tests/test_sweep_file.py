@@ -118,6 +118,18 @@ def test_what_an_arm_sets_is_left_out_where_a_point_of_the_grid_switches_it_off(
         runs_of(path)
 
 
+def test_a_target_is_the_sweeps_to_set_where_its_summary_sees_it(sweep_file, tmp_path):
+    """A margin in nats, and a table of final losses, would be of runs that stop where they reach it."""
+    config = tmp_path / "stops.py"
+    config.write_text(f"exec(open({str(ROOT / 'config/demo_baseline.py')!r}).read())\ntarget_val_loss = 1.7\n")
+    arms = f"arms = [dict(name='stops', config={str(config)!r})]"
+    with pytest.raises(UserError, match="arm 'stops': target_val_loss = 1.7 is from .*stops.py.*set it in the sweep's defaults"):
+        runs_of(sweep_file(arms=arms))
+    for value in (None, 1.6):
+        only, = runs_of(sweep_file(f"defaults['target_val_loss'] = {value}", arms=arms))
+        assert only.overrides["target_val_loss"] == value
+
+
 @pytest.mark.parametrize("budget, key, value", [
     ("dict(steps=9)", "max_iters", 9), ("dict(tokens=1000)", "max_iters", 1000 // 64),
     ("dict(seconds=30)", "max_seconds", 30.0)])

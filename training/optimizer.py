@@ -12,6 +12,7 @@ AdamW with the first three is nanoGPT's grouping. Muon (torch.optim.Muon; Jordan
 """
 import torch
 
+from common.errors import UserError
 from training.config import FIRST_MOMENTUM
 from training.muon import DistributedMuon, Muon
 
@@ -53,6 +54,8 @@ def make_optimizers(model, config, device_type, parallel=None):
             curvature.append(dict(params=params, weight_decay=decay, lr_ratio=config.curvature_lr_mult))
         else:
             adamw.append(dict(params=params, weight_decay=decay, lr_ratio=1.0))
+    if config.optimizer == "muon" and not muon:
+        raise UserError("optimizer = 'muon' trains the matrices of blocks, and freeze keeps them all as they are; use --optimizer=adamw")
     # fused: one kernel for all parameters
     optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
                                     fused=device_type in ("cuda", "cpu", "mps")) for groups in (adamw, curvature) if groups]
