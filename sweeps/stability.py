@@ -1,10 +1,11 @@
 """Where does curvature make training diverge? Every curvature under AdamW and Muon, at rates that are too high, in float32 and bfloat16.
 
-The Euclidean baseline is in every cell, so that what is due to the optimizer is not laid to curvature. Only c1-within, the default, and
-learned-within, the default before, have a max_distance. A run has diverged when it stopped at a NaN or an Inf, or ended above its start.
+The Euclidean baseline is in every cell, so that what is due to the optimizer is not laid to curvature. Arms called within have the
+max_distance of the default, c1-within; the others have none. A run has diverged when it stopped at a NaN or an Inf, or ended above
+its start.
 `python results/stability/table.py out/sweeps/stability` counts them, with where the rows are; results/stability.md says what came out.
 
-9 models x 2 optimizers x 2 dtypes at 5 rates = 180 runs of a quarter to half a minute of one thread.
+13 models x 2 optimizers x 2 dtypes at 5 rates = 260 runs of a quarter to half a minute of one thread.
 """
 
 defaults = dict(
@@ -26,6 +27,7 @@ _models = {
     **{f'c{c:g}': dict(_mixed, curvature_mode='fixed', curvature=c) for c in (1.0, 10.0, -1.0)},
     'learned': dict(_mixed, curvature_mode='random', curvature=1.0),
     **{f'c{c:g}': dict(_mixed, curvature_mode='fixed', curvature=c) for c in (0.1, -0.1)},
+    **{f'c{c:g}-within': dict(_mixed, curvature_mode='fixed', curvature=c, max_distance=1.5) for c in (10.0, -1.0, 0.1, -0.1)},
 }
 arms = {}
 for _dtype, _short in (('float32', '32'), ('bfloat16', '16')):

@@ -27,7 +27,8 @@ def test_every_shipped_sweep_resolves(file):
     roles = {arm["role"] for arm in described["arms"]}
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py")  # no curvature there
     unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
-                          "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py") or file.startswith("corpus_"))
+                          "high_rates.py", "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py")
+                 or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file in ("size.py", "verdict_size.py") else wanted
     wanted = {"baseline", "mixed"} if file in ("rates_bpe.py", "verdict_muon.py", "verdict_origin.py", "verdict_modern.py", "component.py",
@@ -38,7 +39,8 @@ def test_every_shipped_sweep_resolves(file):
                "residual_streams.py": 31 + 10 * 5, "deep_streams.py": 4 * 5,
                "attention.py": 8 * 3 + 2 * 2 + 9 * 5, "attention_bpe.py": 8 * 3 + 9 * 5, "attention_size.py": 6 * 3 + 3 + 4 * 3,
                "terms.py": 21 * 2 + 6, "stereographic.py": 19 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 5 * 2 + 5 * 4,
-               "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 9 * 4 * 5, "remedies.py": 10 * 6 + 3,
+               "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 13 * 4 * 5, "high_rates.py": 10,
+               "remedies.py": 10 * 6 + 3,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 15 * 3,
                "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
                "rates_bpe.py": 3 * 5 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,

@@ -1,0 +1,48 @@
+"""
+What is inside the models of sweeps/high_rates.py at the end of a run.
+
+    python results/stability/high_rates.py out/sweeps/high_rates [--out=results/stability/high_rates.csv]
+
+Of each run: its loss, and for each block the share of rows at the ball's edge, and the largest derivatives of x (+) exp_0(v) by v and of
+log_r(x) by x among 64 rows (training/watch.py), at the last evaluation; and the gradient norm of the last block, the median of the last
+100 steps.
+"""
+import argparse
+import csv
+import json
+import os
+import statistics
+
+from table import print_table
+
+
+def read(folder):
+    with open(os.path.join(folder, "runs.csv"), newline="") as f:
+        rows = list(csv.DictReader(f))
+    for row in rows:
+        with open(os.path.join(folder, row["dir"], "metrics.jsonl")) as f:
+            records = list(map(json.loads, f))
+        steps, last = max(record["step"] for record in records), [record for record in records if "val_loss" in record][-1]
+        blocks = sorted({key.split("/")[1] for record in records for key in record if key.startswith("stability/block")})
+        key = f"stability/{blocks[-1]}/grad_norm"
+        gradients = [record[key] for record in records if record["step"] > steps - 100 and key in record]
+        inside = {name: " ".join(f"{last[key.format(block)]:.4g}" for block in blocks if key.format(block) in last) for name, key in (
+            ("edge_share", "geometry/{}/edge_share"), ("add_by_v", "stability/{}/add_by_v"), ("log_by_x", "stability/{}/log_by_x"))}
+        yield {"arm": row["arm"], "status": row["status"], "loss": f"{float(row['val_loss']):.4f}", **inside,
+               "last_block_gradient": f"{statistics.median(gradients):.2g}"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of the sweep")
+    parser.add_argument("--out", help="a CSV file")
+    options = parser.parse_args()
+    try:
+        table = list(read(options.folder))
+    except FileNotFoundError as error:
+        parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/high_rates")
+    print_table(table, options.out)
+
+
+if __name__ == "__main__":
+    main()
