@@ -1,9 +1,15 @@
 """Hyperbolic, spherical, or both? c = 1, c = -1, and a product of two balls and two spheres, all within 1.5 of the origin; the sphere
 also without that bound, and with the origin as reference.
 
+Which half of the sphere is it? Between rows d = 1.5 from the origin log_r reads x - w r with w = 1 + a (1 - cos(x, r)),
+a = cosh(d) - 1 in the ball and cos(d) - 1 on the sphere (model_terms.py). read-ball and read-sphere are ball-v, which is flat, with
+these reads: all else is equal.
+
 The runs of sweeps/bounded.py: copy its rows to out/sweeps/signs/runs.csv, or some are made again. One seed, which chooses the rates.
-Then 10 runs of one to three minutes of one thread.
+Then 14 runs of one to three minutes of one thread.
 """
+import math as _math
+
 from sweeps import bounded as _bounded
 
 defaults, budget, grid, seeds = _bounded.defaults, _bounded.budget, _bounded.grid, _bounded.seeds  # 600 steps of 1,024 tokens
@@ -17,4 +23,6 @@ arms = {
     'sphere': dict(_within, curvature=-1.0, max_distance=None),
     'sphere-origin': dict(_within, curvature=-1.0, max_distance=None, reference='origin'),
     'c1-origin': dict(_within, curvature=1.0, reference='origin'),
+    'read-ball': dict(_bounded.arms['ball-v'], read='cosine', likeness=_math.cosh(1.5) - 1),
+    'read-sphere': dict(_bounded.arms['ball-v'], read='cosine', likeness=_math.cos(1.5) - 1),
 }
