@@ -7,7 +7,6 @@ Of each run: its loss, and for each block the share of rows at the ball's edge, 
 log_r(x) by x among 64 rows (training/watch.py), at the last evaluation; and the gradient norm of the last block, the median of the last
 100 steps.
 """
-import argparse
 import csv
 import json
 import os
@@ -32,17 +31,5 @@ def read(folder):
                "last_block_gradient": f"{statistics.median(gradients):.2g}"}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="of the sweep")
-    parser.add_argument("--out", help="a CSV file")
-    options = parser.parse_args()
-    try:
-        table = list(read(options.folder))
-    except FileNotFoundError as error:
-        parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/high_rates")
-    print_table(table, options.out)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, read, "high_rates")

@@ -44,28 +44,24 @@ def cells(runs):
                **{f"{name}_share": f"{best[name]:.3f}" if best and best[name] is not None else "" for name in ("edge", "bound")}}
 
 
-def print_table(table, path=None):
-    """A list of dicts with the same keys; also to a CSV file, if there is a path."""
-    rows = [list(table[0]), *([str(value) for value in row.values()] for row in table)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    if path:
-        with open(path, "w", newline="") as f:
-            csv.writer(f).writerows(rows)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_table(described, rows_of, sweep):
+    """A command that prints what rows_of(folder) gives, dicts with the same keys, and writes them to the CSV file --out."""
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="of the sweep")
     parser.add_argument("--out", help="a CSV file")
     options = parser.parse_args()
     try:
-        table = list(cells(read(options.folder)))
+        table = list(rows_of(options.folder))
     except FileNotFoundError as error:
-        parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/stability")
-    print_table(table, options.out)
+        parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/{sweep}")
+    rows = [list(table[0]), *([str(value) for value in row.values()] for row in table)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    if options.out:
+        with open(options.out, "w", newline="") as f:
+            csv.writer(f).writerows(rows)
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, lambda folder: cells(read(folder)), "stability")
