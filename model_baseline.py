@@ -9,9 +9,9 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
                                         left of its block at c = 0 (reference 'previous', residual 'origin'/'transport')
     x <- x + F(LN(x - w(x) x_prev))     token_shift = 'likeness', w_h = 1 + a (1 - cos(x_h, x_prev,h)) for each head h: the previous token
                                         is subtracted the more, the less alike it is, as log_r does to rows of one length
-    x <- bound(x + limit(F))            bounded_rows = True, for each head: limit(v) = v / sqrt(1 + |v|^2 / L^2) is at most L long,
-                                        bound(x) = x min(1, R / |x|), as rows of a curved head end, max_distance from the origin;
-                                        embeddings are bounded, too
+    x <- bound(x + limit(F))            bounded_rows = True, for each head: limit(v) = v / sqrt(1 + |v|^2 / L^2) is at most
+                                        L = longest_update long, bound(x) = x min(1, R / |x|), as rows of a curved head end,
+                                        max_distance from the origin; embeddings are bounded, too
     x <- x + F(LN(g(x) x))              head_gate = 'read', a factor g_h for each head and token, as the conformal factor of a curved
                                         head is; 'attention': of what a head gives (Qiu et al. 2025, arXiv 2505.06708)
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
@@ -76,19 +76,26 @@ class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "likeness", "smear"] = "none"  # 'difference' is the flat control; 'likeness' subtracts the
         # previous token the more, the less alike it is; 'smear' looks back one token at the embedding
     bounded_rows: bool = False  # each head's part of the residual stream, and what is added to it, has a largest length
+    longest_update: float = 0.5  # that of what is added; rows are at most 0.64 long
     head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
         # rows that layers read; 'attention', of what the head gives
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1e-6 <= self.longest_update <= 1e6:
+            raise UserError(f"longest_update = {self.longest_update:g}: must be between 1e-06 and 1e+06")
+
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""
-        return {} if self.head_gate != "none" else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
+        off = {} if self.head_gate != "none" else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
+        return off if self.bounded_rows else {**off, "longest_update": "bounded_rows = False"}
 
 
-# what a mixed block with c = 1 and max_distance = 1.5 comes to once all its rows are that far from the origin (results/verdict_terms)
+# what a mixed block with c = 1 and max_distance = 1.5 comes to once all its rows are that far from the origin (results/verdict_terms):
+# longest_update = 0.5 is of update 'v' of model_terms.py, x + tanh(2|v|)/2 v/|v| there; of all of (+) it is 0.30 where x and v are at right
+# angles
 LIKENESS = math.cosh(1.5) - 1  # a
 LONGEST_ROW = math.tanh(1.5 / 2)  # R
-LONGEST_UPDATE = 0.5  # L: of update 'v' of model_terms.py, which is x + tanh(2|v|)/2 v/|v| there; of all of (+), where x and v are at right
-# angles, 0.30
 
 
 class LayerNorm(nn.Module):
@@ -261,6 +268,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.gate = head_gate(config, "read")
         self.bounded = bounded_parts(config)
+        self.longest_update = getattr(config, "longest_update", None)
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -285,7 +293,7 @@ class Block(nn.Module):
         for name, norm, layer in sublayers:
             u = self.layer_input(x, state, name)
             v = layer(norm(u if factor is None else scale_heads(u, factor)), state)
-            x = bounded_sum(x, v, self.bounded) if self.bounded else x + v
+            x = bounded_sum(x, v, self.bounded, self.longest_update) if self.bounded else x + v
         return x
 
 
@@ -322,10 +330,10 @@ def bound(heads):
     return heads * torch.rsqrt((heads.square().sum(-1, keepdim=True) / LONGEST_ROW ** 2).clamp(min=1))
 
 
-def bounded_sum(x, v, n_head):
-    """x + v with bounded_rows. (B, T, C) x 2 -> (B, T, C)"""
+def bounded_sum(x, v, n_head, longest):
+    """x + v with bounded_rows; longest: L. (B, T, C) x 2 -> (B, T, C)"""
     x_h, v_h = x.unflatten(-1, (n_head, -1)), v.to(x.dtype).unflatten(-1, (n_head, -1))
-    return bound(x_h + v_h * torch.rsqrt(1 + v_h.square().sum(-1, keepdim=True) / LONGEST_UPDATE ** 2)).flatten(-2)
+    return bound(x_h + v_h * torch.rsqrt(1 + v_h.square().sum(-1, keepdim=True) / longest ** 2)).flatten(-2)
 
 
 class HeadGate(nn.Module):

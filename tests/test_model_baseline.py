@@ -131,15 +131,15 @@ def test_likeness_reads_log_s_direction_of_rows_of_one_length():
     torch.testing.assert_close(F.normalize(u, dim=-1), F.normalize(log, dim=-1))
 
 
-@pytest.mark.parametrize("length", [1e-6, 0.1, 0.7, 1e4])
-def test_a_bounded_sum_is_the_sum_of_short_rows_and_has_a_largest_length(length):
+@pytest.mark.parametrize("length, longest", [(1e-6, 0.5), (0.1, 0.5), (0.7, 0.3), (1e4, 0.5), (1e4, 0.3)])
+def test_a_bounded_sum_is_the_sum_of_short_rows_and_has_a_largest_length(length, longest):
     """Against the formula, written out, and against update v of model_terms.py, whose direction it has where tanh is its argument."""
     torch.manual_seed(0)
     x, v = (F.normalize(torch.randn(7, 12, dtype=torch.float64).unflatten(-1, (2, -1)), dim=-1) for _ in range(2))
     x, v = 0.5 * x.flatten(-2), length * v.flatten(-2)
-    got = bounded_sum(x, v, 2).unflatten(-1, (2, -1))
-    added = v.unflatten(-1, (2, -1)) / math.sqrt(1 + 4 * length ** 2)
-    assert (added.norm(dim=-1) < 0.5 + 1e-12).all()
+    got = bounded_sum(x, v, 2, longest).unflatten(-1, (2, -1))
+    added = v.unflatten(-1, (2, -1)) / math.sqrt(1 + (length / longest) ** 2)
+    assert (added.norm(dim=-1) < longest + 1e-12).all()
     long = (x.unflatten(-1, (2, -1)) + added)
     radius = math.tanh(0.75)
     torch.testing.assert_close(got, long * (radius / long.norm(dim=-1, keepdim=True)).clamp(max=1))
@@ -159,6 +159,23 @@ def test_rows_of_a_bounded_residual_stay_within_their_length(tokens):
         assert x.unflatten(-1, (TINY["n_head"], -1)).norm(dim=-1).max() < math.tanh(0.75) * (1 + 1e-6)
     model(*tokens)[1].backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_longest_update_of_a_bounded_model_is_what_the_key_says(tokens):
+    def logits(**more):
+        torch.manual_seed(0)
+        return randomised(GPT(BaselineConfig(**TINY, bounded_rows=True, **more)))(*tokens)[0]
+    default, same, shorter = logits(), logits(longest_update=0.5), logits(longest_update=0.3)
+    assert torch.equal(default, same) and not torch.allclose(default, shorter)
+    with pytest.raises(UserError, match="longest_update = 0: must be between"):
+        BaselineConfig(**TINY, bounded_rows=True, longest_update=0.0)
+
+
+def test_at_right_angles_a_mobius_sum_of_rows_at_the_bound_adds_at_most_three_tenths():
+    """longest_update = 0.3 is what x (+) exp_0(v) allows there: beside alpha x, brought back to the row's length."""
+    row = torch.tensor([[math.tanh(0.75), 0.0]], dtype=torch.float64)
+    alpha, beta = model_terms.coefficients(row, v := torch.tensor([[0.0, 1e3]], dtype=torch.float64), 1.0, "mobius")
+    assert (beta / alpha * v.norm()).item() == pytest.approx(0.30, abs=0.003)
 
 
 def test_smear_adds_a_gated_previous_embedding(tokens):
