@@ -76,7 +76,7 @@ class BaselineConfig(GPTConfig):
     token_shift: Literal["none", "difference", "likeness", "smear"] = "none"  # 'difference' is the flat control; 'likeness' subtracts the
         # previous token the more, the less alike it is; 'smear' looks back one token at the embedding
     bounded_rows: bool = False  # each head's part of the residual stream, and what is added to it, has a largest length
-    longest_update: float = 0.5  # that of what is added; rows are at most 0.64 long
+    longest_update: float = 0.5  # with bounded_rows, the largest length of what is added to a head's part, which is at most 0.64 long
     head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
         # rows that layers read; 'attention', of what the head gives
 
