@@ -16,6 +16,7 @@ from table import print_table
 
 
 def read(folder):
+    """A dict a run, of text, empty where nothing was measured. ValueError: a run without log_stability."""
     with open(os.path.join(folder, "runs.csv"), newline="") as f:
         rows = list(csv.DictReader(f))
     for row in rows:
@@ -23,12 +24,14 @@ def read(folder):
             records = list(map(json.loads, f))
         steps, last = max(record["step"] for record in records), [record for record in records if "val_loss" in record][-1]
         blocks = sorted({key.split("/")[1] for record in records for key in record if key.startswith("stability/block")})
+        if not blocks:
+            raise ValueError(f"{row['dir']} was made without --log_stability=True; sweeps/high_rates.py has it")
         key = f"stability/{blocks[-1]}/grad_norm"
         gradients = [record[key] for record in records if record["step"] > steps - 100 and key in record]
         inside = {name: " ".join(f"{last[key.format(block)]:.4g}" for block in blocks if key.format(block) in last) for name, key in (
             ("edge_share", "geometry/{}/edge_share"), ("add_by_v", "stability/{}/add_by_v"), ("log_by_x", "stability/{}/log_by_x"))}
-        yield {"arm": row["arm"], "status": row["status"], "loss": f"{float(row['val_loss']):.4f}", **inside,
-               "last_block_gradient": f"{statistics.median(gradients):.2g}"}
+        yield {"arm": row["arm"], "status": row["status"], "loss": f"{last['val_loss']:.4f}", **inside,
+               "last_block_gradient": f"{statistics.median(gradients):.2g}" if gradients else ""}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ def print_table(described, rows_of, sweep):
         table = list(rows_of(options.folder))
     except FileNotFoundError as error:
         parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/{sweep}")
+    except ValueError as error:
+        parser.error(str(error))
+    if not table:
+        parser.error(f"{options.folder}: no run of the sweep has ended yet")
     rows = [list(table[0]), *([str(value) for value in row.values()] for row in table)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
