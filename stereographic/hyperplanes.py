@@ -36,7 +36,7 @@ def arsinc(z):
 
 
 def arsinc_written_out(z):
-    """F(z), which autograd differentiates any number of times."""
+    """F(z), which autograd differentiates any number of times. Any shape, float32 or float64; z >= -1 (less counts as -1)."""
     small = z.abs() < WRITTEN_OUT_BELOW
     r = torch.sqrt(torch.where(small, 1.0, z.abs()))
     arcsine = torch.asin(torch.where(z < 0, r, 0.5).clamp(max=1 - torch.finfo(z.dtype).eps))

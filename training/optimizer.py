@@ -41,7 +41,8 @@ def parameter_groups(model):
 def make_optimizers(model, config, device_type, parallel=None):
     """A list of optimizers: AdamW, AdamW for the curvatures if there are any, Muon if asked for. Each group carries lr_ratio:
     its lr over the schedule's. parallel: of several processes, to which Muon's matrices are dealt out. The curvatures have an
-    optimizer of their own because they stay whole where FSDP2 cuts the others in shards, and GradScaler does not take a mixture."""
+    optimizer of their own because they stay whole where FSDP2 cuts the others in shards, and GradScaler does not take a mixture.
+    UserError: Muon has no matrix to train."""
     adamw, curvature, muon = [], [], []
     for kind, members in parameter_groups(model).items():
         if not members:
