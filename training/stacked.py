@@ -215,13 +215,18 @@ def train(members, parallel, options):
     return 3 if any(member.diverged for member in members) else 0
 
 
+def is_gpu(device):
+    """Has it CUDA graphs, and does reading a number make the host wait?"""
+    return device.startswith("cuda")
+
+
 class Stack:
     """Runs that begin at one step, under way."""
 
     def __init__(self, members, model, device, autocast, compiled, loaders, deal, options):
         self.members, self.device, self.autocast, self.compiled, self.deal = members, device, autocast, compiled, deal
         self.config, self.loaders, self.start = members[0].config, loaders, members[0].run.start
-        on_gpu, dropout = device.startswith("cuda"), members[0].model_config.dropout > 0
+        on_gpu, dropout = is_gpu(device), members[0].model_config.dropout > 0
         # (the attention of model_tau.py asks its numbers how to compute, and dropout draws other numbers in each step)
         graph = on_gpu and options.cuda_graph and not dropout and self.config.model != "tau"
         self.step = stacked_step(self.config.model, model, [m.model for m in members], [m.optimizers for m in members],
@@ -232,7 +237,7 @@ class Stack:
 
     def reads_every_step(self):
         """Does it cost nothing to read a number of the device?"""
-        return not self.device.startswith("cuda")
+        return not is_gpu(self.device)
 
     def open(self):
         return [(n, member) for n, member in enumerate(self.members) if member.open]
