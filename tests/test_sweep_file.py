@@ -35,7 +35,7 @@ def test_every_shipped_sweep_resolves(file):
                                                "verdict_bounded.py", "verdict_muon_rates.py") else wanted
     assert wanted <= roles and len(runs) >= 4
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 8 * 4 * 4,
-               "speedrun.py": 7 * 4 * 4, "fineweb_lr.py": 7 * 3, "isotropy.py": 9 * 3,
+               "speedrun.py": 7 * 4 * 4, "fineweb_lr.py": 7 * 3, "isotropy.py": 9 * 3, "isotropy_small.py": 9 * 3,
                "residual_streams.py": 31 + 10 * 5, "deep_streams.py": 4 * 5,
                "attention.py": 8 * 3 + 2 * 2 + 9 * 5, "attention_bpe.py": 8 * 3 + 9 * 5, "attention_size.py": 6 * 3 + 3 + 4 * 3,
                "terms.py": 21 * 2 + 6, "stereographic.py": 19 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 5 * 2 + 5 * 4,
