@@ -8,7 +8,7 @@ rounding: so what a script computes here can be compared with what it computes t
     SECOND_DEVICE_WAITS=FILE    in its environment: how often the host waited for the device, and for what (JSON)
     SECOND_DEVICE_IS_CUDA=1     in its environment: train.py and stacks do there what they do on CUDA alone. The device notes the first
                                 bad step itself; a stack's step is captured as graphs, which are repeated here as on CUDA: the same
-                                operations on the same memory, with no line of Python
+                                operations on the same memory, with no line of Python, and an error where that of others is gone by then
 
 What it does not show: streams, pinned memory, kernels, what comes late because the host does not wait.
 """
@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import sys
+import weakref
 
 import torch
 from torch.utils._mode_utils import no_dispatch
@@ -129,7 +130,7 @@ class Graph:
     def __init__(self):
         self.operations = []
         self.refused = []  # what the host has to wait for
-        self.own = {}  # address -> a tensor that was made in the graph
+        self.own, self.results = {}, {}  # address -> a tensor whose memory is the graph's; id -> what an operation of it gave
         self.before = {}  # address -> (memory from outside that it writes, what was there)
 
     def compute(self, func, args, kwargs, devices):
@@ -142,9 +143,14 @@ class Graph:
         results = func(*args, **kwargs)
         made = [t if t.untyped_storage().data_ptr() not in given else None for t in tensors_in(results)]
         self.own.update((t.untyped_storage().data_ptr(), t) for t in made if t is not None)
+        self.results.update((id(t), t) for t in tensors_in(results) if id(t) not in {id(own) for own in tensors_in((args, kwargs))})
         if func._schema.is_mutable or any(t is not None for t in made):  # (a view need not be made again)
-            self.operations.append((func, args, kwargs, made))
+            self.operations.append((func, *tree_map(self.kept, (args, kwargs)), made))
         return results
+
+    def kept(self, value):
+        """A graph keeps its own memory, and knows where that of others was."""
+        return weakref.ref(value) if isinstance(value, torch.Tensor) and id(value) not in self.results else value
 
     def end(self):
         """RuntimeError: the host would have had to wait. (Raised where it happens, in autograd's own thread, it would end the process.)"""
@@ -155,9 +161,17 @@ class Graph:
 
     def replay(self):
         for func, args, kwargs, made in self.operations:
+            args, kwargs = tree_map(there, (args, kwargs))
             for place, result in zip(made, tensors_in(func(*args, **kwargs)), strict=True):
                 if place is not None:
                     place.copy_(result)
+
+
+def there(value):
+    """RuntimeError: memory that the graph reads is free, and may be another's by now."""
+    if isinstance(value, weakref.ref) and value() is None:
+        raise RuntimeError("a tensor that the graph reads, and did not make, is gone")
+    return value() if isinstance(value, weakref.ref) else value
 
 
 @contextlib.contextmanager

@@ -37,6 +37,16 @@ def the_device_itself():
     for n in (1, 2):
         graph.replay()
         assert y.tolist() == [[20 + n] * 3] and number.item() == n
+    with capture(graph := Graph()):
+        number.mul_(torch.full((), 3.0, device=DEVICE))  # its own
+    graph.replay()
+    assert number.item() == 6
+    factor = torch.full((), 3.0, device=DEVICE)
+    with capture(graph := Graph()):
+        number.mul_(factor)
+    del factor
+    with pytest.raises(RuntimeError, match="is gone"):
+        graph.replay()
     for reads in (lambda: x.sum().item(), lambda: x.cpu(), lambda: x.add_(torch.ones(1).to(DEVICE)), lambda: x.nonzero()):
         with pytest.raises(RuntimeError, match="cannot wait"), capture(Graph()):
             reads()
