@@ -13,7 +13,6 @@ after the paper's 20 iterations. rounded() puts right what is left (hc_exact), t
 
 Every function takes logits with any dimensions before the last one or two, and computes in their dtype (float32 in the models).
 """
-import itertools
 import math
 
 import torch
@@ -109,8 +108,14 @@ def sinkhorn(logits, iters=20, tau=1.0):
 
 
 def all_permutations(n, like):
-    """(n!, n, n), the identity first."""
-    return torch.eye(n, dtype=like.dtype, device=like.device)[torch.tensor(list(itertools.permutations(range(n))), device=like.device)]
+    """(n!, n, n) in lexicographic order, the identity first. The device makes them: a list would be sent to it in every pass, which
+    a CUDA graph does not take."""
+    rows = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+    for size in range(2, n + 1):
+        first = torch.arange(size, device=like.device).view(-1, 1, 1).expand(-1, rows.size(0), 1)
+        rest = rows.expand(size, -1, -1)
+        rows = torch.cat((first, rest + (rest >= first)), -1).flatten(0, 1)
+    return torch.eye(n, dtype=like.dtype, device=like.device)[rows]
 
 
 def permutations(logits, n, tau=1.0):

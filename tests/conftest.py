@@ -23,7 +23,7 @@ CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-"
 # Those that take longest, in this order: one that begins last would leave the other process idle
 LONGEST = ("test_machine_code", "test_many_processes_train_as_one", "test_every_part_runs_at_toy_size", "test_many_steps_stay_finite",
            "test_generated_code_trains_the_same", "test_compiled_gradients_agree_closely_at_the_edge", "test_submitit_runs",
-           "test_tensors_are_made_on_the_device", "test_a_run_killed_twenty_times", "test_a_sweep_killed_in_the_middle",
+           "test_a_run_killed_twenty_times", "test_a_sweep_killed_in_the_middle",
            "test_models_with_streams_compile", "test_all_points_that_models_make_are_points", "test_20_training_steps_with_the_kernels",
            "test_every_command_in_every_state")
 

@@ -5,7 +5,7 @@ rounding: so what a script computes here can be compared with what it computes t
 
     Forked("second_device", ["train", *args, "--device=gpu"])     any script, in a process of its own: PyTorch keeps a device for good
 
-    SECOND_DEVICE_WAITS=FILE    in its environment: how often the host waited for the device, and for what (JSON)
+    SECOND_DEVICE_WAITS=FILE    in its environment: for what the host waited, and how often (JSON)
     SECOND_DEVICE_IS_CUDA=1     in its environment: train.py and stacks do there what they do on CUDA alone. The device notes the first
                                 bad step itself; a stack's step is captured as graphs, which are repeated here as on CUDA: the same
                                 operations on the same memory, with no line of Python, and an error where that of others is gone by then
@@ -19,6 +19,8 @@ import json
 import os
 import pathlib
 import sys
+import threading
+import traceback
 import weakref
 
 import torch
@@ -32,7 +34,7 @@ aten = torch.ops.aten
 BETWEEN_DEVICES = (aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default)
 READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten._unique2.default, aten.masked_select.default)
 capturing = []  # the Graph that is captured now, if any
-waits = collections.Counter()  # for what the host has waited: operation -> how often
+waits = collections.Counter()  # for what the host has waited: operation -> how often; and 'sent', what it sent (where it may wait)
 
 
 class Far(torch.Tensor):
@@ -87,7 +89,21 @@ def tensors_in(value):
 
 
 def compute(func, args, kwargs):
-    """An operation of PyTorch, on the CPU, after a look at where its tensors are. RuntimeError: on two devices."""
+    """An operation of PyTorch, on the CPU, after a look at where its tensors are. RuntimeError: on two devices. (Of autograd's own thread
+    an exception would end the process without a word.)"""
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(numbers, device=...) makes a tensor on the CPU and sends it: in any thread
+    try:
+        return compute_there(func, args, kwargs)
+    except Exception:
+        if threading.current_thread() is not threading.main_thread():
+            traceback.print_stack()
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        raise
+
+
+def compute_there(func, args, kwargs):
     tensors = tensors_in((args, kwargs))
     far = [t for t in tensors if isinstance(t, Far)]
     if far and func not in BETWEEN_DEVICES and any(t.dim() > 0 for t in tensors if not isinstance(t, Far)):
@@ -100,6 +116,8 @@ def compute(func, args, kwargs):
         given["device"] = torch.device("cpu")
     if far and (func in READS or func in BETWEEN_DEVICES and not result_is_far):
         waits[str(func)] += 1
+    if result_is_far and func in BETWEEN_DEVICES and not all(isinstance(t, Far) for t in tensors):
+        waits["sent"] += 1
     args_near, given = tree_map(near, args), tree_map(near, given)
     if capturing:
         results = capturing[-1].compute(func, args_near, given, {isinstance(t, Far) for t in tensors} | {result_is_far})
@@ -153,7 +171,7 @@ class Graph:
         return weakref.ref(value) if isinstance(value, torch.Tensor) and id(value) not in self.results else value
 
     def end(self):
-        """RuntimeError: the host would have had to wait. (Raised where it happens, in autograd's own thread, it would end the process.)"""
+        """RuntimeError: the host would have had to wait."""
         if self.refused:
             raise RuntimeError(f"in a graph, where the host cannot wait: {'; '.join(self.refused)}")
         for storage, numbers in self.before.values():
@@ -202,7 +220,7 @@ class _Module(_DummyBackendModule):
 def install():
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     torch.__future__.set_swap_module_params_on_conversion(True)  # model.to(device) keeps tied weights tied, as it does for CUDA
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(numbers, device=...) makes a tensor on the CPU and sends it, where we see it
+    torch._C._set_only_lift_cpu_tensors(True)
     torch.Generator = type("Generator", (), {"__new__": lambda cls, device="cpu", of=torch.Generator: of("cpu")})
 
 

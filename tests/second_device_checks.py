@@ -2,10 +2,12 @@
 import contextlib
 
 import pytest
+import test_models
 import torch
 from second_device import FULL_NAME, Graph, capture, waits
 from test_stacked import CASES, batch, build
 
+from model_baseline import Cache
 from training.config import TrainConfig
 from training.optimizer import make_optimizers
 from training.stacked_step import stacked_step
@@ -52,10 +54,36 @@ def the_device_itself():
             reads()
 
 
+def models(which):
+    """Logits, loss, gradients and what a cache gives are the CPU's, and every tensor is made on the device of the weights."""
+    T = test_models
+    some = T.BASELINES + T.BOUNDED + T.CONTROLS[::2] + T.TERMS[::3] + T.TAU[::3] + T.ALIBI[:1] + T.spread(T.GRID, 5) + T.STREAMS[::4]
+    for name, options in some + T.VALUES[-1:] + T.MODERN[::2] + T.STEREOGRAPHIC if which == "some" else T.EVERY + T.ALIBI:
+        expected, found = (outputs(T.build(name, options, n_layer=1 + ("value_residual" in options)).to(device), device)
+                           for device in (torch.device("cpu"), DEVICE))
+        for key, value in found.items():
+            assert value.device == DEVICE, (name, options, key)
+            torch.testing.assert_close(value.cpu(), expected[key], rtol=1e-4, atol=1e-5, msg=lambda m: f"{name} {options}, {key}: {m}")
+
+
+def outputs(net, device):
+    idx, targets = (part.to(device) for part in batch(3))
+    logits, loss = net(idx, targets)
+    loss.backward()
+    found = {"logits": logits.detach(), "loss": loss.detach(), **{name: p.grad for name, p in net.named_parameters()}}
+    cache = Cache(net.config.n_layer)
+    with torch.no_grad():
+        for part in (idx[:, :4], idx[:, 4:5]):
+            found[f"{part.size(1)} tokens with a cache"] = net.eval()(part, cache=cache)[0]
+    return found
+
+
 def graphs(number, of):
     """Every `of`-th case from the number-th on: a stack's steps as CUDA graphs are its steps, to the bit. The rates rise and fall, and a
     run stands still from a step on that is a repeated one."""
-    for name, more in CASES[int(number)::int(of)]:
+    T = test_models
+    every = CASES + T.TERMS + T.STREAMS + T.VALUES + T.MODERN
+    for name, more in every[int(number)::int(of)]:
         if name != "tau":  # reads numbers in a step
             compare(name, more)
 

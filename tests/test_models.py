@@ -184,26 +184,6 @@ def test_at_c_0_residual_reference_adds_the_reference(tokens):
     torch.testing.assert_close(net(idx, targets)[0], net.lm_head(net.transformer.ln_f(x)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("cases", [
-    BASELINES + CONTROLS[::2] + TAU[:6:5] + spread(GRID, 5) + STREAMS[::4] + VALUES[-1:],
-    pytest.param(EVERY, marks=pytest.mark.exhaustive)], ids=["some", "all"])
-def test_tensors_are_made_on_the_device_of_the_weights(cases, monkeypatch):
-    """On 'meta', which stands for a GPU here: it takes no tensor of the CPU beside its own."""
-    with pytest.raises(RuntimeError):
-        torch.zeros(3) + torch.zeros(3, device="meta")
-    autocast = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda device, **how: autocast("cpu", **how))  # meta has none
-    idx = torch.zeros(2, 6, dtype=torch.int64, device="meta")
-    for name, options in cases:
-        net = build(name, options, n_layer=2 if "value_residual" in options else 1).to("meta")  # an operation takes a millisecond there
-        net(idx, idx)[1].backward()
-        assert all(p.grad.shape == p.shape and p.grad.is_meta for p in net.parameters()), options
-        cache = Cache(net.config.n_layer)
-        with torch.no_grad():
-            for part in (idx[:, :4], idx[:, 4:5]):
-                assert net.eval()(part, cache=cache)[0].is_meta
-
-
 def test_models_of_one_seed_share_their_weights():
     plain, own_shapes = build("baseline", {}).state_dict(), {"position", "n_kv_head", "manifold_dim"}
     for name, options in spread([case for case in EVERY if not own_shapes.intersection(case[1])], 60):

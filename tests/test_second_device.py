@@ -59,6 +59,11 @@ def test_the_device_refuses_what_a_gpu_refuses():
     check("the_device_itself")
 
 
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.exhaustive)])
+def test_models_are_those_of_the_cpu(which):
+    check("models", which)
+
+
 @pytest.mark.parametrize("number, of", [(3, 14), *(pytest.param(n, 7, marks=pytest.mark.exhaustive) for n in range(7))])
 def test_steps_of_a_stack_as_graphs_are_its_steps(number, of):
     check("graphs", number, of)
@@ -75,16 +80,18 @@ def test_a_run_is_that_of_the_cpu(arm, run_on, tmp_path):
     agree(numbers(tmp_path / "run-gpu"), numbers(tmp_path / "run-cpu"))
 
 
-@pytest.mark.parametrize("more", [LEARNED, ["--bounded_rows=True", "--gradient_accumulation_steps=2"]],
-                         ids=["mixed", "bounded"])
+@pytest.mark.parametrize("more", [
+    LEARNED, ["--bounded_rows=True", "--gradient_accumulation_steps=2"],
+    ["--model=mhc", "--hc_res=permutations", "--hc_maps=dynamic", "--hc_num_streams=3"]], ids=["mixed", "bounded", "streams"])
 def test_a_step_that_is_not_logged_does_not_wait_for_the_device(more, run_on, tmp_path):
-    """As often in 9 steps as in 4, of which the first and the last are evaluated."""
+    """As often in 9 steps as in 4, of which the first and the last are evaluated. Sent are micro-batches alone."""
     waits = []
     for steps in (4, 9):
         on_second("train", *run_on("gpu", *more, name=str(steps)), f"--max_iters={steps}", "--eval_interval=100", "--log_interval=100",
                   **AS_CUDA, SECOND_DEVICE_WAITS=str(tmp_path / "waits.json"))
         waits.append(json.loads((tmp_path / "waits.json").read_text()))
-    assert waits[0] == waits[1] and sum(waits[0].values()) > 5
+    sent = [each.pop("sent") for each in waits]
+    assert waits[0] == waits[1] and sum(waits[0].values()) > 5 and sent[1] - sent[0] == 5 * (2 if "bounded" in more[0] else 1)
 
 
 def test_runs_as_one_program_are_those_of_the_cpu(run_on, tmp_path):

@@ -1,4 +1,6 @@
 """Hyper-connections, mHC, AltUp: against the published packages, doubly stochastic matrices, starts, telemetry."""
+import itertools
+
 import pytest
 import torch
 from conftest import TINY
@@ -249,6 +251,13 @@ def moves(steps=50, **options):
             optimizer.step()
             optimizer.zero_grad()
     return [min((a - b).abs().max().item() for a, b in zip(one, other)) for one, other in zip(zip(*before), zip(*maps_on(net, sample)))]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_permutations_are_all_of_them_in_order(n):
+    found = doubly_stochastic.all_permutations(n, torch.zeros((), dtype=torch.float64))
+    assert found.dtype == torch.float64 and found.argmax(-1).tolist() == [list(p) for p in itertools.permutations(range(n))]
+    assert torch.equal(found.sum(-1), torch.ones(len(found), n, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("options", [{}, dict(hc_maps="dynamic", hc_res="permutations"), dict(hc_res="permutations"),
