@@ -11,15 +11,14 @@ repository. Four things are changed:
                     from geometry.maps import exp_0    -> from .geometry_maps import exp_0
                     from streams import mixing         -> from . import streams_mixing as mixing
     PARTS           of modules that are about command lines only those definitions come along that are used
-    operators       torch.library's names are those of the whole process: each gets a checksum of its file, so that models of two
-                    versions, or a model and the repository, go together
+    operators       torch.library's names are those of the whole process, and a second definition frees the first, which is then used
+                    all the same: each gets the name of its module, so that two models, or a model and the repository, go together
     in functions    an import of this repository there is of something that most uses do without (data/laplacian.py needs SciPy): it
                     becomes an ImportError that says so
 """
 import ast
 import os
 import re
-import zlib
 
 from common.errors import UserError
 from training.config import REPOSITORY
@@ -77,7 +76,8 @@ class Files:
             old = "".join([*lines[node.lineno - 1:node.end_lineno - 1], last[:node.end_col_offset]])
             new = [refusal(node)] if id(node) in within else self.relative(node, old)
             lines[node.lineno - 1:node.end_lineno] = [indent + f"\n{indent}".join(new) + last[node.end_col_offset:]]
-        text = re.sub(r'(custom_op\("\w+)::', rf"\1_{zlib.crc32(text.encode()):08x}::", "".join(lines))
+        own = '"".join(c if c.isascii() and c.isalnum() else "_" for c in __name__)'
+        text = re.sub(r'custom_op\("(\w+)::', rf'custom_op("\1_" + {own} + "::', "".join(lines))
         file = os.path.relpath(path_of(module), REPOSITORY).replace(os.sep, "/")
         how = f"{', '.join(sorted(self.wanted[module]))} of it" if module in PARTS else "as it is, but for imports (and names of operators)"
         return f"# {file} of mixed-curvature-gpt: {how}\n{text}"

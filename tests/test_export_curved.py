@@ -170,6 +170,13 @@ def test_generation_is_the_repositorys(kind, both):
         assert torch.equal(theirs.generate(idx, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=False), beams)
 
 
+def test_operators_of_two_models_are_two(both):
+    """A second definition of torch.library's frees the first, which the first model would go on to use."""
+    names = {sys.modules[type(both(kind)[1]).__module__.rpartition(".")[0] + ".scalar_attention_tiled"]._tiled._qualname
+             for kind in ("tau", "alibi")}
+    assert len(names) == 2 and all(name.endswith("scalar_attention_tiled::tiled") for name in names)
+
+
 @pytest.mark.parametrize("kind", [*BASIC, "dynamic", "corpus"])
 def test_loss_and_gradients_are_the_repositorys(kind, both):
     ours, theirs = both(kind)
