@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from configurator import derived
+from geometry import flat
 
 
 @dataclass
@@ -313,8 +314,10 @@ class LikenessBlock(Block):
 
     def layer_input(self, x, state, name):
         r = previous_token(x, state, "previous_" + name)
-        alike = F.cosine_similarity(*(row.unflatten(-1, (self.n_head, -1)) for row in (x, r)), dim=-1)  # (B, T, nh)
-        return x - scale_heads(r, 1 + LIKENESS * (1 - alike.unsqueeze(-1)))
+        x_h, r_h = (row.unflatten(-1, (self.n_head, -1)) for row in (x, r))
+        inverse = flat.inverse_length(x_h)
+        inverse_r = flat.inverse_length(r_h) if state is not None else previous_token(inverse.squeeze(-1)).unsqueeze(-1)
+        return x - scale_heads(r, 1 + LIKENESS * (1 - flat.cosine(x_h, r_h, inverse, inverse_r)))
 
 
 BLOCKS = {"difference": DifferenceBlock, "likeness": LikenessBlock}  # token_shift -> its block
@@ -325,15 +328,10 @@ def bounded_parts(config):
     return config.n_head if getattr(config, "bounded_rows", False) else 0
 
 
-def bound(heads):
-    """Rows at most LONGEST_ROW long. (..., hs) -> the same."""
-    return heads * torch.rsqrt((heads.square().sum(-1, keepdim=True) / LONGEST_ROW ** 2).clamp(min=1))
-
-
 def bounded_sum(x, v, n_head, longest):
     """x + v with bounded_rows; longest: L. (B, T, C) x 2 -> (B, T, C)"""
-    x_h, v_h = x.unflatten(-1, (n_head, -1)), v.to(x.dtype).unflatten(-1, (n_head, -1))
-    return bound(x_h + v_h * torch.rsqrt(1 + v_h.square().sum(-1, keepdim=True) / longest ** 2)).flatten(-2)
+    x_h, v_h = (row.unflatten(-1, (n_head, -1)) for row in (x, v.to(x.dtype)))
+    return flat.bounded_sum(x_h, v_h, LONGEST_ROW, longest).flatten(-2)
 
 
 class HeadGate(nn.Module):
@@ -456,7 +454,7 @@ class GPT(nn.Module):
     def enter(self, x):
         """What is done to embeddings before the first block."""
         parts = bounded_parts(self.config)
-        return bound(x.unflatten(-1, (parts, -1))).flatten(-2) if parts else x
+        return flat.bound(x.unflatten(-1, (parts, -1)), LONGEST_ROW).flatten(-2) if parts else x
 
     def one_row(self, x):
         """What passes between blocks as one row a token (B, T, C); a model with several residual streams brings them together."""

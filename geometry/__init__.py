@@ -41,6 +41,7 @@ Which file
     scalar_functions.py  tanc and artanc
     rows.py              dtypes, dot products
     float32.py           row scalars without float64, for GPUs on which that is slow
+    flat.py              what a curved block does, in flat space: options of model_baseline.py
     inductor.py          what only makes the compiler's code for CPUs better
     transforms.py        torch.func: vmap, grad, jacrev, jvp, hessian of every map
     checks.py            are these rows points of the space?

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import geometry
 import model_terms
 from common.errors import UserError
-from model_baseline import GPT, BaselineConfig, bound, bounded_sum, sample_token
+from geometry import flat
+from model_baseline import GPT, LONGEST_ROW, BaselineConfig, bounded_sum, sample_token
 
 
 def randomised(model, seed=0, scale=0.2):
@@ -124,7 +125,7 @@ def test_likeness_reads_log_s_direction_of_rows_of_one_length():
     torch.manual_seed(0)
     config = BaselineConfig(**TINY, token_shift="likeness", bounded_rows=True)
     block = GPT(config).transformer.h[0]
-    x = bound(1e3 * torch.randn(2, 9, TINY["n_head"], TINY["n_embd"] // TINY["n_head"], dtype=torch.float64))
+    x = flat.bound(1e3 * torch.randn(2, 9, TINY["n_head"], TINY["n_embd"] // TINY["n_head"], dtype=torch.float64), LONGEST_ROW)
     torch.testing.assert_close(geometry.dist(torch.zeros_like(x), x, 1.0).squeeze(-1), torch.full(x.shape[:-1], 1.5, dtype=x.dtype))
     u = block.layer_input(x.flatten(-2), None, "attn").unflatten(-1, x.shape[-2:])
     log = geometry.logmap(F.pad(x, (0, 0, 0, 0, 1, -1)), x, 1.0)
