@@ -10,8 +10,8 @@ same function of the same weights as nanoGPT's GPT, with its names and its initi
     x <- x + F(LN(x - w(x) x_prev))     token_shift = 'likeness', w_h = 1 + a (1 - cos(x_h, x_prev,h)) for each head h: the previous token
                                         is subtracted the more, the less alike it is, as log_r does to rows of one length
     x <- bound(x + limit(F))            bounded_rows = True, for each head: limit(v) = v / sqrt(1 + |v|^2 / L^2) is at most
-                                        L = longest_update long, bound(x) = x min(1, R / |x|), as rows of a curved head end,
-                                        max_distance from the origin; embeddings are bounded, too
+                                        L = longest_update long, bound(x) = x min(1, R / |x|), R = longest_row, as rows of a
+                                        curved head end, max_distance from the origin; embeddings are bounded, too
     x <- x + F(LN(g(x) x))              head_gate = 'read', a factor g_h for each head and token, as the conformal factor of a curved
                                         head is; 'attention': of what a head gives (Qiu et al. 2025, arXiv 2505.06708)
     e_t + lambda sigma(W e_t) e_{t-1}   token_shift = 'smear', modded-nanogpt's learned look-back on the embedding
@@ -72,31 +72,33 @@ class GPTConfig:
                             "take an even number")
 
 
-@dataclass
-class BaselineConfig(GPTConfig):
-    token_shift: Literal["none", "difference", "likeness", "smear"] = "none"  # 'difference' is the flat control; 'likeness' subtracts the
-        # previous token the more, the less alike it is; 'smear' looks back one token at the embedding
-    bounded_rows: bool = False  # each head's part of the residual stream, and what is added to it, has a largest length
-    longest_update: float = 0.5  # with bounded_rows, the largest length of what is added to a head's part, which is at most 0.64 long
-    head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
-        # rows that layers read; 'attention', of what the head gives
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 1e-6 <= self.longest_update <= 1e6:
-            raise UserError(f"longest_update = {self.longest_update:g}: must be between 1e-06 and 1e+06")
-
-    def without_effect(self):
-        """Keys that the others leave without effect -> by what"""
-        off = {} if self.head_gate != "none" else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
-        return off if self.bounded_rows else {**off, "longest_update": "bounded_rows = False"}
-
-
 # what a mixed block with c = 1 and max_distance = 1.5 comes to once all its rows are that far from the origin (results/verdict_terms):
 # longest_update = 0.5 is of update 'v' of model_terms.py, x + tanh(2|v|)/2 v/|v| there; of all of (+) it is 0.30 where x and v are at right
 # angles
 LIKENESS = math.cosh(1.5) - 1  # a
 LONGEST_ROW = math.tanh(1.5 / 2)  # R
+
+
+@dataclass
+class BaselineConfig(GPTConfig):
+    token_shift: Literal["none", "difference", "likeness", "smear"] = "none"  # 'difference' is the flat control; 'likeness' subtracts the
+        # previous token the more, the less alike it is; 'smear' looks back one token at the embedding
+    bounded_rows: bool = False  # each head's part of the residual stream, and what is added to it, has a largest length
+    longest_row: float = LONGEST_ROW  # with bounded_rows, the largest length of a head's part; 1e6: no bound
+    longest_update: float = 0.5  # with bounded_rows, the largest length of what is added to it; 1e6: no limit
+    head_gate: Literal["none", "read", "attention"] = "none"  # a learned factor for each head and token: 'read', of the head's part of the
+        # rows that layers read; 'attention', of what the head gives
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("longest_row", "longest_update"):
+            if not 1e-6 <= getattr(self, key) <= 1e6:
+                raise UserError(f"{key} = {getattr(self, key):g}: must be between 1e-06 and 1e+06")
+
+    def without_effect(self):
+        """Keys that the others leave without effect -> by what"""
+        off = {} if self.head_gate != "none" else {"curvature_lr_mult": "a model that learns no curvature (or gate)"}
+        return off if self.bounded_rows else {**off, **dict.fromkeys(("longest_row", "longest_update"), "bounded_rows = False")}
 
 
 class LayerNorm(nn.Module):
@@ -269,7 +271,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.gate = head_gate(config, "read")
         self.bounded = bounded_parts(config)
-        self.longest_update = getattr(config, "longest_update", None)
+        self.lengths = (config.longest_row, config.longest_update) if self.bounded else None
 
     def sublayers(self, values=None):
         """(name, LayerNorm, layer) of each. values: the list that attention takes."""
@@ -294,7 +296,7 @@ class Block(nn.Module):
         for name, norm, layer in sublayers:
             u = self.layer_input(x, state, name)
             v = layer(norm(u if factor is None else scale_heads(u, factor)), state)
-            x = bounded_sum(x, v, self.bounded, self.longest_update) if self.bounded else x + v
+            x = bounded_sum(x, v, self.bounded, *self.lengths) if self.bounded else x + v
         return x
 
 
@@ -328,10 +330,10 @@ def bounded_parts(config):
     return config.n_head if getattr(config, "bounded_rows", False) else 0
 
 
-def bounded_sum(x, v, n_head, longest):
-    """x + v with bounded_rows; longest: L. (B, T, C) x 2 -> (B, T, C)"""
+def bounded_sum(x, v, n_head, longest_row, longest_update):
+    """x + v with bounded_rows. (B, T, C) x 2 -> (B, T, C)"""
     x_h, v_h = (row.unflatten(-1, (n_head, -1)) for row in (x, v.to(x.dtype)))
-    return flat.bounded_sum(x_h, v_h, LONGEST_ROW, longest).flatten(-2)
+    return flat.bounded_sum(x_h, v_h, longest_row, longest_update).flatten(-2)
 
 
 class HeadGate(nn.Module):
@@ -454,7 +456,7 @@ class GPT(nn.Module):
     def enter(self, x):
         """What is done to embeddings before the first block."""
         parts = bounded_parts(self.config)
-        return flat.bound(x.unflatten(-1, (parts, -1)), LONGEST_ROW).flatten(-2) if parts else x
+        return flat.bound(x.unflatten(-1, (parts, -1)), self.config.longest_row).flatten(-2) if parts else x
 
     def one_row(self, x):
         """What passes between blocks as one row a token (B, T, C); a model with several residual streams brings them together."""
@@ -558,7 +560,7 @@ class GPT(nn.Module):
             self.eval()
             for i, x in enumerate(self.after_blocks(self.start(idx))):
                 length = x.unflatten(-1, (parts, -1)).norm(dim=-1)
-                stats[f"block{i}"] = {"bound_share": (length > 0.999 * LONGEST_ROW).float().mean().item()}
+                stats[f"block{i}"] = {"bound_share": (length > 0.999 * self.config.longest_row).float().mean().item()}
             self.train(training)
         return stats
 

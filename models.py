@@ -35,7 +35,7 @@ CURVED_SINCE = {"curvature_warmup": 0, "curvature_heads": None, "curvature_unit"
 def added_since(name):
     """ADDED_SINCE of the model of that name."""
     own = {"mhc": {"ops": "torch"}, "tau": {"ops": "torch", "laplacian_heads": 0},
-           "baseline": {"head_gate": "none", "bounded_rows": False, "longest_update": 0.5},
+           "baseline": {"head_gate": "none", "bounded_rows": False, "longest_row": model_baseline.LONGEST_ROW, "longest_update": 0.5},
            "terms": {"ball": True, "max_distance": None, "likeness": 0.0}, "mixed": CURVED_SINCE, "mhc_mixed": CURVED_SINCE}
     return {**ADDED_SINCE, **own.get(name, {})}
 

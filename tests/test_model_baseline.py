@@ -138,7 +138,7 @@ def test_a_bounded_sum_is_the_sum_of_short_rows_and_has_a_largest_length(length,
     torch.manual_seed(0)
     x, v = (F.normalize(torch.randn(7, 12, dtype=torch.float64).unflatten(-1, (2, -1)), dim=-1) for _ in range(2))
     x, v = 0.5 * x.flatten(-2), length * v.flatten(-2)
-    got = bounded_sum(x, v, 2, longest).unflatten(-1, (2, -1))
+    got = bounded_sum(x, v, 2, LONGEST_ROW, longest).unflatten(-1, (2, -1))
     added = v.unflatten(-1, (2, -1)) / math.sqrt(1 + (length / longest) ** 2)
     assert (added.norm(dim=-1) < longest + 1e-12).all()
     long = (x.unflatten(-1, (2, -1)) + added)
@@ -162,14 +162,26 @@ def test_rows_of_a_bounded_residual_stay_within_their_length(tokens):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_longest_update_of_a_bounded_model_is_what_the_key_says(tokens):
+@pytest.mark.parametrize("key, default, other", [("longest_update", 0.5, 0.3), ("longest_row", math.tanh(0.75), 0.3)])
+def test_the_largest_lengths_of_a_bounded_model_are_what_the_keys_say(key, default, other, tokens):
     def logits(**more):
         torch.manual_seed(0)
         return randomised(GPT(BaselineConfig(**TINY, bounded_rows=True, **more)))(*tokens)[0]
-    default, same, shorter = logits(), logits(longest_update=0.5), logits(longest_update=0.3)
-    assert torch.equal(default, same) and not torch.allclose(default, shorter)
-    with pytest.raises(UserError, match="longest_update = 0: must be between"):
-        BaselineConfig(**TINY, bounded_rows=True, longest_update=0.0)
+    assert torch.equal(logits(), logits(**{key: default})) and not torch.allclose(logits(), logits(**{key: other}))
+    with pytest.raises(UserError, match=f"{key} = 0: must be between"):
+        BaselineConfig(**TINY, bounded_rows=True, **{key: 0.0})
+
+
+def test_without_both_bounds_a_bounded_model_is_the_plain_gpt(tokens):
+    """Each can be switched off by itself."""
+    def logits(**options):
+        torch.manual_seed(0)
+        return randomised(GPT(BaselineConfig(**TINY, **options)))(*tokens)[0]
+    off = dict(longest_row=1e6, longest_update=1e6)
+    plain = logits()
+    torch.testing.assert_close(logits(bounded_rows=True, **off), plain)
+    for key in off:
+        assert not torch.allclose(logits(bounded_rows=True, **{key: 1e6}), plain)
 
 
 def test_at_right_angles_a_mobius_sum_of_rows_at_the_bound_adds_at_most_three_tenths():
