@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import UserError
 from common.intervals import mean_interval
 from experiments import sequential
-from experiments.results import read_sweep
+from experiments.results import NothingEnded, read_sweep
 from experiments.statistics import (
     LEAST_TO_PLAN,
     Difference,
@@ -185,6 +184,6 @@ def of_folder(folder, question, planned=True):
     planned: of read_sweep()."""
     try:
         summary = read_sweep(folder, "final", planned)
-    except UserError:  # nothing has ended
+    except NothingEnded:
         return None
     return answer(question, {arm.name: arm for arm in summary.arms}, selection_seed_of(summary.arms, summary.seeds))

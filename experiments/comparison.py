@@ -11,11 +11,11 @@ import numpy as np
 from analysis import ablation
 from common.errors import UserError
 from common.intervals import mean_interval
-from experiments import answer, question
-from experiments.curves import BUDGETS, read_curve, read_kept
+from experiments import answer, question, surroundings
+from experiments.curves import read_curve, read_kept
 from experiments.plots import REFERENCES
 from experiments.report import p_text
-from experiments.results import CONTROLS, METRICS, best_of, read_json, read_sweep
+from experiments.results import CONTROLS, METRICS, best_of, read_sweep
 from experiments.statistics import (
     LEAST_TO_PLAN,
     candidates,
@@ -95,34 +95,11 @@ def tune(summary):
     if len(steps) > 1 and summary.metric != "target":
         summary.note(f"The compared runs ended at different steps ({min(steps):,.0f} to {max(steps):,.0f}): their",
                      "losses are not at one budget of steps; the columns at equal budgets are.")
-    note_surroundings(summary, compared)
+    surroundings.note(summary, compared)
     sizes = {round(r.tokens / r.step) for a in summary.arms for r in a.runs.values() if r.step and r.tokens}
     if len(sizes) > 1:
         summary.note(f"The runs differ in tokens a step ({', '.join(f'{s:,}' for s in sorted(sizes))}): the same seed",
                      "is then not the same batches, and differences are less well paired.")
-
-
-def note_surroundings(summary, runs):
-    """Notes where the compared runs are not of one machine, one state of the code, one precision, ...: from env.json and
-    config.json of each, if there."""
-    hosts = sorted({r.host for r in runs if r.host})
-    if len(hosts) > 1:
-        summary.note(f"The compared runs are from {len(hosts)} machines ({', '.join(hosts)}): seconds compare",
-                     "these, too.")
-    for file, told in (("env.json", {"threads": "threads", "processes": "processes", "device": "device",
-                                     "torch": "version of torch", "git_commit": "commit of the code",
-                                     "git_dirty": "whether the code was as committed"}),
-                       ("config.json", {"resolved_dtype": "dtype", "resolved_matmul": "what multiplied matrices",
-                                        "resolved_compile": "whether they were compiled"})):
-        paths = [os.path.join(run.folder, file) for run in runs]
-        found = [content for content in map(read_json, filter(os.path.exists, paths)) if isinstance(content, dict)]
-        for key, what in told.items():
-            older = "torch" if key == "resolved_matmul" else None  # of runs that have not written it
-            values = sorted({str(content.get(key, older))[:12 if key == "git_commit" else None] for content in found})
-            if len(values) > 1:
-                summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
-        if any(content.get("git_dirty") for content in found):
-            summary.note("Some of the compared runs were made with changes that were not committed.")
 
 
 def compare(summary):
@@ -167,7 +144,7 @@ def equal_budgets(summary):
     runs = [(arm, seed, curve) for arm in summary.arms for seed, curve in arm.curves.items()]
     if not runs:
         return
-    for key in BUDGETS:
+    for key in summary.comparable_budgets():
         arm, seed, curve = min(runs, key=lambda r: r[2].evaluations[-1][key])
         summary.budgets[key] = curve.evaluations[-1][key]
         if key == "train_seconds":
@@ -192,7 +169,7 @@ def time_to_target(summary, target):
     for arm in summary.arms if summary.target is not None else ():
         first = [next((r for r in curve.evaluations if r["val_loss"] <= summary.target), None)
                  for curve in arm.curves.values()]
-        for key in BUDGETS:
+        for key in summary.comparable_budgets():
             arm.to_target[key] = [r[key] if r else None for r in first]
 
 
@@ -306,6 +283,8 @@ def write_headline(summary):
     summary.headline = (f"{title}{what}: {'mixed minus control' if about_curvature else f'{mixed.name} minus {control.name}'} = "
                         f"{difference_text(difference, *of)}. "
                         f"{' '.join([verdict(difference, mixed.name, control.name), how, *passed_over])}")
+    if summary.seconds_differ:
+        return
     if summary.metric == "target":
         at = paired_difference(*({seed: a.runs[a.choice.lr, seed].target_seconds for seed in difference.seeds
                                   if a.runs[a.choice.lr, seed].target_seconds is not None} for a in (mixed, control)))

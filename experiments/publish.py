@@ -4,10 +4,10 @@ What of a sweep is kept: its table, plan and curves, without the runs (weights, 
     python -m experiments.publish out/sweeps/NAME                 to results/NAME
     python -m experiments.publish out/sweeps/NAME --to=FOLDER
 
-Written to the folder: runs.csv (without hosts), sweep.json, curves.jsonl (the evaluations of every run in the table, six digits a number)
-and texts/ (the tables of experiments/texts.py). `python summarize_sweep.py FOLDER --batches=0` then says what the sweep's own folder says,
-but for what needs weights or steps. Publishing again, after more runs, replaces the files; curves of runs that are no longer in the
-sweep's folder stay.
+Written to the folder: runs.csv (without hosts), sweep.json, curves.jsonl (the evaluations of every run in the table, six digits a number,
+losses in full), surroundings.jsonl (on which of how many machines, with what versions and code) and texts/ (the tables of
+experiments/texts.py). `python summarize_sweep.py FOLDER --batches=0` then says what the sweep's own folder says, but for what needs weights
+or steps. Publishing again, after more runs, replaces the files; what is known of runs that are no longer in the sweep's folder stays.
 """
 from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
@@ -21,14 +21,16 @@ from common import paths
 from common.errors import UserError, exit_cleanly
 from common.whole_files import write_file
 from configurator import Parser
+from experiments import surroundings
 from experiments.curves import FILE, read_curve, read_kept
 from experiments.results import read_plan
 from experiments.rows import Rows
 from training.config import REPOSITORY
 
 
-def rounded(value):
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def rounded(key, value):
+    """val_loss in full: it is compared with losses of runs.csv."""
+    return float(f"{value:.6g}") if isinstance(value, float) and key != "val_loss" else value
 
 
 def curves_of(sweep, to, rows):
@@ -39,7 +41,7 @@ def curves_of(sweep, to, rows):
         if curve is None:
             without.append(row)
             continue
-        lines += [{"run": run, **{key: rounded(value) for key, value in line.items() if key != "run"}} for line in curve.evaluations]
+        lines += [{"run": run, **{key: rounded(key, value) for key, value in line.items() if key != "run"}} for line in curve.evaluations]
     return lines, without
 
 
@@ -76,7 +78,9 @@ def main(argv):
     copied = {name: os.path.join(options.sweep, name) for name in ["sweep.json", *(
         os.path.join("texts", name) for name in sorted(os.listdir(texts) if os.path.isdir(texts) else []) if name.endswith(".csv"))]}
     os.makedirs(os.path.join(to, "texts") if len(copied) > 1 else to, exist_ok=True)
-    write_file(os.path.join(to, FILE), "".join(json.dumps(line) + "\n" for line in lines).encode())
+    for name, kept in ((FILE, lines), (surroundings.FILE, surroundings.to_keep(options.sweep, to, rows))):
+        if kept or name == FILE:
+            write_file(os.path.join(to, name), "".join(json.dumps(line) + "\n" for line in kept).encode())
     for name, path in copied.items():
         with open(path, "rb") as f:
             write_file(os.path.join(to, name), f.read())

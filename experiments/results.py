@@ -10,6 +10,7 @@ import numpy as np
 from common.errors import UserError
 from common.intervals import Estimate
 from experiments import question, sweep_file
+from experiments.curves import BUDGETS
 from experiments.rows import Rows
 from experiments.runs import make_runs
 from experiments.statistics import Choice
@@ -44,8 +45,11 @@ class Run:
     parameters: float | None
     flops_per_token: float | None
     target_seconds: float | None
-    host: str
     hash: str
+
+
+class NothingEnded(UserError):
+    """There are no rows to summarise."""
 
 
 @dataclass
@@ -106,6 +110,7 @@ class Summary:
     notes: list = field(default_factory=list)
     budgets: dict = field(default_factory=dict)  # {key of BUDGETS: where the arms are compared}
     shortest: str = ""  # the run that sets the budget of seconds
+    seconds_differ: str | None = None  # why training seconds say nothing of the arms, if so (surroundings.py)
     target: float | None = None
     headline: str = ""
     file: str = ""  # the sweep's
@@ -117,6 +122,9 @@ class Summary:
     @property
     def measure(self):
         return METRICS[self.metric]
+
+    def comparable_budgets(self):
+        return [key for key in BUDGETS if not (key == "train_seconds" and self.seconds_differ)]
 
     def note(self, *sentences):
         self.notes.append(" ".join(sentences))
@@ -198,7 +206,7 @@ def read_rows(folder, plan, metric):
             numbers = {k: float(row[k]) if row[k] else None
                        for k in ("step", "tokens", "parameters", "flops_per_token", "target_seconds")}
             run = Run(row["status"], os.path.normpath(os.path.join(folder, row["dir"])),
-                      None if loss is None else float(loss), host=row["host"], hash=row["hash"], **numbers)
+                      None if loss is None else float(loss), hash=row["hash"], **numbers)
             if run.status == "finished" and metric != "target" and loss is not None and not abs(run.loss) <= LARGEST:
                 raise ValueError(f"finished with a loss of {loss}")
             for name, value in {**numbers, "lr": float(row["lr"])}.items():
@@ -266,7 +274,7 @@ def read_sweep(folder, metric, planned=True):
         raise UserError(f"--metric=target: the arms of {path} have no target_val_loss in common")
     found, unknown = read_rows(folder, plan, metric)
     if not found:
-        raise UserError(f"no run of {folder} has ended yet: there is nothing to summarise")
+        raise NothingEnded(f"no run of {folder} has ended yet: there is nothing to summarise")
     planned, note = planned_runs(plan, folder, sorted({lr for _, _, lr, _, _ in found})) if planned else ([], None)
     arms, notes = {}, [note] if note else []
     for name, role, lr, seed in planned:

@@ -40,6 +40,15 @@ def check_grid(grid, where):
             raise UserError(f"{where}: {key} cannot be in a grid" + ("; use seeds" if key == "seed" else ""))
         if key in NOT_IN_HASH:
             raise UserError(f"{where}: {key} cannot be in a grid: it says how or where a run is done, not what it is")
+    check_numbers(grid, where)
+
+
+def check_numbers(values, where):
+    """Those that a summary reads. train.py would take them as text, too."""
+    for key in ("learning_rate", "muon_lr", "target_val_loss"):
+        for value in values.get(key, ()):
+            if value is not None or key != "target_val_loss":
+                check_type(value, (int, float), key, where)
 
 
 def check_seeds(seeds, where):
@@ -91,6 +100,7 @@ def load(path):
         raise UserError(f"{path}: no arms; arms = {{'name': dict(config='config/x.py', key=value)}}")
     check_grid(sweep["grid"], path)
     check_seeds(sweep["seeds"], path)
+    check_numbers({key: [value] for key, value in sweep["defaults"].items()}, f"{path}, defaults")
 
     sweep["arms"] = []
     for name, arm in named:
@@ -109,6 +119,7 @@ def load(path):
         grid, seeds = arm.pop("grid", sweep["grid"]), arm.pop("seeds", sweep["seeds"])
         check_grid(grid, where)
         check_seeds(seeds, where)
+        check_numbers({key: [value] for key, value in arm.items()}, where)
         if start is not None:
             check_start(start, name, dict(named), where)
         sweep["arms"].append({"name": name, "config": config, "role": role, "overrides": arm, "grid": grid,
@@ -140,18 +151,31 @@ def load(path):
             raise UserError(f"{path}: after: {command!r} is not a command line; {{runs}} and {{out}} are filled in"
                             ) from None
     sweep["question"] = question.checked(sweep["question"], [arm["name"] for arm in sweep["arms"]], path)
-    asked = sweep["question"]
-    if asked:
-        seeds = {arm["name"]: set(arm["seeds"]) for arm in sweep["arms"]}
-        for more in sweep["runs"]:
-            for name in more["arms"]:
-                seeds[name].update(more.get("seeds", sweep["seeds"]))
-        if not seeds[asked.arm] & seeds[asked.against]:
-            raise UserError(f"{path}, question: {asked.arm} and {asked.against} have no seed in common, and are compared seed by seed; "
-                            "give both the same seeds")
-    for arm in sweep["arms"] if asked else ():
-        target = {**sweep["defaults"], **arm["overrides"]}.get("target_val_loss")
-        if arm["name"] in (asked.arm, asked.against) and target is not None:
-            raise UserError(f"{path}, question: its margin is in nats, and {arm['name']} stops at target_val_loss = {target}: a sweep of "
-                            "steps to a target has no question; leave one of the two out")
+    if sweep["question"]:
+        check_question(sweep, path)
     return sweep
+
+
+def check_question(sweep, path):
+    """The two arms have seeds in common, one measure and, but for their rate, one configuration each."""
+    asked, where = sweep["question"], f"{path}, question"
+    both = [arm for arm in sweep["arms"] if arm["name"] in (asked.arm, asked.against)]
+    seeds, grids = ({arm["name"]: kind(arm[key]) for arm in both} for key, kind in (("seeds", set), ("grid", dict)))
+    for more in sweep["runs"]:
+        for name in set(more["arms"]) & seeds.keys():
+            seeds[name].update(more.get("seeds", sweep["seeds"]))
+            grids[name].update(more.get("grid", {}))
+    if not seeds[asked.arm] & seeds[asked.against]:
+        raise UserError(f"{where}: {asked.arm} and {asked.against} have no seed in common, and are compared seed by seed; "
+                        "give both the same seeds")
+    varied = {key for part in (*sweep["arms"], *sweep["runs"]) for key in part.get("grid", {})}
+    for arm in both:
+        own = grids[arm["name"]].keys() | (varied & sweep["defaults"].keys()) - arm["overrides"].keys()
+        more = sorted(own - {"muon_lr" if "muon_lr" in own else "learning_rate"})
+        if more:
+            raise UserError(f"{where}: {arm['name']} has {more[0]} in the grid, and each value of it is an arm of its own, which no "
+                            f"question can name; set {more[0]} in the arms")
+        target = {**sweep["defaults"], **arm["overrides"]}.get("target_val_loss")
+        if target is not None:
+            raise UserError(f"{where}: its margin is in nats, and {arm['name']} stops at target_val_loss = {target}: a sweep of "
+                            "steps to a target has no question; leave one of the two out")

@@ -42,7 +42,7 @@ def test_the_summary_of_what_is_kept_is_the_sweeps(tmp_path, capsys):
     assert table == (written.folder / "runs.csv").read_text()  # of the sweep nothing is changed
 
 
-def test_hosts_are_left_out_and_digits_are_six(tmp_path, capsys):
+def test_hosts_are_left_out_and_digits_are_six_but_of_losses(tmp_path, capsys):
     written, to = Written(tmp_path / "sweep", {"baseline": "baseline"}, lambda *_: 1.23456789, lrs=[1e-3]), tmp_path / "kept"
     with open(written.folder / "runs.csv", newline="") as f:
         rows = list(csv.DictReader(f))
@@ -53,7 +53,42 @@ def test_hosts_are_left_out_and_digits_are_six(tmp_path, capsys):
     assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0
     assert "at-home" not in "".join(p.read_text() for p in to.iterdir())
     assert [row["val_loss"] for row in rows_of(to)] == ["1.23456789"] * 4
-    assert json.loads((to / "curves.jsonl").read_text().splitlines()[4])["val_loss"] == 1.23457
+    last = json.loads((to / "curves.jsonl").read_text().splitlines()[4])
+    assert last["val_loss"] == 1.23456789  # rounded, a run would miss a target that is its own loss
+    found = summarize(str(to), batches=0)
+    assert found.target == 1.23456789 and found.arms[0].reached_share() == 1
+
+
+def test_how_unlike_the_runs_were_is_kept_without_names(tmp_path, capsys):
+    written, to = Written(tmp_path / "sweep", ARMS, known), tmp_path / "kept"
+    for folder in sorted((written.folder / "runs").iterdir()):
+        env = {"host": "at-home", "cpu": "secret 1" if folder.name.startswith("mixed") else "secret 2", "threads": 1,
+               "git_commit": "a" * 40, "git_dirty": folder.name.startswith("gate"), "torch": "2.13.0"}
+        if folder.name == f"gate-{3e-3}-2":  # not known yet
+            continue
+        (folder / "env.json").write_text(json.dumps(env))
+        (folder / "summary.json").write_text(json.dumps({"stacked": 4} if folder.name.startswith("flat") else {}))
+    assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0
+    text = "".join(p.read_text() for p in to.iterdir())
+    assert "at-home" not in text and "secret" not in text
+    own, kept = (summarize(str(folder), batches=0) for folder in (written.folder, to))
+    assert own.notes[-6:] == kept.notes[-6:] and own.headline == kept.headline and "seconds" not in own.headline
+    said = " ".join(kept.notes)
+    for note in ("Of 1 of the 16 compared runs", "from 2 machines", "differ in how many runs were trained together: 1, 4.", "not committed",
+                 "Training seconds are not compared: the runs are from 2 machines."):
+        assert note in said
+    assert kept.budgets.keys() == {"step", "tokens"}
+    # the study goes on elsewhere: the first runs are gone, a third machine's is new
+    shutil.rmtree(written.folder / "runs" / f"mixed-{3e-3}-2")
+    (written.folder / f"runs/gate-{3e-3}-2" / "env.json").write_text(json.dumps({"host": "third"}))
+    before = {line["run"]: line for line in map(json.loads, (to / "surroundings.jsonl").read_text().splitlines())}
+    assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0
+    after = {line["run"]: line for line in map(json.loads, (to / "surroundings.jsonl").read_text().splitlines())}
+    assert after.pop(f"gate-{3e-3}-2")["machine"] == 3 and after == before
+    (to / "surroundings.jsonl").write_text('{"step": 1}')
+    status, _, err = run(publish.main, [str(written.folder), f"--to={to}"], capsys)
+    assert status == 2
+    one_line(err, "surroundings.jsonl is damaged")
 
 
 def test_curves_stay_when_the_runs_are_gone(tmp_path, capsys):

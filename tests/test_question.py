@@ -194,6 +194,25 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, some 4")
 
 
+@pytest.mark.parametrize("grid, more", [("dict(learning_rate=[1e-3], weight_decay=[0.1, 0.2])", ""),
+                                        ("dict(weight_decay=[0.1])", ""),
+                                        ("dict(learning_rate=[1e-3])", "runs = [dict(arms=['b'], grid=dict(weight_decay=[0.1]))]"),
+                                        ("dict(learning_rate=[1e-3], muon_lr=[0.02])", "")])
+def test_arms_of_a_question_vary_in_their_rate_alone(grid, more, sweep_file):
+    """A point of the grid that sets another key is an arm of another name, which the question does not ask about."""
+    text = f"grid = {grid}\n{more}\n{asked('anytime')}"
+    with pytest.raises(UserError, match="question: [ab] has (weight_decay|learning_rate) in the grid"):
+        load(str(sweep_file(text, SEEDS[:2], ARMS.replace(", weight_decay=0.02", ""))))
+
+
+@pytest.mark.parametrize("line", ["grid = dict(learning_rate=['1e-3'])", "defaults['muon_lr'] = '0.02'",
+                                  "defaults['target_val_loss'] = '1.7'", "arms['baseline']['learning_rate'] = '1e-3'"])
+def test_rates_and_targets_are_numbers(line, sweep_file):
+    """train.py reads them as text, too; a summary does not."""
+    with pytest.raises(UserError, match="must be a number"):
+        load(str(sweep_file(line)))
+
+
 def test_arms_without_a_common_seed_are_one_line(sweep_file):
     arms = "arms = {'a': dict(config='config/demo_baseline.py', seeds=[1]), 'b': dict(config='config/demo_baseline.py', seeds=[2, 3])}"
     with pytest.raises(UserError, match="question: a and b have no seed in common"):

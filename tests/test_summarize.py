@@ -91,7 +91,8 @@ def known(arm, lr, seed):
 
 def test_the_numbers_of_a_whole_sweep(tmp_path):
     found, arms = Written(tmp_path / "s", ARMS, known, seconds={"baseline": 10.0, "mixed": 20.0}).summary()
-    assert found.selection_seed == 1 and found.notes[1:] == ["The best control, with which the mixed arms are compared, is gate."]
+    assert "not known here on what machine" in found.notes[1]
+    assert found.selection_seed == 1 and found.notes[2:] == ["The best control, with which the mixed arms are compared, is gate."]
     at = {name: [known(name, 3e-3, s) for s in (2, 3, 4)] for name in ARMS}
     p = {}
     for name, arm in arms.items():
@@ -269,6 +270,17 @@ def test_surroundings_that_differ_are_named(tmp_path):
         (written.folder / f"runs/mixed-{3e-3}-{seed}" / "env.json").write_text(json.dumps(env))
     notes = " ".join(written.summary()[0].notes)
     assert "differ in threads: 1, 2." in notes and "not committed" in notes and "differ in commit" not in notes
+
+
+def test_seconds_of_an_arm_that_differ_too_much_are_not_compared(tmp_path):
+    """Its last run had other work beside it. Losses, steps and tokens are compared as before."""
+    written = Written(tmp_path / "s", ARMS, known)
+    path = written.folder / f"runs/mixed-{3e-3}-3" / "metrics.jsonl"
+    path.write_text("".join(json.dumps({**line, "train_seconds": 1.4 * line["train_seconds"]}) + "\n"
+                            for line in map(json.loads, path.read_text().splitlines())))
+    found, arms = written.summary()
+    assert found.budgets.keys() == {"step", "tokens"} and "train_seconds" not in arms["mixed"].to_target
+    assert "seconds" not in found.headline and "a step of mixed took 0.25 to 0.35 s" in " ".join(found.notes)
 
 
 def test_a_sweep_with_a_target_is_about_the_time_to_it(tmp_path):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,10 +38,21 @@ def environment(command, device, threads, world):
     except FileNotFoundError:  # no git on this machine
         commit, dirty = None, None
     return {"command": command, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": platform.node(),
-            "platform": platform.platform(), "processor": platform.processor() or platform.machine(),
+            "platform": platform.platform(), "processor": platform.processor() or platform.machine(), "cpu": cpu_name(),
             "cpus": os.cpu_count(), "threads": threads, "processes": world, "python": platform.python_version(),
             "torch": torch.__version__, "cuda": torch.version.cuda, "git_commit": commit, "git_dirty": dirty,
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
+
+
+def cpu_name():
+    """The model of the CPU and the instructions that torch uses on it: rented machines are often called alike."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            told = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", f.read().split("\n\n")[0], re.M))
+    except OSError:  # not Linux
+        told = {}
+    kind = ", ".join(f"{key} {told[name]}" for key, name in (("family", "cpu family"), ("model", "model")) if name in told)
+    return ", ".join(filter(None, [told.get("model name") or platform.processor(), kind, torch.backends.cpu.get_cpu_capability()]))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,104 @@
+"""
+Where and how runs were made, as far as that makes them unlike: machine, threads, versions, precision, the state of the code, stacks. From
+env.json, config.json and summary.json of each run or, where the runs are not (a table that was copied), from the sweep's
+surroundings.jsonl, which experiments/publish.py writes: a line a run, with `run`, its hash in runs.csv.
+
+Machines are numbered there: neither what they are called nor what they have is kept.
+"""
+import json
+import os
+
+from common.errors import UserError
+from experiments.results import read_json
+
+FILE = "surroundings.jsonl"
+MACHINE = ("host", "cpu")  # of env.json: what tells machines apart (rented ones are often called alike)
+TOLD = {"env.json": {"threads": "threads", "processes": "processes", "device": "device", "torch": "version of torch",
+                     "git_commit": "commit of the code", "git_dirty": "whether the code was as committed"},
+        "config.json": {"resolved_dtype": "dtype", "resolved_matmul": "what multiplied matrices",
+                        "resolved_compile": "whether they were compiled"},
+        "summary.json": {"stacked": "how many runs were trained together"}}
+OLDER = {"resolved_matmul": "torch", "stacked": 1}  # of runs that have not written it
+SLOWER = 1.3  # runs of one arm whose seconds a step differ by more had other work beside them, or other machines
+
+
+def of_run(folder):
+    """{key: what the run's files say}, `machine` a tuple; {} where they are not there."""
+    found = {}
+    for file, keys in TOLD.items():
+        path = os.path.join(folder, file)
+        content = read_json(path) if os.path.exists(path) else None
+        if not isinstance(content, dict):
+            continue
+        found.update({key: content.get(key, OLDER.get(key)) for key in keys})
+        if file == "env.json":
+            found["machine"] = tuple(str(content.get(key)) for key in MACHINE)
+    return found
+
+
+def read_kept(sweep):
+    """hash -> the same as kept, `machine` a number; {} where there is none."""
+    path, kept = os.path.join(sweep, FILE), {}
+    if not os.path.exists(path):
+        return kept
+    try:
+        with open(path, encoding="utf-8") as f:
+            for line in map(json.loads, f):
+                kept[line.pop("run")] = line
+        if not all(isinstance(run, str) for run in kept):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is damaged: not the lines that experiments.publish writes") from None
+    return kept
+
+
+def to_keep(sweep, to, rows):
+    """The lines of surroundings.jsonl, in the table's order. A machine keeps the number that an earlier call gave it, as long as one of
+    its runs is still here."""
+    earlier, numbers, lines = {**read_kept(sweep), **read_kept(to)}, {}, []
+    found = {run: of_run(os.path.join(sweep, row["dir"])) for run, row in rows.items()}
+    for run, told in found.items():
+        if "machine" in told and "machine" in earlier.get(run, {}):
+            numbers.setdefault(told["machine"], earlier[run]["machine"])
+    used = [told["machine"] for told in earlier.values() if isinstance(told.get("machine"), int)]
+    for run, told in found.items():
+        if "machine" in told:
+            number = numbers.setdefault(told["machine"], max([0, *used, *numbers.values()]) + 1)
+            told = {**told, "machine": number}
+        if told := told or earlier.get(run):
+            lines.append({"run": run, **told})
+    return lines
+
+
+def note(summary, runs):
+    """Notes where the compared runs are unlike."""
+    kept = read_kept(summary.folder)
+    found = [told for run in runs if (told := of_run(run.folder) or kept.get(run.hash))]
+    if len(found) < len(runs):
+        summary.note(f"Of {len(runs) - len(found)} of the {len(runs)} compared runs it is not known here on what machine, with how many "
+                     "threads and with what code", "they were made.")
+    machines = {told["machine"] for told in found if "machine" in told}
+    if len(machines) > 1:
+        summary.note(f"The compared runs are from {len(machines)} machines.")
+    for key, what in (item for keys in TOLD.values() for item in keys.items()):
+        values = sorted({str(told[key])[:12 if key == "git_commit" else None] for told in found if key in told})
+        if len(values) > 1:
+            summary.note(f"The compared runs differ in {what}: {', '.join(values)}.")
+    if any(told.get("git_dirty") for told in found):
+        summary.note("Some of the compared runs were made with changes that were not committed.")
+    summary.seconds_differ = why_seconds_differ(summary, machines, {told.get("stacked", 1) for told in found})
+    if summary.seconds_differ:
+        summary.note(f"Training seconds are not compared: {summary.seconds_differ}.")
+
+
+def why_seconds_differ(summary, machines, stacked):
+    """By what seconds of these runs say nothing of their arms, or None."""
+    if len(machines) > 1:
+        return f"the runs are from {len(machines)} machines"
+    if len(stacked) > 1:
+        return "the runs were not stacked alike"
+    for arm in summary.arms:
+        a_step = [last["train_seconds"] / last["step"] for curve in arm.curves.values() if (last := curve.evaluations[-1])["step"] > 0]
+        if a_step and max(a_step) > SLOWER * min(a_step):
+            return f"a step of {arm.name} took {min(a_step):.3g} to {max(a_step):.3g} s, so other work or other machines were at work"
+    return None
