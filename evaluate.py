@@ -132,13 +132,23 @@ def main(argv):
     first = getattr(tokenizer, "end_of_text", None)
     manager, tasks = find_tasks(names, options.task_path)
     lm = RunLM(model, tokenizer, tokenizer.encode(prompt_text(None, tokenizer))[0] if first is None else first, options.batch_size, device)
-    found = {task: measure(lm, manager, task, options) for task in tasks}
-    print(*table(found), sep="\n")
-    if options.out:
+    found, failed = {}, None
+    for task in tasks:
+        try:
+            found[task] = measure(lm, manager, task, options)
+        except UserError as error:
+            failed = UserError(f"{error}" + (f" (the tasks before it: {', '.join(found)})" if found else ""))
+            break
+    if found:
+        print(*table(found), sep="\n")
+    if found and options.out:
         content = {"run": options.run, "checkpoint": options.checkpoint, "limit": options.limit, "num_fewshot": options.num_fewshot,
                    "results": {name: numbers for results, _ in found.values() for name, numbers in results.items()},
                    "texts": {task: texts for task, (_, texts) in found.items() if texts}}
+        paths.make_folder_of(options.out)
         write_file(options.out, (json.dumps(content, indent=1, default=str) + "\n").encode())
+    if failed:
+        raise failed
     return 0
 
 

@@ -32,6 +32,7 @@ import os
 import shutil
 import sys
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import models
@@ -57,37 +58,37 @@ def main(argv):
     if os.path.isdir(options.out) and os.listdir(options.out):
         raise UserError(f"--out {options.out} is not empty: give a new folder")
     model, config = checkpoint.load_model(options.run, options.checkpoint)
-    made = as_gpt2(options.run, model, config) if gpt2.is_gpt2(config) else as_curved(options.run, model, config)
+    made = as_gpt2(options, model, config) if gpt2.is_gpt2(config) else as_curved(options, model, config)
     write(options.out, *made, config)
     what = "a GPT-2 for transformers" if gpt2.is_gpt2(config) else "for transformers, with trust_remote_code=True"
     print(f"{options.out}: {what}. To share it: hf upload USER/NAME {options.out}")
     return 0
 
 
-def as_gpt2(run, model, config):
+def as_gpt2(options, model, config):
     """(weights, transformers' config, {file: text} of its own)"""
     tokenizer = load_tokenizer(config["tokenizer"])
     about = gpt2.gpt2_config(config, tokenizer.vocab_size, getattr(tokenizer, "end_of_text", None))
-    return gpt2.gpt2_weights(model, tokenizer.vocab_size), about, {"README.md": card(run, model, config, tokenizer, "A GPT-2")}
+    return gpt2.gpt2_weights(model, tokenizer.vocab_size), about, {"README.md": card(options, model, config, tokenizer, "A GPT-2")}
 
 
-def as_curved(run, model, config):
+def as_curved(options, model, config):
     """As as_gpt2()."""
     tokenizer, name = load_tokenizer(config["tokenizer"]), config["model"]
     prompt = "ROMEO:" if all(map(tokenizer.has, "ROMEO:")) else tokenizer.decode([0])
     use = model_card.CURVED.format(model=f"{models.MODELS[name][1].__module__}.py", block_size=config["block_size"],
                                    prompt=prompt.encode("unicode_escape").decode())
     about = curved.curved_config(name, model, tokenizer.vocab_size, getattr(tokenizer, "end_of_text", None))
-    readme = card(run, model, config, tokenizer, f"A GPT of the kind '{name}'", use)
+    readme = card(options, model, config, tokenizer, f"A GPT of the kind '{name}'", use)
     return curved.curved_weights(model, tokenizer.vocab_size), about, {"README.md": readme, **curved.code(name)}
 
 
-def card(run, model, config, tokenizer, what, use=""):
-    sweep, why_not = model_card.sweep_section(run)
+def card(options, model, config, tokenizer, what, use=""):
+    sweep, why_not = model_card.sweep_section(options.run)
     if why_not:
         print(f"the card is without the sweep's table: {why_not}", file=sys.stderr)
-    summary = model_card.read_summary(run, model.num_params())
-    return model_card.model_card(run, config, summary, tokenizer.vocab_size, what, use, sweep)
+    summary = model_card.read_summary(options.run, model.num_params())
+    return model_card.model_card(options.run, config, summary, tokenizer.vocab_size, what, use, sweep, options.checkpoint)
 
 
 def write(out, weights, about, texts, config):
@@ -109,8 +110,8 @@ def write(out, weights, about, texts, config):
         if os.path.isdir(out):
             os.rmdir(out)
         os.rename(new, out)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--out {out}: cannot be written: {checkpoint.reason(error)}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -70,7 +70,7 @@ def read_run(out_dir):
             with open(os.path.join(out_dir, reading), encoding="utf-8") as f:
                 summary = json.load(f)
             summary = {key: summary[key] for key in SUMMARY}
-            if summary["status"] == "stopped" and seen > summary["tokens"]:  # it has been resumed since
+            if seen > summary["tokens"]:  # it has been resumed since
                 summary = summary_so_far(out_dir, config, records, evaluations, summary["parameters"])
         except FileNotFoundError:
             summary = summary_so_far(out_dir, config, records, evaluations)

@@ -294,6 +294,7 @@ def main(argv):
     if not rows:
         raise UserError(f"no kernel has {' or '.join(map(repr, config.kernel))} in its name")
     if config.json:
+        paths.make_folder_of(config.json)
         write_json(config.json, rows)
     return 0
 

@@ -65,18 +65,26 @@ class Cell:
     tokens: float
 
 
-def cells_of(arms, name, selection_seed):
-    """{(REST, seed): Cell} of NAME's arms (results.Arm), each at its own best rate, of the seeds that measure it. Raises UserError."""
+def arms_of(arms, name, other):
+    """{REST: results.Arm} of the arms called NAME-REST. Where the other NAME is a longer beginning of an arm's name, it is the other's."""
+    def starts(arm, with_name):
+        return arm.name.startswith(f"{with_name}-")
+    return {arm.name.removeprefix(f"{name}-"): arm for arm in arms
+            if starts(arm, name) and not (len(other) > len(name) and starts(arm, other))}
+
+
+def cells_of(arms, name, other, selection_seed):
+    """{(REST, seed): Cell} of NAME's arms, each at its own best rate, of the seeds that measure it. Raises UserError."""
     found = {}
-    for arm in arms:
-        choice = choose_lr(arm.losses(), selection_seed) if arm.name.startswith(f"{name}-") else None
+    for rest, arm in arms_of(arms, name, other).items():
+        choice = choose_lr(arm.losses(), selection_seed)
         for seed, loss in (choice.losses if choice else {}).items():
             run = arm.runs[choice.lr, seed]
             if not (run.parameters and run.tokens and loss > 0):
                 raise UserError(f"{arm.name}, seed {seed}: parameters, tokens and loss have to be above 0 (they are {run.parameters}, "
                                 f"{run.tokens} and {loss}) for a fit of their logarithms")
             if math.isfinite(loss):
-                found[arm.name.removeprefix(f"{name}-"), seed] = Cell(loss, run.parameters, run.tokens)
+                found[rest, seed] = Cell(loss, run.parameters, run.tokens)
     if not found:
         raise UserError(f"no arm {name}-... has a finished run; there are {', '.join(sorted(arm.name for arm in arms))}")
     return found
@@ -194,13 +202,13 @@ def main(argv):
         raise UserError(f"--arm and --against are both {options.arm!r}")
     summary = read_sweep(options.sweep, "final", planned=False)
     chooses = selection_seed_of(summary.arms, summary.seeds)
-    arm, against = (cells_of(summary.arms, name, chooses) for name in (options.arm, options.against))
+    names = (options.arm, options.against)
+    arm, against = (cells_of(summary.arms, *pair, chooses) for pair in (names, names[::-1]))
     rests, seeds, left_out = complete_seeds(arm, against)
     if not seeds:
         raise UserError(f"no seed has finished runs of both at every size and budget that they share ({', '.join(rests) or 'none'})")
     lacking = {name: missing for name, cells in ((options.arm, arm), (options.against, against))
-               if (missing := {a.name.removeprefix(f"{other}-") for other in (options.arm, options.against) for a in summary.arms
-                               if a.name.startswith(f"{other}-")} - rests_of(cells))}
+               if (missing := {rest for pair in (names, names[::-1]) for rest in arms_of(summary.arms, *pair)} - rests_of(cells))}
     families = [fit_family(name, cells, rests, seeds) for name, cells in ((options.arm, arm), (options.against, against))]
     trend = fit_difference(arm, against, rests, seeds)
     print(report(options.arm, options.against, families, trend, table(options.arm, options.against, arm, against, rests, seeds), seeds,
@@ -208,6 +216,7 @@ def main(argv):
     if options.out:
         content = {"arm": options.arm, "against": options.against, "seeds": seeds, "families": [asdict(f) for f in families],
                    "difference": asdict(trend)}
+        paths.make_folder_of(options.out)
         write_file(options.out, (json.dumps(content, indent=1) + "\n").encode())
     return 0
 

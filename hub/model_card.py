@@ -29,16 +29,21 @@ def read_summary(run, parameters):
     return summary
 
 
-def model_card(run, config, summary, vocab_size, what, use, sweep):
-    """vocab_size: of the tokenizer. what: 'A GPT-2'. use: paragraphs on how to load it. sweep: of sweep_section(). All are Markdown."""
+def model_card(run, config, summary, vocab_size, what, use, sweep, checkpoint):
+    """vocab_size: of the tokenizer. checkpoint: 'best' or 'last', whose weights these are. what: 'A GPT-2'. use: how to load it.
+    sweep: of sweep_section(). All are Markdown."""
     config = {key: os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value for key, value in config.items()}
-    start = "a random start" if config.get("init_from", "scratch") in OWN_STARTS else config["init_from"]
+    began = config.get("began_from", None if config.get("init_from") in ("resume", "auto") else config.get("init_from", "scratch"))
+    start = " from a random start" if began in OWN_STARTS else f" from {began}" if began else ""  # '': not known
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
              f"# {os.path.basename(os.path.abspath(run))}", "",
-             f"{what} of {summary['parameters']:,} parameters (without positions), trained from {start} with the repository "
+             f"{what} of {summary['parameters']:,} parameters (without positions), trained{start} with the repository "
              f"mixed-curvature-gpt, `model = '{config['model']}'`.", "", *([use, ""] if use else []), "| | |", "|---|---|",
              f"| text | {config['corpus']} |", f"| tokens | {config['tokenizer']['tokenizer']}, {vocab_size:,} |",
              f"| blocks, width, heads, context | {', '.join(str(config[k]) for k in ('n_layer', 'n_embd', 'n_head', 'block_size'))} |"]
+    step, loss = (summary.get(key) for key in (("best_step", "best_val_loss") if checkpoint == "best" else ("step", "val_loss")))
+    at = f" (step {step:,}, validation loss {loss:,.4f})" if step is not None and loss is not None else ""
+    lines.append(f"| weights | checkpoint '{checkpoint}' of the run{at} |")
     for key, text in (("val_loss", "validation loss at the end, nats a token"), ("best_val_loss", "lowest validation loss"),
                       ("step", "steps"), ("tokens", "tokens of training"), ("train_seconds", "seconds of training")):
         if summary.get(key) is not None:

@@ -146,6 +146,19 @@ def test_tasks_from_the_command_line(trained, tasks, tmp_path, capsys):
         assert line in said, said
 
 
+def test_what_was_measured_before_a_task_failed_is_kept(trained, tasks, tmp_path, capsys, monkeypatch):
+    measure, out = evaluate.measure, tmp_path / "new" / "found.json"
+
+    def fails(lm, manager, task, options):
+        if task == "my_texts":
+            raise UserError("task 'my_texts': no network")
+        return measure(lm, manager, task, options)
+    monkeypatch.setattr(evaluate, "measure", fails)
+    status, said, err = run(evaluate.main, [trained, "--tasks=my_choices,my_texts", f"--task_path={tasks}", f"--out={out}"], capsys)
+    assert status == 2 and "my_choices  acc" in said and set(json.loads(out.read_text())["results"]) == {"my_choices"}
+    one_line(err.splitlines()[-1], "task 'my_texts': no network (the tasks before it: my_choices)")
+
+
 def test_generated_text_ends_before_a_stop(trained):
     lm = language_model(trained)
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from running import one_line, run
+from safetensors import SafetensorError
 from test_export_curved import make_run
 from test_summarize import Written
 
@@ -89,10 +90,14 @@ def test_the_card_has_the_row_of_the_sweep(tmp_path, capsys):
     sweep = Written(tmp_path / "three_arms", {"baseline": "baseline", "flat": "flat", "curved": "mixed"},
                     lambda arm, lr, seed: losses.get(arm, 1.75) + 0.01 * seed + lr, file=str(tmp_path / "sweep.py"))
     source = make_run(sweep.folder / "runs" / "curved-0.003-2", "mixed", {})
-    (source / "summary.json").write_text('{"parameters": 1234, "val_loss": 1.523, "tokens": 4000}')
+    (source / "summary.json").write_text(json.dumps({"parameters": 1234, "val_loss": 1.523, "tokens": 4000, "step": 9, "best_val_loss": 1.4,
+                                                     "best_step": 7}))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "init_from": "resume", "began_from": str(tmp_path / "teacher")}))
     status, said, error = run(export.main, [source, "--out", tmp_path / "out"], capsys)
     assert (status, error) == (0, "") and "with trust_remote_code=True. To share it: hf upload USER/NAME" in said
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained from teacher with" in card and "checkpoint 'best' of the run (step 7, validation loss 1.4000)" in card
     assert "of 1,234 parameters" in card and "| validation loss at the end, nats a token | 1.5230 |" in card
     assert "## In the sweep three_arms" in card and "of the arm curved: learning rate 0.003, seed 2." in card
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith(("| arm ", "| curved ",
@@ -106,10 +111,26 @@ def test_the_card_has_the_row_of_the_sweep(tmp_path, capsys):
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["do_sample"] is True
 
+    (source / "config.json").write_text(json.dumps({**config, "init_from": "resume"}))  # of an earlier version: not known
+    assert run(export.main, [source, "--checkpoint=last", "--out", tmp_path / "again"], capsys)[0] == 2  # it has no such checkpoint
+    assert run(export.main, [source, "--out", tmp_path / "again"], capsys)[0] == 0
+    assert "(without positions), trained with the repository" in (tmp_path / "again" / "README.md").read_text()
+
     alone = make_run(sweep.folder / "runs" / "another", "mixed", {})
     status, _, error = run(export.main, [alone, "--out", tmp_path / "second"], capsys)
     assert status == 0 and "the card is without the sweep's table" in error and "has no row of this run" in error
     assert "In the sweep" not in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    """safetensors wraps it in an error of its own."""
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    source = make_run(tmp_path / "run", "tau", {})
+    monkeypatch.setattr(export, "save_file", full)
+    status, _, error = run(export.main, [source, "--out", tmp_path / "out"], capsys)
+    assert status == 2 and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    one_line(error, "cannot be written: the disk is full")
 
 
 def test_bad_runs_are_one_line_and_leave_nothing(tmp_path, capsys):

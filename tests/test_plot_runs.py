@@ -90,11 +90,11 @@ def test_damaged_runs_are_one_line(run, tmp_path, capsys, texts):
 
 
 def test_a_run_in_every_state_is_plotted(run, tmp_path, capsys, drawn):
-    """Running, with its last line cut off; stopped; stopped and resumed since; diverged; finished at step 0."""
+    """Running, with its last line cut off; stopped; stopped or finished and resumed since; diverged; finished at step 0."""
     stopped = {**SUMMARY, "status": "stopped", "tokens": 700, "val_loss": 1.8}
     running = "".join(json.dumps(line) + "\n" for line in falling(upto=700)) + '{"step": 7, "tok'
     folders = [run("done"), run("running", summary=None, metrics=running), run("stopped", falling(upto=700), stopped),
-               run("resumed", falling(upto=1200), stopped),
+               run("resumed", falling(upto=1200), stopped), run("longer", falling(upto=1200), {**stopped, "status": "finished"}),
                run("diverged", falling(upto=700), {**SUMMARY, "status": "diverged", "val_loss": None}),
                run("start", [evaluation(0, 4.2)],
                    {**SUMMARY, "tokens": 0, "val_loss": 4.2, "best_val_loss": None, "best_step": None})]
@@ -105,11 +105,12 @@ def test_a_run_in_every_state_is_plotted(run, tmp_path, capsys, drawn):
     assert said.err == "" and row(said.out, "done") == ["mixed", "10", "1,500", "150.0", "1.6000", "1.5000", "finished"]
     assert row(said.out, "running") == ["mixed", "-", "700", "70.0", last[700], last[700], "running"]
     assert row(said.out, "stopped")[4:] == ["1.8000", "1.5000", "stopped"]
-    assert row(said.out, "resumed") == ["mixed", "10", "1,200", "120.0", last[1200], last[1200], "killed"]
+    for name in ("resumed", "longer"):
+        assert row(said.out, name) == ["mixed", "10", "1,200", "120.0", last[1200], last[1200], "killed"]
     assert row(said.out, "diverged")[4:] == ["-", "1.5000", "diverged"]
     assert row(said.out, "start")[4:] == ["4.2000", "-", "finished"]
     figure, = drawn
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [16, 8, 8, 13, 8, 1]
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [16, 8, 8, 13, 13, 8, 1]
 
 
 @pytest.mark.parametrize("texts", [dict(metrics=""), dict(metrics=None), dict(metrics='{"st'),

@@ -62,6 +62,18 @@ def test_exponents_and_slopes_are_those_of_the_law(tmp_path, capsys):
     assert "intervals are over 4 seeds" in out and "left out" not in out
 
 
+def test_a_name_that_another_begins_with_takes_none_of_its_arms(tmp_path, capsys):
+    """x and x-y: arms x-y-64-a are those of x-y. Nothing is left out. A folder for --out is made."""
+    folder = written(tmp_path / "sweep", law)
+    for name in ("sweep.json", "runs.csv"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace('"y-', '"x-y-').replace(",y-", ",x-y-"))
+    out = tmp_path / "new" / "fit.json"
+    status, said, err = run(scaling.main, [folder, "--arm=x", "--against=x-y", f"--out={out}"], capsys)
+    assert status == 0 and "left out" not in said, err
+    assert json.loads(out.read_text())["difference"]["at_middle"]["mean"] == pytest.approx(-0.0225)
+
+
 def test_noise_alone_neither_grows_nor_shrinks(tmp_path, capsys):
     noise = np.random.default_rng(0)
     found, out = numbers(written(tmp_path / "sweep", lambda *_: 2 + noise.normal(0, 0.01)), tmp_path, capsys)
@@ -93,7 +105,7 @@ def test_one_seed_has_no_interval(tmp_path, capsys):
 @pytest.mark.parametrize("arguments, parts", [
     (["--arm=z", "--against=y"], ["no arm z-...", "x-64-a"]),
     (["--arm=x"], ["--against"]), (["--arm=x", "--against=x"], ["both 'x'"]),
-    (["--arm=x", "--against=y", "--out=/nowhere/fit.json"], ["/nowhere"])])
+    (["--arm=x", "--against=y", "--out=/dev/null/fit.json"], ["/dev/null"])])
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, parts):
     status, _, err = run(scaling.main, [written(tmp_path / "sweep", law), *arguments], capsys)
     assert status == 2

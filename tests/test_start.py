@@ -197,7 +197,8 @@ def test_what_does_not_fit_is_one_line(published, tmp_path):
         start.take(start.find(folder), build("baseline", bias=True, activation="gelu_tanh"), {"tokenizer": "char", "corpus": "x"})
     config = json.loads((tmp_path / "gpt2" / "config.json").read_text())
     for change, message in ((dict(model_type="llama"), "only 'gpt2' can be read"), (dict(activation_function="relu"), "no 'relu'"),
-                            (dict(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06")):
+                            (dict(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
+                            (dict(tie_word_embeddings=False), "tie_word_embeddings = False, and True is what can be computed here")):
         (tmp_path / "gpt2" / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UserError, match=message):
             start.find(folder)
@@ -247,6 +248,11 @@ def test_a_run_starts_from_another_run(small_run, tmp_path):
     assert start_of_second[0] == pytest.approx(min(last), abs=1e-6)
     status, said, error = ended("train", [*mixed, "--init_from=resume", "--max_iters=8"])
     assert status == 0 and "resumed from step 6" in said and "weights:" not in said, error
+    config = json.loads((second / "config.json").read_text())
+    assert config["init_from"] == "resume" and config["began_from"] == str(first)  # what its model card says
+    shifted = [*again, f"--init_from={first}", f"--out_dir={tmp_path / 'shifted'}", "--token_shift=difference", "--max_iters=0"]
+    status, said, error = ended("train", shifted)
+    assert status == 0 and "another function there: token_shift = 'none' ('difference' here)\n" in said, error
     for more, message in ((["--n_head=4"], "add --n_head=2"), (["--n_embd=32"], "nothing of it has a name and a shape of this model")):
         other = [*again, f"--init_from={first}", f"--out_dir={tmp_path / 'third'}", *more]
         status, _, error = ended("train", other)

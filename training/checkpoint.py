@@ -142,10 +142,11 @@ def save(out_dir, name, weights, state):
     except (OSError, RuntimeError, SafetensorError) as error:  # the two writers wrap a full disk in errors of their own
         shutil.rmtree(new, ignore_errors=True)
         before = "; the one before it is untouched" if exists(out_dir, name) else ""
-        raise UserError(f"could not write the checkpoint {target}: {_reason(error)}{before}") from None
+        raise UserError(f"could not write the checkpoint {target}: {reason(error)}{before}") from None
 
 
-def _reason(error):
+def reason(error):
+    """In words, of what a writer raised."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if getattr(error, "errno", None) == 28 or "No space left" in text or "unexpected pos" in text:
         return "the disk is full"
@@ -251,7 +252,7 @@ def read_weights(file):
         with safe_open(file, framework="pt") as f:
             weights, about = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118  (f is no dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {_reason(error)}") from None
+        raise UserError(f"{file} is damaged: {reason(error)}") from None
     if about.get("crc32", (found := checksum(weights))) != found:  # checkpoints from before there was one have none
         raise UserError(f"{file} is damaged: its checksum is {found}, not {about['crc32']}")
     return weights

@@ -21,6 +21,7 @@ from common.errors import Diverged, UserError
 from common.whole_files import write_json
 from training import checkpoint
 from training.clock import Clock
+from training.config import OWN_STARTS
 from training.dataloader import TOKENIZER_KEYS
 from training.run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
 
@@ -31,6 +32,14 @@ def resolved(config, model_config, device_type, dtype, matmul, compiled, meta):
             "resolved_device": device_type, "resolved_dtype": dtype, "resolved_matmul": matmul, "resolved_compile": compiled,
             "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
             "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
+
+
+def began_from(config, resumed):
+    """With what weights the run began: init_from of the first time. None: not known, of a resumed run of an earlier version."""
+    if not resumed:
+        return "scratch" if config.init_from in OWN_STARTS else config.init_from
+    before = checkpoint.load_config(config.out_dir)
+    return before.get("began_from", None if before.get("init_from") in ("resume", "auto") else before.get("init_from"))
 
 
 def kept(config):
@@ -55,6 +64,7 @@ class Run:
         self.clock = Clock(config.max_seconds)
         # what it goes on from is decided by the first process, and everything is checked before anything is written
         self.resumed, has_checkpoint = parallel.on_main(lambda: check_run(config.out_dir, config.init_from, config.overwrite, full, fixed))
+        full["began_from"] = parallel.on_main(lambda: began_from(config, self.resumed))
         self.looking = self.resumed and config.eval_only  # a look at a run changes nothing of it
         self.recording = parallel.main and not self.looking
         self.state = None  # of the checkpoint

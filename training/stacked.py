@@ -184,19 +184,22 @@ def train(members, parallel, options):
     model = new_model(members[0])
     compiled, why = pick_compile(config.compile, device_type, N * model.flops_per_token() * deal.tokens * config.max_iters,
                                  model.compile_seconds, model.compile_saving.get(device_type, 0.0))
+    from_trained = {}  # what is said of trained weights: once, where all begin alike
     for member in members:  # everything is checked before anything is written
         member.model, own = new_model(member), member.config
         member.loader = loaders["train"].with_seed(own.seed)
         everything = resolved(own, member.model_config, device_type, dtype, "torch", compiled, meta)
         member.run = Run(own, everything, kept(own), parallel, member.model, scaler, deal)
         if not member.run.resumed and own.init_from not in OWN_STARTS:
-            start.take(start.find(own.init_from), member.model, meta)
+            from_trained.setdefault("\n".join(start.take(start.find(own.init_from), member.model, meta)))
         member.model.to(device)
         member.optimizers = make_optimizers(member.model, own, device_type)
         member.run.attach(member.optimizers)
 
     print(f"{N} runs of {config.model} at once, {model.num_params():,} parameters each; {N} x {deal.tokens:,} tokens a step; corpus: "
           f"{meta['corpus']}\ndevice: {device_type}; dtype: {dtype}; compile: {'on' if compiled else 'off'} ({why})")
+    for said in from_trained:
+        print(said)
     if hasattr(model_config, "row_scalars"):
         print(geometry.use_row_scalars(model_config.row_scalars))
     stop = Stop()

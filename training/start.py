@@ -10,7 +10,7 @@ GPT-2 (Radford et al. 2019) has biases and the tanh form of GELU: --bias=True --
 """
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,6 +33,7 @@ class Source:
     weights: dict
     wanted: dict  # keys that a model has to have, as far as they are known
     tokenizer: dict  # what a data set's meta.json says of its own
+    config: dict = field(default_factory=dict)  # of a run: all of its keys
 
 
 def find(init_from):
@@ -51,7 +52,7 @@ def find(init_from):
     which = "best" if checkpoint.exists(init_from, "best") else "last"
     weights = checkpoint.read_weights(os.path.join(checkpoint.folder(init_from, which), checkpoint.WEIGHTS))
     wanted = {key: config[key] for key in ("n_head", "activation") if key in config}  # what no shape shows
-    return Source(f"{init_from} ({config['model']}, checkpoint '{which}')", weights, wanted, config.get("tokenizer") or {})
+    return Source(f"{init_from} ({config['model']}, checkpoint '{which}')", weights, wanted, config.get("tokenizer") or {}, config)
 
 
 def hugging_face(folder, name):
@@ -83,7 +84,8 @@ def hugging_face(folder, name):
                       activation=ACTIVATIONS[config["activation_function"]])
     except KeyError as error:
         raise UserError(f"init_from = '{name}': its config.json has no {error.args[0]!r} that is known here") from None
-    for key, value in (("layer_norm_epsilon", 1e-5), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+    for key, value in (("layer_norm_epsilon", 1e-5), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
+                       ("tie_word_embeddings", True)):
         if config.get(key, value) != value:
             raise UserError(f"init_from = '{name}': {key} = {config[key]!r}, and {value!r} is what can be computed here")
     tokenizer = config.get(TOKENIZER, {"tokenizer": "gpt2"})
@@ -127,8 +129,11 @@ def take(source, model, meta):
                         + (f"; {shapes[0]}: give the model that one's n_layer, n_head and n_embd" if shapes else ""))
     unused = [name for name in given if name not in own and name not in TOKENS]
     lines = [f"weights: {len(taken)} of {len(own)} tensors from {source.name}"]
+    another = [f"{key} = {source.config[key]!r} ({value!r} here)" for key, value in vars(config).items()
+               if source.config.get(key, value) != value and key not in ("vocab_size", "dropout")]
     lines += [f"  {what}: {listed(names)}" for what, names in (("in part", parts), ("another shape there, new here", shapes),
-                                                             ("not there, new here", new), ("there and not used", unused)) if names]
+                                                             ("not there, new here", new), ("there and not used", unused),
+                                                             ("another function there", another)) if names]
     return lines
 
 

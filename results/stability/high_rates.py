@@ -23,7 +23,8 @@ def read(folder):
         with open(os.path.join(folder, row["dir"], "metrics.jsonl")) as f:
             records = list(map(json.loads, f))
         steps, last = max(record["step"] for record in records), [record for record in records if "val_loss" in record][-1]
-        blocks = sorted({key.split("/")[1] for record in records for key in record if key.startswith("stability/block")})
+        blocks = sorted({key.split("/")[1] for record in records for key in record if key.startswith("stability/block")},
+                        key=lambda block: int(block.removeprefix("block")))
         if not blocks:
             raise ValueError(f"{row['dir']} was made without --log_stability=True; sweeps/high_rates.py has it")
         key = f"stability/{blocks[-1]}/grad_norm"

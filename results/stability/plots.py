@@ -28,7 +28,8 @@ def main():
     for number, run in enumerate(options.runs):
         with open(os.path.join(run, "metrics.jsonl")) as f:
             records = [json.loads(line) for line in f]
-        last = max(key.split("/")[1] for record in records for key in record if key.startswith("stability/block"))
+        last = max((key.split("/")[1] for record in records for key in record if key.startswith("stability/block")),
+                   key=lambda block: int(block.removeprefix("block")))
         for axis, (key, title, scale) in zip(axes, PANELS):
             points = [(record["step"], record[key.format(last)]) for record in records if key.format(last) in record]
             if points:
