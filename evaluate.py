@@ -29,6 +29,7 @@ import logging
 import math
 
 from common import paths
+from common.columns import in_columns
 from common.errors import UserError, exit_cleanly
 from common.whole_files import write_file
 from configurator import Parser, whole_number
@@ -95,8 +96,7 @@ def table(found):
                 rows.append((name, metric if kind in ("none", "") else f"{metric} ({kind})", f"{value:.4f}",
                              f"{error:.4f}" if isinstance(error, float) and math.isfinite(error) else ""))
         rows += [(task, f"{key} (texts)", f"{value:.4f}" if isinstance(value, float) else f"{value:,}", "") for key, value in texts.items()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return in_columns(rows)
 
 
 @exit_cleanly

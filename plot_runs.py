@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from common import locks, paths
+from common.columns import in_columns
 from common.errors import UserError, exit_cleanly
 from common.plot_style import (  # noqa: F401
     SETTINGS,
@@ -93,9 +94,7 @@ def row(name, summary):
 def table(runs):
     rows = [("run", "model", "parameters", "tokens", "train s", "val loss", "best", "status")]
     rows += [row(name, summary) for name, (summary, _) in runs.items()]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths)))
-                     for r in rows)
+    return "\n".join(in_columns(rows, left=2))
 
 
 def plot(runs, kind):

@@ -15,6 +15,7 @@ from base64 import b64encode
 
 import numpy as np
 
+from common.columns import in_columns
 from common.intervals import Estimate, interval_text, mean_interval
 from experiments import conclusions
 from experiments.conclusions import DIGITS
@@ -412,10 +413,8 @@ def main_table(summary, width):
     others = sum(max(map(len, column)) + 2 for column in list(zip(*rows))[1:])
     for row in rows:
         row[0] = shortened(row[0], max(12, width - others))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * w for w in widths])
-    return ["  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]),
-                       *(v.rjust(w) for v, w in zip(row[2:], widths[2:]))]).rstrip() for row in rows]
+    rows.insert(1, ["-" * max(map(len, column)) for column in zip(*rows)])
+    return in_columns(rows, left=2)
 
 
 def listed(texts, most=8):

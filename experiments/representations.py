@@ -25,6 +25,7 @@ import re
 import sys
 
 from common import paths
+from common.columns import in_columns
 from common.errors import UserError, exit_cleanly
 from common.intervals import interval_text, mean_interval
 from common.whole_files import write_file
@@ -116,8 +117,7 @@ def table(rows, layers, measures, against):
     for (name, layer, measure, mean, d), p in zip(shown, adjusted):
         lines.append((name, layer, measure, str(mean.n), interval_text(mean, sign=False), interval_text(d.estimate) if d else "",
                       "" if p is None else f"{p:.2g}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return "\n".join(in_columns(lines))
 
 
 def as_csv(rows):

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from common import paths
+from common.columns import in_columns
 from common.errors import UserError, exit_cleanly
 from common.intervals import Estimate, interval_text, mean_interval
 from common.whole_files import write_file
@@ -165,8 +166,7 @@ def table(arm, against, arms_cells, against_cells, rests, seeds):
         a, b = ([cells[rest, seed].loss for seed in seeds] for cells in (arms_cells, against_cells))
         rows.append((rest, *(f"{size:,.0f}" for size in sizes[rest]), f"{np.mean(a):.4f}", f"{np.mean(b):.4f}",
                      interval_text(mean_interval(x - y for x, y in zip(a, b)))))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return in_columns(rows)
 
 
 def report(arm, against, families, trend, lines, seeds, left_out, lacking):

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 
+from common.columns import in_columns
 from experiments.job import progress
 from experiments.runs import short
 
@@ -68,9 +69,7 @@ class Table:
             return
         size = shutil.get_terminal_size()
         lines = lines and [("arm", "lr", "seed", "step", "loss", "eta"), *lines[:max(1, size.lines - 4)]]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        text = [title] + ["  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths)))
-                          for line in lines]
+        text = [title, *in_columns(lines, left=1)]
         self._erase()
         print("\n".join(line[:size.columns - 1] for line in text), flush=True)
         self.drawn = len(text)

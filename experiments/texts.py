@@ -7,7 +7,8 @@ A sweep's summary has intervals over seeds, on one validation text. Here each pa
 into pieces of neighbouring sequences, and the table of differences, seeds by pieces, gives an interval over both (experiments/crossed.py).
 Pieces are pieces of this one text: what another author or language would say is a question for another data set.
 
-Written to <sweep>/texts/ARM-AGAINST.csv: the difference of each seed on each piece, nats a token. Needs the runs' checkpoints.
+Written to <sweep>/texts/ARM-AGAINST.csv (ARM-AGAINST-best-8.csv with another checkpoint or number of pieces): the difference of each seed
+on each piece, nats a token. Needs the runs' checkpoints.
 """
 from common import startup  # noqa: F401  first: Ctrl-C while the others are imported is one line
 
@@ -123,7 +124,8 @@ def main(argv):
     writer.writerows((seed, *(f"{d:.6f}" for d in row)) for seed, row in zip(seeds, table))
     folder = os.path.join(options.sweep, "texts")
     os.makedirs(folder, exist_ok=True)
-    write_file(os.path.join(folder, f"{options.arm}-{options.against}.csv"), text.getvalue().encode())
+    which = "" if (options.checkpoint, options.pieces) == ("last", 16) else f"-{options.checkpoint}-{options.pieces}"
+    write_file(os.path.join(folder, f"{options.arm}-{options.against}{which}.csv"), text.getvalue().encode())
     print(report(options.arm, options.against, seeds, read.sequences * read.length, options.pieces, crossed(table)))
     return 0
 

@@ -107,7 +107,7 @@ def test_the_command_says_the_sweeps_differences_piece_by_piece(swept, capsys):
     folder, losses = swept
     status, out, err = run(texts.main, [folder, "--arm=a", "--against=b", "--pieces=8", "--device=cpu"], capsys)
     assert status == 0, err
-    with open(folder / "texts" / "a-b.csv", newline="") as f:
+    with open(folder / "texts" / "a-b-last-8.csv", newline="") as f:
         rows = list(csv.reader(f))
     assert len(rows[0]) == 9 and [row[0] for row in rows[1:]] == ["1", "2"]
     d = np.array([[float(x) for x in row[1:]] for row in rows[1:]])
