@@ -74,9 +74,9 @@ def note(summary, runs):
     """Notes where the compared runs are unlike."""
     kept = read_kept(summary.folder)
     found = [told for run in runs if (told := of_run(run.folder) or kept.get(run.hash))]
-    if len(found) < len(runs):
-        summary.note(f"Of {len(runs) - len(found)} of the {len(runs)} compared runs it is not known here on what machine, with how many "
-                     "threads and with what code", "they were made.")
+    if unknown := len(runs) - len(found):
+        which = f"all {unknown}" if unknown == len(runs) else f"{unknown} of the {len(runs)}"
+        summary.note(f"On what machine, with how many threads and with what code {which} compared runs were made is not known here.")
     machines = {told["machine"] for told in found if "machine" in told}
     if len(machines) > 1:
         summary.note(f"The compared runs are from {len(machines)} machines.")

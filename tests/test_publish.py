@@ -74,7 +74,8 @@ def test_how_unlike_the_runs_were_is_kept_without_names(tmp_path, capsys):
     own, kept = (summarize(str(folder), batches=0) for folder in (written.folder, to))
     assert own.notes[-6:] == kept.notes[-6:] and own.headline == kept.headline and "seconds" not in own.headline
     said = " ".join(kept.notes)
-    for note in ("Of 1 of the 16 compared runs", "from 2 machines", "differ in how many runs were trained together: 1, 4.", "not committed",
+    for note in ("with what code 1 of the 16 compared runs were made", "from 2 machines",
+                 "differ in how many runs were trained together: 1, 4.", "not committed",
                  "Training seconds are not compared: the runs are from 2 machines."):
         assert note in said
     assert kept.budgets.keys() == {"step", "tokens"}

@@ -91,7 +91,7 @@ def known(arm, lr, seed):
 
 def test_the_numbers_of_a_whole_sweep(tmp_path):
     found, arms = Written(tmp_path / "s", ARMS, known, seconds={"baseline": 10.0, "mixed": 20.0}).summary()
-    assert "not known here on what machine" in found.notes[1]
+    assert "all 16 compared runs were made is not known here" in found.notes[1]
     assert found.selection_seed == 1 and found.notes[2:] == ["The best control, with which the mixed arms are compared, is gate."]
     at = {name: [known(name, 3e-3, s) for s in (2, 3, 4)] for name in ARMS}
     p = {}
