@@ -9,9 +9,9 @@ the rest 6e-3, as in verdict_modern.py: nothing is chosen here.
 
 c1-origin does not look at the previous token, so the plain GPT is its flat twin; bounded has rows and updates of a largest length,
 without curvature; likeness is the plain GPT of component.py. Asked is what verdict_modern.py asks, in BPE; the arms with AdamW are for
-what rates_bpe.py left open. Written before any of its runs.
+what rates_bpe.py left open. Written before any of its runs; but bounded with AdamW came in after all the others had ended.
 
-8 arms with 3 seeds: 24 runs of 3 to 4 minutes of one thread.
+9 arms with 3 seeds: 27 runs of 3 to 4 minutes of one thread.
 """
 from sweeps import component as _component
 from sweeps import rates_bpe as _rates
@@ -27,6 +27,7 @@ arms = {
        for name in ('baseline', 'c1-origin', 'bounded')},
     **{name: dict(arm, learning_rate=1.2e-2, role='other') for name, arm in _rates.arms.items()},
     'likeness': dict(_component.arms['likeness'], learning_rate=1.2e-2, role='other'),
+    'bounded': dict(config='config/demo_bounded.py', learning_rate=1.2e-2, role='other'),
     'c1-origin': dict(_origin.arms['c1-origin'], learning_rate=1.2e-2, role='other'),
 }
 question = dict(hypothesis='in BPE with Muon, RoPE and QK norm curvature per head is worth more than 0.004 nats a token over the plain GPT',
