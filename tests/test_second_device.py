@@ -10,6 +10,7 @@ SHORT = ["--dtype=float32", "--matmul=torch", "--compile=False", "--max_iters=6"
 LEARNED = ["--model=mixed", "--curvature_mode=random"]
 ARMS = {
     "mixed": [*LEARNED, "--log_stability=True"],
+    "bounded": ["--bounded_rows=True", "--token_shift=likeness", "--dropout=0.2", "--position=rope", "--gradient_accumulation_steps=2"],
     "bounded, Muon": ["--bounded_rows=True", "--token_shift=likeness", "--optimizer=muon", "--qk_clip=0.01", "--dropout=0.2",
                       "--position=rope", "--gradient_accumulation_steps=2"],
     "warm-up": ["--model=mixed", "--curvature_mode=fixed", "--curvature_warmup=4", "--max_distance=1.5", "--per_head_curvature=False"],
@@ -77,7 +78,11 @@ def test_muon_and_qk_clip_in_a_graph():
 def test_a_run_is_that_of_the_cpu(arm, run_on, tmp_path):
     on_cpu("train", *run_on("cpu", *ARMS[arm]))
     on_second("train", *run_on("gpu", *ARMS[arm]), **AS_CUDA)
-    agree(numbers(tmp_path / "run-gpu"), numbers(tmp_path / "run-cpu"))
+    found, expected = numbers(tmp_path / "run-gpu"), numbers(tmp_path / "run-cpu")
+    # Muon multiplies in bfloat16: the last digit of a float32, which the device's other operations may have otherwise, can turn a
+    # rounding there, 0.4% of an element of the update
+    agree(found, expected, within=1e-3 if "Muon" in arm else 1e-5)
+    assert found[1]["step"] == 0 and found[:2] == [pytest.approx(line, rel=1e-5, abs=1e-5) for line in expected[:2]]
 
 
 @pytest.mark.parametrize("more", [
