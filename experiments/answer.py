@@ -3,6 +3,7 @@ The answer to a sweep's question (question.py), and what would change it.
 """
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,6 +183,8 @@ def planned_in_words(question, pairs):
 def of_folder(folder, question, planned=True):
     """The Answer from what has ended in a sweep's folder, or None: by final losses, with the seed that the sweep's runs choose rates with.
     planned: of read_sweep()."""
+    if not os.path.exists(os.path.join(folder, "runs.csv")):  # nor is there a sweep.json before the first start
+        return None
     try:
         summary = read_sweep(folder, "final", planned)
     except NothingEnded:

@@ -174,7 +174,7 @@ def test_other_runs_are_another_question(stop):
     assert kept.pop("runs_known_since") and kept == told
 
 
-def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
+def test_how_many_pairs_a_margin_needs_is_said_before(capsys, tmp_path):
     """By the powers that the tests above check; a question that tells no spread keeps its hash, and says nothing."""
     runs = [SimpleNamespace(arm=arm, seed=seed, lr=1e-3) for arm in "ab" for seed in range(7 if arm == "a" else 5)]
     told = question.checked({**ASKED, "spread": 0.01, "alpha": 0.1}, ["a", "b"], "x.py")
@@ -191,7 +191,8 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys):
     assert "spread" not in question.stated(silent, [], None, 0) and question.from_told(question.stated(told, [], None, 0)) == told
     wide = question.checked({**ASKED, "spread": 100.0}, ["a", "b"], "x.py")
     assert "more than 100,000 pairs show" in question.planned(wide, runs)
-    assert run(sweep.main, ["sweeps/verdict.py", "--dry-run"], capsys)[1].startswith("# question: with a spread of 0.0065 a pair, some 4")
+    status, said, _ = run(sweep.main, ["sweeps/verdict.py", "--dry-run", f"--out={tmp_path / 'new'}"], capsys)
+    assert status == 0 and said.startswith("# question: with a spread of 0.0065 a pair, some 4") and said.count("\npython ") == 48
 
 
 @pytest.mark.parametrize("grid, more", [("dict(learning_rate=[1e-3], weight_decay=[0.1, 0.2])", ""),
