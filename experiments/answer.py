@@ -183,7 +183,7 @@ def planned_in_words(question, pairs):
 def of_folder(folder, question, planned=True):
     """The Answer from what has ended in a sweep's folder, or None: by final losses, with the seed that the sweep's runs choose rates with.
     planned: of read_sweep()."""
-    if not os.path.exists(os.path.join(folder, "runs.csv")):  # nor is there a sweep.json before the first start
+    if not os.path.exists(os.path.join(folder, "sweep.json")):  # before the first start, also where rows were copied there
         return None
     try:
         summary = read_sweep(folder, "final", planned)

@@ -71,7 +71,7 @@ def to_keep(sweep, to, rows):
 
 
 def note(summary, runs):
-    """Notes where the compared runs are unlike."""
+    """Notes where the compared runs are unlike. Sets summary.seconds_differ."""
     kept = read_kept(summary.folder)
     found = [told for run in runs if (told := of_run(run.folder) or kept.get(run.hash))]
     if unknown := len(runs) - len(found):

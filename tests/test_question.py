@@ -2,6 +2,7 @@
 import csv
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,6 +193,11 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys, tmp_path):
     wide = question.checked({**ASKED, "spread": 100.0}, ["a", "b"], "x.py")
     assert "more than 100,000 pairs show" in question.planned(wide, runs)
     status, said, _ = run(sweep.main, ["sweeps/verdict.py", "--dry-run", f"--out={tmp_path / 'new'}"], capsys)
+    copied = tmp_path / "copied"  # rows of another sweep, as the sweep files say: no sweep.json yet
+    copied.mkdir()
+    shutil.copy(ROOT / "results" / "verdict_rates" / "runs.csv", copied)
+    again = run(sweep.main, ["sweeps/verdict.py", "--dry-run", f"--out={copied}"], capsys)
+    assert again[0] == 0 and again[1].count("\npython ") >= 44
     assert status == 0 and said.startswith("# question: with a spread of 0.0065 a pair, some 4") and said.count("\npython ") == 48
 
 
