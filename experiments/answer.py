@@ -17,6 +17,7 @@ from experiments.statistics import (
     choose_lr,
     equivalence_test,
     measuring_pair,
+    most_often,
     paired_difference,
     pairs_needed,
     power_of_difference,
@@ -170,14 +171,21 @@ def pairs_in_words(question, effect, equivalence):
     return f"more than {sequential.MOST_SIMULATED:,}" if n is None else f"some {n:,}", fixed
 
 
-def planned_in_words(question, pairs):
-    """Before the first run: what the planned pairs of seeds can show, with the spread that the question tells."""
+def planned_in_words(question, runs):
+    """Before the first run: what the planned pairs of seeds can show, with the spread that the question tells. runs: of runs.py."""
+    pairs = set.intersection(*({run.seed for run in runs if run.arm == name} for name in (question.arm, question.against)))
+    rates = {}
+    for run in runs:
+        rates.setdefault(run.arm, set()).add(run.lr)
+    if any(len(found) > 1 for found in rates.values()):  # one seed chooses, and does not measure: statistics.selection_seed_of
+        seeds = [run.seed for run in runs]
+        pairs -= {most_often(set(seeds), [], seeds)}
     (different, fixed_different), (alike, fixed_alike) = pairs_for(question, question.spread)
     looks = ("" if question.stop == "fixed" else
              f" Looks after every pair are in these numbers; one look at the end would need {fixed_different} and {fixed_alike}.")
     return (f"question: with a spread of {question.spread:g} a pair, {different} pairs show that a difference of {question.margin:g} is "
             f"not 0, or one of {2 * question.margin:g} more than {question.margin:g}, with a probability of 80%; {alike} show that there "
-            f"is none; {pairs} are planned.{looks}")
+            f"is none; {len(pairs)} are planned.{looks}")
 
 
 def of_folder(folder, question, planned=True):

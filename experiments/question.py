@@ -22,7 +22,6 @@ import json
 import math
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 from common.errors import UserError
@@ -148,15 +147,7 @@ def planned(question, runs):
     """A sentence on how many pairs of seeds the margin needs, or None where nothing is known of their spread."""
     if question is None or question.spread is None or not question.margin:
         return None
-    seeds = [{run.seed for run in runs if run.arm == name} for name in (question.arm, question.against)]
-    pairs = set.intersection(*seeds)
-    rates = {}
-    for run in runs:
-        rates.setdefault(run.arm, set()).add(run.lr)
-    if any(len(found) > 1 for found in rates.values()):  # one seed chooses, and does not measure: statistics.selection_seed_of
-        often = Counter(run.seed for run in runs)
-        pairs -= {min(often, key=lambda seed: (-often[seed], seed))}
-    return answers("spread").planned_in_words(question, len(pairs))
+    return answers("spread").planned_in_words(question, runs)
 
 
 def not_needed_in(folder, question):

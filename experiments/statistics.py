@@ -90,8 +90,11 @@ def selection_seed_of(arms, seeds):
     arms: of results.py."""
     if all(len(arm.grid()) < 2 for arm in arms):
         return None
-    ran = [seed for arm in arms for _, seed in arm.runs]
-    planned = [seed for arm in arms for _, seed in arm.planned]
+    return most_often(seeds, [seed for arm in arms for _, seed in arm.runs], [seed for arm in arms for _, seed in arm.planned])
+
+
+def most_often(seeds, ran, planned):
+    """Of seeds the one that ran most often, then that is planned most often, then the lowest. ran, planned: a seed for each run."""
     return min(seeds, key=lambda seed: (-ran.count(seed), -planned.count(seed), seed))
 
 

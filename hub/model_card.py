@@ -1,6 +1,7 @@
 """README.md of an exported model, filled from the run's config.json and summary.json and, of a run of a sweep, from the sweep's table."""
 import json
 import os
+import time
 
 from common.errors import UserError
 from training.config import OWN_STARTS
@@ -74,6 +75,7 @@ def sweep_section(run):
     baseline, table = summary.reference("baseline"), report.results_table(summary)
     rows = [row for row in table[1:] if row[0] in (arm.name, baseline and baseline.name)]
     told = (f"This run is of the arm {arm.name}: learning rate {lr:g}, seed {seed}. What the sweep says of its arm"
-            f"{', and of the baseline' if baseline not in (None, arm) else ''}:")
+            f"{', and of the baseline' if baseline not in (None, arm) else ''}, from the {sum(len(a.runs) for a in summary.arms)} runs "
+            f"that had ended on {time.strftime('%Y-%m-%d')}:")
     parts = [("text", told), ("table", [table[0], *rows]), ("text", summary.headline)]
     return f"## In the sweep {summary.name}\n\n{report.as_markdown(parts).strip()}", ""

@@ -100,6 +100,8 @@ def test_the_card_has_the_row_of_the_sweep(tmp_path, capsys):
     assert "trained from teacher with" in card and "checkpoint 'best' of the run (step 7, validation loss 1.4000)" in card
     assert "of 1,234 parameters" in card and "| validation loss at the end, nats a token | 1.5230 |" in card
     assert "## In the sweep three_arms" in card and "of the arm curved: learning rate 0.003, seed 2." in card
+    ended = len((sweep.folder / "runs.csv").read_text().splitlines()) - 1
+    assert f"and of the baseline, from the {ended} runs that had ended on 20" in card
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith(("| arm ", "| curved ",
                                                                                                           "| baseline ", "| flat "))]
     assert "Best mixed arm (curved, lr 0.001) against best control (flat, lr 0.001): mixed minus control = -0.2500" in card
