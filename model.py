@@ -59,6 +59,8 @@ class MixedConfig(GPTConfig):
     curvature_form: Literal["plain", "softplus"] = "plain"  # what is learned: c itself, or theta of +-softplus(theta), which keeps its sign
     max_distance: float | None = 1.5  # geodesic, of the residual stream's rows from the origin, in units of 1/sqrt|c|: at most
         # tanh(0.75) = 0.64 of the ball's radius, where blocks go on learning (None: to the edge)
+    max_update: float | None = None  # geodesic length that an update stays below, in units of 1/sqrt|c|. On the sphere, where exp_0 sends
+        # a v of length pi/2 to the antipode and a longer one around it, training needs it (None: as long as v is)
     update_scale: Literal["none", "conformal"] = "none"  # conformal: v min(1, 2/lambda_x) in place of v, shorter near the edge
     project_gradient: Literal["exact", "straight"] = "exact"  # of rows that are shortened; straight: as if they were not
     embedding_gradient: Literal["euclidean", "riemannian"] = "euclidean"  # riemannian: times min(1, 2/lambda_x)^2, the ball's metric
@@ -114,6 +116,8 @@ class MixedConfig(GPTConfig):
                 raise UserError("curvature_form = 'softplus' keeps the sign of c, which 0 does not have: start elsewhere")
         if self.max_distance is not None and not 0 < self.max_distance <= 1e6:
             raise UserError(f"max_distance = {self.max_distance:g}: must be more than 0 and at most 1e+06, or None")
+        if self.max_update is not None and not 1e-6 <= self.max_update <= 1e6:
+            raise UserError(f"max_update = {self.max_update:g}: must be at least 1e-06 and at most 1e+06, or None")
 
     @property
     def per_unit(self):
@@ -127,7 +131,7 @@ class MixedConfig(GPTConfig):
         if self.curvature_mode == "fixed" and not self.dynamic_curvature:
             found["curvature_lr_mult"] = "a model that learns no curvature"
         if self.curvature_mode == "fixed" and not any(self.curvature * factor for factor in self.curvature_heads or [1.0]):
-            idle = ("max_distance", "project_gradient", "curvature_unit", "curvature_warmup", "dynamic_curvature",
+            idle = ("max_distance", "max_update", "project_gradient", "curvature_unit", "curvature_warmup", "dynamic_curvature",
                     "use_embedding_curvature", *(() if self.curvature else ("curvature_heads",)))
             found |= dict.fromkeys(idle, "c = 0, which is flat")
         if self.reference == "origin" and self.residual != "origin":
@@ -214,6 +218,14 @@ def midpoint_weights(config, T, T_all, device):
 def inverse_conformal_factor(x, c):
     """min(1, 2/lambda_x) = min(1, 1 - c|x|^2) of points (..., D): 0 at the ball's edge, 1 at the origin and on the sphere. -> (..., 1)"""
     return (2 / geometry.conformal_factor(x, c)).clamp(max=1).to(x.dtype)
+
+
+def shortened(v, c, longest, half_lambda=1.0):
+    """v / sqrt(1 + d^2 / longest^2), d = 2 half_lambda sqrt|c| |v|: tangent vectors v (..., D), at a point with that conformal factor, of
+    geodesic length d in units of 1/sqrt|c|, made shorter than `longest`; where v is short it is as it was, and at c = 0 it always is."""
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))  # squares of float16 overflow
+    d2 = wide.square().sum(-1, keepdim=True) * (c.abs() * (2 * half_lambda / longest) ** 2)
+    return v * torch.rsqrt(1 + d2).to(v.dtype)
 
 
 def limit_name(name, dtype):
@@ -325,6 +337,9 @@ class Block(model_baseline.Block):
         return norm(self.tangent(self.heads(x), r, c).reshape(x.shape))
 
     def residual(self, x, r, v, c, limit):
+        if self.config.max_update is not None:
+            at_origin = self.config.residual == "origin"  # where v is a tangent vector of the origin
+            v = shortened(v, c, self.config.max_update, 1.0 if at_origin else geometry.conformal_factor(r, c) / 2)
         if self.config.update_scale == "conformal":
             v = v * inverse_conformal_factor(x, c)
         if self.config.project_gradient == "exact" or limit is None:

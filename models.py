@@ -29,7 +29,7 @@ ADDED_SINCE = {"row_scalars": "auto", "value_residual": "none", "kv_bins": 0, "p
                "qk_norm": False, "activation": "gelu"}  # keys that earlier versions lack -> what those did
 
 CURVED_SINCE = {"curvature_warmup": 0, "curvature_heads": None, "curvature_unit": "row", "curvature_form": "plain", "max_distance": None,
-                "update_scale": "none", "project_gradient": "exact", "embedding_gradient": "euclidean"}
+                "max_update": None, "update_scale": "none", "project_gradient": "exact", "embedding_gradient": "euclidean"}
 
 
 def added_since(name):

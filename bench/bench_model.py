@@ -95,6 +95,7 @@ OPTIONS = {  # --of=options
     "c warmed up": ("mixed", dict(_fixed, curvature_warmup=100)),
     "heads of both signs": ("mixed", dict(_fixed, curvature_heads=[1.0, -1.0])),  # as many as the shape has: make_model
     "no max_distance": ("mixed", dict(_fixed, max_distance=None)),
+    "max_update": ("mixed", dict(_fixed, max_update=0.5)),
     "conformal updates": ("mixed", dict(_fixed, update_scale="conformal")),
     "straight projection": ("mixed", dict(_fixed, project_gradient="straight")),
     "riemannian embeddings": ("mixed", dict(_fixed, embedding_gradient="riemannian")),

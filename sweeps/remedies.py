@@ -3,7 +3,7 @@
 Without `max_distance` rows go to the ball's edge, where blocks stop learning (results/stability.md). c = 0.1 and 1 per head, at a usual
 rate of AdamW, at ten times that, and under Muon at five times the usual. `python results/stability/table.py out/sweeps/remedies`.
 
-10 factors x 2 c x 3 optimizers and 3 runs of the baseline = 63 runs of 600 steps of 256 tokens, a quarter to half a minute of one thread.
+11 factors x 2 c x 3 optimizers and 3 runs of the baseline = 69 runs of 600 steps of 256 tokens, a quarter to half a minute of one thread.
 """
 from sweeps import stability as _stability
 
@@ -20,6 +20,7 @@ _factors = {
     'nothing': {},
     'max_distance=1.5': dict(max_distance=1.5),
     'max_distance=3': dict(max_distance=3.0),
+    'max_update=0.5': dict(max_update=0.5),
     'update_scale': dict(update_scale='conformal'),
     'project_gradient': dict(project_gradient='straight'),
     'embedding_gradient': dict(embedding_gradient='riemannian'),

@@ -5,8 +5,11 @@ Which half of the sphere is it? Between rows d = 1.5 from the origin log_r reads
 a = cosh(d) - 1 in the ball and cos(d) - 1 on the sphere (model_terms.py). read-ball and read-sphere are ball-v, which is flat, with
 these reads: all else is equal.
 
-The runs of sweeps/bounded.py: copy its rows to out/sweeps/signs/runs.csv, or some are made again. One seed, which chooses the rates.
-Then 14 runs of one to three minutes of one thread.
+Is it the length of updates? Arms called short have max_update: an update moves a row by less than 0.5 (or 0.25), where the ball's exp_0
+does not let it go far and the sphere's sends it around. near: rows within 0.75, too.
+
+The runs of sweeps/bounded.py: copy its rows to out/sweeps/signs/runs.csv, or some are made again. Seed 1337 chooses the rates, 1338 and
+1339 measure at them. 56 runs of one to three minutes of one thread, 12 of them those of bounded.
 """
 import math as _math
 
@@ -23,6 +26,15 @@ arms = {
     'sphere': dict(_within, curvature=-1.0, max_distance=None),
     'sphere-origin': dict(_within, curvature=-1.0, max_distance=None, reference='origin'),
     'c1-origin': dict(_within, curvature=1.0, reference='origin'),
+    'sphere-short': dict(_within, curvature=-1.0, max_update=0.5),
+    'sphere-shorter': dict(_within, curvature=-1.0, max_update=0.25),
+    'sphere-near': dict(_within, curvature=-1.0, max_distance=0.75, max_update=0.25),
+    'signs-short': dict(_within, curvature_heads=[1.0, 1.0, -1.0, -1.0], max_update=0.5),
+    'c1-short': dict(_within, curvature=1.0, max_update=0.5),
+    'sphere-origin-short': dict(_within, curvature=-1.0, max_update=0.5, reference='origin'),
     'read-ball': dict(_bounded.arms['ball-v'], read='cosine', likeness=_math.cosh(1.5) - 1),
     'read-sphere': dict(_bounded.arms['ball-v'], read='cosine', likeness=_math.cos(1.5) - 1),
 }
+_chosen = {6e-3: ['baseline', 'ball-v', 'read-ball', 'read-sphere', 'sphere', 'sphere-within', 'sphere-origin', 'c1-origin'],
+           1.2e-2: ['flat', 'c1-within', 'signs-within']}
+runs = [dict(arms=_names, grid=dict(learning_rate=[_rate]), seeds=[1338, 1339]) for _rate, _names in _chosen.items()]

@@ -84,8 +84,30 @@ def test_no_row_is_farther_from_the_origin_than_max_distance(c, tokens):
     assert c < 0 or torch.equal(far_off(*tokens)[0], plain(*tokens)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("c", [2.0, 0.1, -0.1, -2.0])
+@pytest.mark.parametrize("residual", ["origin", "transport"])
+def test_no_update_is_as_long_as_max_update(c, residual, dtype):
+    """x moves by the geodesic length of exp_0(v), or of exp_x of the transported v: lambda_r |v|."""
+    block = build(curvature_mode="fixed", curvature=c, residual=residual, max_distance=None, max_update=0.7).transformer.h[0]
+    plain = build(curvature_mode="fixed", curvature=c, residual=residual, max_distance=None).transformer.h[0]
+    torch.manual_seed(0)
+    x, r, v = (torch.randn(5, NH, C // NH, dtype=torch.float64) * 0.3 / abs(c) ** 0.5 / (C // NH) ** 0.5 for _ in range(3))
+    v = v * torch.tensor([1e-3, 0.1, 1, 30, 300]).view(5, 1, 1)  # squares of the last overflow float16
+    c = torch.tensor(c, dtype=torch.float64)
+    moved = [geometry.dist(x, b.residual(x, r, v.to(dtype).double() if b is plain else v.to(dtype), c, None), c) * abs(c) ** 0.5
+             for b in (block, plain)]
+    precise = torch.finfo(dtype).eps
+    assert (moved[0] < 0.7 * (1 + 4 * precise)).all() and (moved[0][-1] > 0.69).all()
+    length = 2 * abs(c) ** 0.5 * v.norm(dim=-1, keepdim=True)
+    if residual == "transport":
+        length = length * geometry.conformal_factor(r, c) / 2
+    assert torch.allclose(moved[0], length / (1 + (length / 0.7) ** 2).sqrt(), rtol=max(1e-6, 4 * precise))
+    assert torch.allclose(moved[0][0], moved[1][0], rtol=1e-4 + 4 * precise)  # a short one is as it was
+
+
 def test_flat_space_has_no_max_distance(tokens):
-    net = build(curvature_mode="parametric", curvature=0.0, max_distance=1.5)
+    net = build(curvature_mode="parametric", curvature=0.0, max_distance=1.5, max_update=0.5)
     assert torch.equal(net(*tokens)[0], build(curvature_mode="parametric", curvature=0.0)(*tokens)[0])
     assert all(torch.isfinite(g).all() for g in gradients(net, tokens).values())
 
@@ -133,7 +155,8 @@ def test_riemannian_gradients_of_embeddings_have_the_balls_metric(options, token
 
 def test_all_together_train(tokens):
     net = randomised(build(curvature_mode="random", curvature_heads=MIXED, curvature_form="softplus", curvature_unit="coordinate",
-                           max_distance=2.0, update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))
+                           max_distance=2.0, max_update=1.0, update_scale="conformal", project_gradient="straight",
+                           embedding_gradient="riemannian"))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
@@ -149,7 +172,7 @@ def test_all_together_train(tokens):
     (dict(curvature_heads=[1.0]), "n_head"), (dict(curvature_heads=MIXED, per_head_curvature=False), "per_head_curvature"),
     (dict(curvature_heads=[math.nan] * NH), "at most"), (dict(curvature_form="softplus", curvature_mode="fixed"), "learned"),
     (dict(curvature_form="softplus", curvature_mode="parametric", curvature=0.0), "sign"), (dict(max_distance=0.0), "more than 0"),
-    (dict(max_distance=math.nan), "more than 0")])
+    (dict(max_distance=math.nan), "more than 0"), (dict(max_update=0.0), "at least 1e-06"), (dict(max_update=math.nan), "at least 1e-06")])
 def test_what_cannot_be(options, said):
     with pytest.raises(UserError, match=said):
         models.CONFIGS["mixed"](**{**TINY, **options})
@@ -186,7 +209,7 @@ def test_learned_curvature_crosses_zero(per_head, max_distance, tokens):
 
 
 def test_in_flat_space_there_is_no_distance_to_keep():
-    idle = {"max_distance", "project_gradient", "curvature_unit", "dynamic_curvature", "use_embedding_curvature"}
+    idle = {"max_distance", "max_update", "project_gradient", "curvature_unit", "dynamic_curvature", "use_embedding_curvature"}
     off = lambda **o: idle <= set(model.MixedConfig(**TINY, **o).without_effect())
     assert off(curvature=0.0) and off(curvature_heads=[0.0] * NH)
     assert not off() and not off(curvature=0.0, curvature_mode="parametric") and not off(curvature_heads=[0.0] * (NH - 1) + [1.0])

@@ -80,7 +80,8 @@ STREAMS += CURVED_STREAMS
 GATED = [("baseline", dict(head_gate="read", token_shift="difference")), ("baseline", dict(head_gate="attention"))]
 MODERN = GATED + [(n, {**o, "position": "rope", "qk_norm": True}) for n, o in (BASELINES[0], CONTROLS[-1], LEARNED, ("mhc", {}))]
 MODERN += [("mixed", dict(curvature_mode="random", curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate",
-                          max_distance=2.0, update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian"))]
+                          max_distance=2.0, max_update=1.0, update_scale="conformal", project_gradient="straight",
+                          embedding_gradient="riemannian"))]
 STEREOGRAPHIC = [("stereographic", o) for o in (
     dict(layers="mobius", curvature_mode="fixed"), dict(attention="distance", curvature_mode="random", dynamic_curvature=True),
     dict(norm="stereographic"),

@@ -35,7 +35,8 @@ CASES = [
     ("mixed", dict(reference="mean", residual="origin")),
     ("mixed", dict(reference="ema", residual="reference", per_head_curvature=False)),
     ("mixed", dict(curvature_mode="random", curvature_heads=[1.0, -0.5], curvature_form="softplus", curvature_unit="coordinate",
-                   max_distance=1.5, update_scale="conformal", project_gradient="straight", embedding_gradient="riemannian")),
+                   max_distance=1.5, max_update=1.0, update_scale="conformal", project_gradient="straight",
+                   embedding_gradient="riemannian")),
     *[("stereographic", options) for options in (
         dict(layers="mobius", curvature_mode="random"), dict(layers="mobius", per_head_curvature=False, curvature_mode="parametric"),
         dict(layers="mobius", attention="distance"), dict(attention="distance", curvature_mode="random", dynamic_curvature=True),
