@@ -33,7 +33,8 @@ def test_every_shipped_sweep_resolves(file):
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file in ("size.py", "verdict_size.py") else wanted
     wanted = {"baseline", "mixed"} if file in ("rates_bpe.py", "verdict_muon.py", "verdict_origin.py", "verdict_modern.py", "component.py",
-                                               "verdict_bounded.py", "verdict_bpe.py", "verdict_muon_rates.py", "muon_options.py") else wanted
+                                               "verdict_bounded.py", "verdict_bpe.py", "verdict_muon_rates.py",
+                                               "muon_options.py") else wanted
     assert wanted <= roles and len(runs) >= 4
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 8 * 4 * 4,
                "speedrun.py": 7 * 4 * 4, "fineweb_lr.py": 7 * 3, "isotropy.py": 9 * 3, "isotropy_small.py": 9 * 3,
