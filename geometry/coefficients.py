@@ -144,6 +144,14 @@ def _second_order():
     return (torch.is_grad_enabled() or transformed()) and not torch.compiler.is_compiling()
 
 
+def _sqrt(a):
+    """The square root of what is not negative. Where autograd is to differentiate it its slope at 0, which is infinite, is 0."""
+    if not _second_order():
+        return torch.sqrt(a)
+    positive = a > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, a, 1.0)), 0.0)
+
+
 def _through_autograd(f, g, inputs, needed):
     """Gradients of f(*inputs)[0] by operations that are recorded. Here the chain rule's terms are added as they come, so that
     with create_graph=True the gradient of c has fewer digits where steps are short, or far out on the sphere."""

@@ -2,6 +2,7 @@
 Rows and their dtypes: casts that saturate, dot products in the wide dtype, shapes. All differentiable twice: each backward is made of
 functions that have one.
 """
+import math
 import numbers
 
 import torch
@@ -54,11 +55,19 @@ def as_curvature(c, dtype, device):
     if isinstance(c, torch.Tensor):
         if not c.is_floating_point():
             raise TypeError(f"c is a tensor of {c.dtype}: a curvature is a floating point number")
+        if c.dim() and c.shape[-1] != 1:
+            raise ValueError(f"c of shape {tuple(c.shape)}: it has one number for each row, so its last dimension must be 1 (of heads: "
+                             "(n_head, 1))")
         return c
     if isinstance(c, bool) or not isinstance(c, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"c = {c!r}: a curvature is a number, or a tensor of floating point numbers")
-    if c != c:
-        raise ValueError("c is NaN")
+    if isinstance(c, numbers.Real):
+        try:
+            c = float(c)
+        except OverflowError:
+            raise ValueError("c is beyond the range of float64") from None
+        if c != c or abs(c) == math.inf:
+            raise ValueError(f"c is {'NaN' if c != c else c}")
     return torch.full((), c, dtype=dtype, device=device)
 
 
@@ -167,10 +176,11 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_xx, g_xw, g_ww):
         x, y = ctx.saved_tensors
-        w = y + ctx.sign * x
-        grad_w = _scale(g_xw, x) + _scale(2 * g_ww, w)
-        grad_x = _scale(2 * g_xx, x) + _scale(g_xw, w) + ctx.sign * grad_w
-        return _sum_to(grad_x, x.shape), _sum_to(grad_w, y.shape), None
+        wide_x, wide_y = x.to(g_xx.dtype), y.to(g_xx.dtype)  # far out on the sphere the terms of grad_x cancel
+        w = wide_y + ctx.sign * wide_x
+        grad_w = g_xw * wide_x + 2 * g_ww * w
+        grad_x = 2 * g_xx * wide_x + g_xw * w + ctx.sign * grad_w
+        return _cast(_sum_to(grad_x, x.shape), x.dtype), _cast(_sum_to(grad_w, y.shape), y.dtype), None
 
 
 def _limited(v, limit):

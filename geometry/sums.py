@@ -16,6 +16,7 @@ from geometry.coefficients import (
     _log_coefficient,
     _row_denominator,
     _second_order,
+    _sqrt,
     _through_autograd,
     _wide_c,
     _wide_distance2,
@@ -93,7 +94,7 @@ def _sum_float32(x, v, c, limit, kind, stored):
     rows2 = _wide_norm2(row)
     n = _row_denominator(a, rest, c * ww, rows2, ww)
     scale = a / n
-    norm = scale * torch.sqrt(rows2)
+    norm = scale * _sqrt(rows2)
     if limit is not None:
         scale = _shrink(limit, norm, stored)[1] * scale
     return _narrow(scale * row, stored), (x_parts[0], vv, _wide_dot(x, v), ww, k, rest, a, n, norm)
@@ -127,11 +128,11 @@ def _sum_scalars(c, xx, vv, xv, ww, k, rest, a, n, kind):
 
 def _sum_norm(xx, vv, a, s, j, ww, n, computed, kind):
     """The norm of the sum."""
-    norm = torch.sqrt(ww / n)
+    norm = _sqrt(ww / n)
     if kind == "exp_0":
         # the row is S/N x + A j/N v in float32; what rounding may add where they nearly cancel is counted in, so that no row is
         # left outside the ball
-        norm = norm + 2 * torch.finfo(computed).eps * (s.abs() * torch.sqrt(xx) + a * j * torch.sqrt(vv)) / n
+        norm = norm + 2 * torch.finfo(computed).eps * (s.abs() * _sqrt(xx) + a * j * _sqrt(vv)) / n
     return norm
 
 

@@ -1,7 +1,7 @@
 """Does the curved model gain from Muon what the plain one gains? sweeps/terms.py's runs, with Muon for the matrices of the blocks.
 
 Each arm under AdamW at two rates, and under Muon at four rates of the matrices (the rest keeps AdamW, at the arm's better rate of
-results/terms and bounded: 6e-3, and 3e-3 for c0.1-head). Seed 1337 chooses. 30 runs of one to two minutes of one thread.
+results/terms and bounded: 6e-3, and 3e-3 for c0.1-head). Seed 1337 chooses. 36 runs of one to two minutes of one thread.
 """
 from sweeps import terms as _terms
 
@@ -14,6 +14,9 @@ _models = {
     'gate+norm': dict(config='config/demo_baseline.py', role='control', model='controls', control='gate+norm'),
     'c0.1-head': dict(config='config/demo_mixed.py', max_distance=None, role='mixed', curvature_mode='fixed', curvature=0.1),
     'c1-within': dict(config='config/demo_mixed.py', max_distance=1.5, role='mixed', curvature_mode='fixed', curvature=1.0),
+    # what is advised for Muon; like the plain GPT it has no look at the previous token
+    'c1-origin': dict(config='config/demo_mixed.py', max_distance=1.5, role='mixed', curvature_mode='fixed', curvature=1.0,
+                      reference='origin'),
 }
 arms = {}
 for _name, _keys in _models.items():

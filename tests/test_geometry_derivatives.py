@@ -114,6 +114,21 @@ def test_float32_gradients_of_neighbours_near_the_boundary(name):
     within_bound(cases)
 
 
+@pytest.mark.parametrize("name", ["mobius_add", "logmap", "dist", "gyration", "transport", "midpoint_of_two"])
+def test_float32_gradients_far_out_on_the_sphere(name):
+    """There the terms of the chain rule are long and cancel."""
+    f, kinds = FUNCTIONS[name]
+    cases = []
+    for seed in range(4):
+        for length in (10.0, 100.0):
+            x, *others = random_rows(kinds, (3, 8), -1.0, generator(60 + seed))
+            x = x / x.norm(dim=-1, keepdim=True) * length
+            rows = [row.float() for row in (x, *others)]
+            for k, error in enumerate(gradient_errors(f, rows, -1.0, seed)):
+                cases.append((error, 1e-3, (length, seed, f"argument {k}")))
+    within_bound(cases)
+
+
 @pytest.mark.parametrize("name", ["mobius_add", "expmap", "add_exp_0", "logmap"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradient_of_c_against_60_digits(name, dtype):

@@ -212,7 +212,9 @@ def test_strides_do_not_matter(name, dtype, shape, c, seed):
 @pytest.mark.parametrize("name", ["mobius_add", "expmap", "logmap", "exp_0", "log_0", "dist", "project", "add_exp_0"])
 @pytest.mark.parametrize("c, error, message", [
     (torch.tensor(1), TypeError, "c is a tensor of torch.int64"), (torch.tensor(True), TypeError, "c is a tensor of torch.bool"),
-    (True, TypeError, "c = True"), ("1", TypeError, "c = '1'"), (None, TypeError, "c = None"), (float("nan"), ValueError, "c is NaN")])
+    (True, TypeError, "c = True"), ("1", TypeError, "c = '1'"), (None, TypeError, "c = None"), (float("nan"), ValueError, "c is NaN"),
+    (float("-inf"), ValueError, "c is -inf"), (10 ** 400, ValueError, "c is beyond"),
+    (torch.tensor([1.0, 1.0, -1.0]), ValueError, r"c of shape \(3,\): .* must be 1")])
 def test_what_is_no_curvature_is_named(name, c, error, message):
     rows = [torch.full((2, 3), 0.1)] * (1 if name in ("exp_0", "log_0", "project") else 2)
     with pytest.raises(error, match=message):

@@ -46,6 +46,39 @@ def test_jacobians_are_finite_differences(name):
 
 
 @every_map
+@pytest.mark.parametrize("scalars", ["float64", "float32"])
+def test_rows_of_zeros_and_sums_that_are_zero_have_derivatives(name, scalars):
+    """Where square roots have an infinite slope: the same numbers as by the closed forms, which do not take roots."""
+    dtype = torch.float64 if scalars == "float64" else torch.float32
+    close = dict(rtol=1e-7, atol=1e-9) if dtype == torch.float64 else dict(rtol=1e-4, atol=1e-5)
+    G.use_row_scalars(scalars)
+    try:
+        for c in (1.0, 0.0, -1.0):
+            f, (*rows, ct) = inputs_of(name, c, (1, 3), dtype)
+            zero = torch.zeros(1, 3, dtype=dtype)
+            cases = [[zero if i in at else row for i, row in enumerate(rows)] for at in ((0,), (1,), tuple(range(len(rows))))]
+            cases += [[row if i % 2 else -rows[1] for i, row in enumerate(rows)]] if len(rows) > 1 else []  # x (+) -x
+            for case in cases[1 if name == "dist" else 0:2 if name == "dist" else None]:  # its derivative at x = y is a convention
+                every = tuple(range(len(rows) + 1))
+                weights = torch.randn(f(*case, ct).shape, dtype=dtype, generator=generator(6))
+
+                def loss(*inputs):
+                    return (f(*inputs) * weights).sum()
+                leaves = [t.clone().requires_grad_() for t in (*case, ct)]
+                expected = torch.autograd.grad(loss(*leaves), leaves)
+                recorded = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+                by_rows = torch.autograd.functional.jacobian(f, (*case, ct))
+                for found in (grad(loss, every)(*case, ct), recorded):
+                    for a, b in zip(found, expected):
+                        torch.testing.assert_close(a.detach().double(), b.double(), **close, msg=f"c = {c}, {case}")
+                for jacobian in (jacrev, jacfwd):
+                    for a, b in zip(jacobian(f, every)(*case, ct), by_rows):
+                        torch.testing.assert_close(a.double(), b.double(), **close, msg=f"{jacobian.__name__}, c = {c}, {case}")
+    finally:
+        G.use_row_scalars("float64")
+
+
+@every_map
 def test_hessians_are_differences_of_gradients(name):
     for c in (-1.0, 0.0, 1.0):
         f, inputs = inputs_of(name, c, (1, 3))

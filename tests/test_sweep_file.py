@@ -40,7 +40,7 @@ def test_every_shipped_sweep_resolves(file):
                "speedrun.py": 7 * 4 * 4, "fineweb_lr.py": 7 * 3, "isotropy.py": 9 * 3, "isotropy_small.py": 9 * 3,
                "residual_streams.py": 31 + 10 * 5, "deep_streams.py": 4 * 5,
                "attention.py": 8 * 3 + 2 * 2 + 9 * 5, "attention_bpe.py": 8 * 3 + 9 * 5, "attention_size.py": 6 * 3 + 3 + 4 * 3,
-               "terms.py": 21 * 2 + 6, "stereographic.py": 19 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 5 * 2 + 5 * 4,
+               "terms.py": 21 * 2 + 6, "stereographic.py": 19 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 6 * 2 + 6 * 4,
                "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 13 * 4 * 5, "high_rates.py": 10,
                "remedies.py": 11 * 6 + 3,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 15 * 3,
