@@ -113,7 +113,7 @@ def main(argv, command=TRAIN, stack_command=STACK):
     runs = make_runs(sweep, options.sweep, folder, threads)
     asked = sweep["question"]
     looked_at = {asked.arm, asked.against} if asked and asked.stop == "anytime" else set()
-    rows, pairs_needed, not_needed = Rows(folder), question.planned(asked, runs), question.not_needed_in(folder, asked)
+    rows, pairs_needed, not_needed = Rows(folder), question.planned(asked, runs), question.not_needed_in(folder, asked, options.dry_run)
 
     if options.dry_run:
         if pairs_needed:

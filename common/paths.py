@@ -51,6 +51,8 @@ def folder_to_read(path, given, needed="a folder"):
 
 def folder_to_write(path, given):
     """The path of a folder that is there or can be made. Raises UserError where something else is in its place."""
+    if not path:
+        raise UserError(f"{given.rstrip(' =')} is empty; a folder is needed")
     found = what_is(path)
     if found is not None and not os.path.isdir(path):
         raise UserError(f"{given} {found}; a folder is needed")

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import UserError
 from common.intervals import mean_interval
 from experiments import sequential
-from experiments.results import NothingEnded, read_sweep
+from experiments.question import read_told
+from experiments.results import NothingEnded, read_plan, read_sweep
 from experiments.statistics import (
     LEAST_TO_PLAN,
     Difference,
@@ -186,6 +188,16 @@ def planned_in_words(question, runs):
     return (f"question: with a spread of {question.spread:g} a pair, {different} pairs show that a difference of {question.margin:g} is "
             f"not 0, or one of {2 * question.margin:g} more than {question.margin:g}, with a probability of 80%; {alike} show that there "
             f"is none; {len(pairs)} are planned.{looks}")
+
+
+def has_plan(folder):
+    """Is there a sweep.json that can be read?"""
+    path = os.path.join(folder, "sweep.json")
+    try:
+        read_told(read_plan(path), path)
+    except UserError:
+        return False
+    return True
 
 
 def of_folder(folder, question, planned=True):

@@ -55,9 +55,9 @@ def _curve(lines, path, by):
         evaluations, steps = ([r for r in lines if key in r] for key in ("val_loss", "loss"))
         for r, keys in ((r, keys) for found, keys in ((evaluations, ("val_loss", *BUDGETS)), (steps, ("loss",))) for r in found):
             for key in keys:
-                if not isinstance(r[key], (int, float)):  # a NaN is what a run that diverged has
+                # a loss that is NaN is what a run that diverged has
+                if not isinstance(r[key], (int, float)) or abs(r[key]) > 1e300 or r[key] != r[key] and key in BUDGETS:
                     raise ValueError(f"{key} is {r[key]!r}")
-                float(r[key])
     except (ValueError, TypeError, KeyError, OverflowError):
         raise _damaged(path, by) from None
     return Curve(evaluations, steps) if evaluations else None

@@ -50,6 +50,8 @@ def check(sweep, to, plan, rows):
     if not rows:
         raise UserError(f"no run of {sweep} has ended yet: there is nothing to publish")
     paths.folder_to_write(to, f"--to {to}")
+    if os.path.realpath(to) == os.path.realpath(sweep):
+        raise UserError(f"--to {to} is the sweep's own folder, which keeps its hosts and runs: give another folder")
     found = sorted(os.listdir(to)) if os.path.isdir(to) else []
     if not found:
         return
@@ -77,13 +79,16 @@ def main(argv):
     texts = os.path.join(options.sweep, "texts")
     copied = {name: os.path.join(options.sweep, name) for name in ["sweep.json", *(
         os.path.join("texts", name) for name in sorted(os.listdir(texts) if os.path.isdir(texts) else []) if name.endswith(".csv"))]}
-    os.makedirs(os.path.join(to, "texts") if len(copied) > 1 else to, exist_ok=True)
-    for name, kept in ((FILE, lines), (surroundings.FILE, surroundings.to_keep(options.sweep, to, rows))):
+    around = surroundings.to_keep(options.sweep, to, rows)  # all is read before anything is written
+    os.makedirs(to, exist_ok=True)
+    for name, path in copied.items():  # sweep.json first: a folder that has it can be published to again
+        with open(path, "rb") as f:
+            content = f.read()
+        os.makedirs(os.path.dirname(os.path.join(to, name)), exist_ok=True)
+        write_file(os.path.join(to, name), content)
+    for name, kept in ((FILE, lines), (surroundings.FILE, around)):
         if kept or name == FILE:
             write_file(os.path.join(to, name), "".join(json.dumps(line) + "\n" for line in kept).encode())
-    for name, path in copied.items():
-        with open(path, "rb") as f:
-            write_file(os.path.join(to, name), f.read())
     Rows(to).write({run: {**row, "host": ""} for run, row in rows.items()})
     print(f"{len(rows)} runs, {len(lines)} evaluations of {len(rows) - len(without)} of them, in {to}")
     if without:

@@ -19,7 +19,6 @@ The answer: answer.py.
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def checked(given, arms, path):
         if key not in kinds:
             raise UserError(f"{where}: unknown name {key!r}; there are {', '.join(kinds)}")
         if kinds[key] is str and not isinstance(value, str) or kinds[key] is float and (
-                not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)):
+                not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e300):
             raise UserError(f"{where}: {key} = {value!r}: must be {'text' if kinds[key] is str else 'a number'}")
     lacking = [f.name for f in dataclasses.fields(Question) if f.default is dataclasses.MISSING and f.name not in given]
     if lacking:
@@ -97,7 +96,8 @@ def stated(question, runs, before, ended):
         kept = {k: v for k, v in before.items() if k != "taken_out"}
         # one from before runs were part of it: they are known from now on
         return kept if "runs_sha256" in kept else {**kept, "runs_sha256": plan, "runs_known_since": now}
-    earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
+    first = before.get("earlier") if before else None  # a list, unless somebody changed the file
+    earlier = [*(first if isinstance(first, list) else []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
     return {**question.as_dict(), "sha256": digest, "runs_sha256": plan, "stated_at": now, "ended_before": ended, "earlier": earlier}
 
 
@@ -126,7 +126,8 @@ def read_told(plan, path):
         return None
     names = [f.name for f in dataclasses.fields(Question)]
     try:
-        if not (isinstance(told["sha256"], str) and isinstance(told["earlier"], list) and isinstance(told["ended_before"], int)):
+        if not (isinstance(told["sha256"], str) and isinstance(told["earlier"], list) and isinstance(told["ended_before"], int)
+                and all(isinstance(told.get(key, ""), str) for key in ("runs_sha256", "runs_known_since"))):
             raise UserError("")
         checked({key: told[key] for key in names if told.get(key) is not None}, [arm["name"] for arm in plan["arms"]], path)
     except (UserError, KeyError, TypeError):
@@ -150,12 +151,14 @@ def planned(question, runs):
     return answers("spread").planned_in_words(question, runs)
 
 
-def not_needed_in(folder, question):
-    """A function that says of a Run whether the answer to the question makes it needless, looked at anew when runs have ended.
-    Raises UserError where SciPy, which the answer needs, is not installed."""
+def not_needed_in(folder, question, dry_run=False):
+    """A function that says of a Run whether the answer to the question makes it needless, looked at anew when runs have ended. dry_run:
+    a damaged sweep.json counts as none; the sweep writes it anew. Raises UserError where SciPy, which that needs, is not installed."""
     if question is None or question.stop != "anytime":
         return lambda run: False
     answer, seen = answers("stop = 'anytime'"), {}
+    if dry_run and not answer.has_plan(folder):
+        return lambda run: False
 
     def not_needed(run):
         if run.arm not in (question.arm, question.against):

@@ -21,6 +21,7 @@ from experiments import conclusions
 from experiments.conclusions import DIGITS
 from experiments.curves import BUDGETS
 from experiments.plots import REFERENCES
+from experiments.question import from_told
 from experiments.statistics import censored_median, equivalence_test
 
 WIDTH = 120  # columns of the terminal, at most
@@ -184,8 +185,8 @@ def method(summary):
         "flips: paired permutation test, not corrected, from 5 seeds on (there its smallest value is 0.062); exact up to 16, beyond "
         "that by 65,536 random flips (smallest value 3e-5).",
         *([f"p TOST: two one-sided paired t-tests that the difference is less than {margin_of(summary):g} in size, the margin of the "
-           f"sweep's question; below {summary.question['alpha']:g} the two are alike within it. Not corrected, and, as the t-test, for one "
-           "look."] if margin_of(summary) else []),
+           f"sweep's question; below {from_told(summary.question).alpha:g} the two are alike within it. Not corrected, and, as the t-test, "
+           "for one look."] if margin_of(summary) else []),
         *(["The anytime-valid interval of the answer holds at all looks together, for independent, normal differences. Skewed ones or "
            "rare bad runs break it (docs/sweeps.md has by how much)."] if (summary.question or {}).get("stop") == "anytime" else []),
         "Several comparisons: only the tables' p (Holm) are corrected for their number. No interval is, here or in the plots, "

@@ -19,20 +19,25 @@ TOLD = {"env.json": {"threads": "threads", "processes": "processes", "device": "
                         "resolved_compile": "whether they were compiled"},
         "summary.json": {"stacked": "how many runs were trained together"}}
 OLDER = {"resolved_matmul": "torch", "stacked": 1}  # of runs that have not written it
+PLAIN = (str, int, float, type(None))  # of what is told
 SLOWER = 1.3  # runs of one arm whose seconds a step differ by more had other work beside them, or other machines
 
 
 def of_run(folder):
-    """{key: what the run's files say}, `machine` a tuple; {} where they are not there."""
+    """{key: what the run's files say}, `machine` what MACHINE says; {} where they are not there."""
     found = {}
     for file, keys in TOLD.items():
         path = os.path.join(folder, file)
         content = read_json(path) if os.path.exists(path) else None
         if not isinstance(content, dict):
             continue
-        found.update({key: content.get(key, OLDER.get(key)) for key in keys})
-        if file == "env.json":
-            found["machine"] = tuple(str(content.get(key)) for key in MACHINE)
+        told = {key: content.get(key, OLDER.get(key)) for key in keys}
+        if not all(isinstance(value, PLAIN) for value in told.values()):
+            raise UserError(f"{path} is damaged: {next(key for key in told if not isinstance(told[key], PLAIN))} = "
+                            f"{next(value for value in told.values() if not isinstance(value, PLAIN))!r}")
+        found.update(told)
+        if file == "env.json":  # a file of an earlier version has no cpu
+            found["machine"] = tuple(None if content.get(key) is None else str(content[key]) for key in MACHINE)
     return found
 
 
@@ -45,35 +50,56 @@ def read_kept(sweep):
         with open(path, encoding="utf-8") as f:
             for line in map(json.loads, f):
                 kept[line.pop("run")] = line
-        if not all(isinstance(run, str) for run in kept):
+        if not all(isinstance(run, str) and type(told.get("machine", 0)) is int and all(isinstance(value, PLAIN) for value in told.values())
+                   for run, told in kept.items()):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: not the lines that experiments.publish writes") from None
     return kept
 
 
+def numbered(found, *kept):
+    """{run: what is told of it}, each machine a number. found: run -> of_run(); kept: of read_kept(), each with numbers of its own. Two
+    numbers, or a number and what MACHINE says, are one machine where they are told of one run. Numbers of the first `kept` stay."""
+    found = complete(found)
+    number, out = {}, {}  # (where it is told, machine there) -> number
+    for place, told_there in enumerate([*kept, found]):
+        told_there = {run: told for run, told in told_there.items() if told}
+        for run, told in told_there.items():  # what is known already links them
+            if "machine" in told and "machine" in out.get(run, {}):
+                number.setdefault((place, told["machine"]), out[run]["machine"])
+        for run, told in told_there.items():
+            if "machine" in told:
+                key = place, told["machine"]
+                if key not in number:
+                    number[key] = told["machine"] if place == 0 and kept else max([0, *number.values()]) + 1
+                told = {**told, "machine": number[key]}
+            out[run] = told
+    return out
+
+
+def complete(found):
+    """Of runs of an earlier version the cpu that the host has in the others, if that is one."""
+    cpus = {}
+    for told in found.values():
+        if "machine" in told and told["machine"][1] is not None:
+            cpus.setdefault(told["machine"][0], set()).add(told["machine"][1])
+    return {run: {**told, "machine": (told["machine"][0], *cpus[told["machine"][0]])}
+            if "machine" in told and told["machine"][1] is None and len(cpus.get(told["machine"][0], ())) == 1 else told
+            for run, told in found.items()}
+
+
 def to_keep(sweep, to, rows):
-    """The lines of surroundings.jsonl, in the table's order. A machine keeps the number that an earlier call gave it, as long as one of
-    its runs is still here."""
-    earlier, numbers, lines = {**read_kept(sweep), **read_kept(to)}, {}, []
+    """The lines of surroundings.jsonl, in the table's order. A machine keeps the number that an earlier call gave it."""
     found = {run: of_run(os.path.join(sweep, row["dir"])) for run, row in rows.items()}
-    for run, told in found.items():
-        if "machine" in told and "machine" in earlier.get(run, {}):
-            numbers.setdefault(told["machine"], earlier[run]["machine"])
-    used = [told["machine"] for told in earlier.values() if isinstance(told.get("machine"), int)]
-    for run, told in found.items():
-        if "machine" in told:
-            number = numbers.setdefault(told["machine"], max([0, *used, *numbers.values()]) + 1)
-            told = {**told, "machine": number}
-        if told := told or earlier.get(run):
-            lines.append({"run": run, **told})
-    return lines
+    told = numbered(found, read_kept(to), read_kept(sweep))
+    return [{"run": run, **told[run]} for run in rows if run in told]
 
 
 def note(summary, runs):
     """Notes where the compared runs are unlike. Sets summary.seconds_differ."""
-    kept = read_kept(summary.folder)
-    found = [told for run in runs if (told := of_run(run.folder) or kept.get(run.hash))]
+    told = numbered({run.hash: of_run(run.folder) for run in runs}, read_kept(summary.folder))
+    found = [told[run.hash] for run in runs if run.hash in told]
     if unknown := len(runs) - len(found):
         which = f"all {unknown}" if unknown == len(runs) else f"{unknown} of the {len(runs)}"
         summary.note(f"On what machine, with how many threads and with what code {which} compared runs were made is not known here.")

@@ -6,7 +6,8 @@ What a curved block does, in flat space (results/component): rows and updates of
     bounded_sum(x, v)  = bound(x + limit(v))
     cosine(x, r)       = <x, r> / (|x| |r|)
 
-Rows (..., n) of any floating-point dtype, which is that of the arithmetic, too; R, L > 0: numbers. The gradient of bounded_sum is in
+Rows (..., n) of any floating-point dtype, which is that of the arithmetic, too, and in which |x|^2 has to be finite (float32: rows of at
+most 1e19; longer ones become 0); R, L > 0: numbers. The gradient of bounded_sum is in
 closed form: one pass over the rows where autograd's rules take three. Under torch.func and for second derivatives they are at work
 (geometry/transforms.py).
 """

@@ -59,6 +59,8 @@ def test_damaged_sweeps_get_one_line(tmp_path, capsys):
             (metrics, good[metrics].replace('"loss": 1.0', '"loss": null'), ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"val_loss": 1', f'"val_loss": {"9" * 400}, "was": 1'), ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"tokens": 1000, ', ""), ["metrics.jsonl is damaged"]),
+            (metrics, good[metrics].replace('"tokens": 1000, ', '"tokens": NaN, '), ["metrics.jsonl is damaged"]),
+            (metrics, good[metrics].replace('"val_loss": 1', '"val_loss": Infinity, "was": 1'), ["metrics.jsonl is damaged"]),
             (metrics, good[metrics].replace('"val_loss": 1', '"val_loss": null, "was": 1'), ["metrics.jsonl is damaged"])):
         file.write_text(content)
         says(*parts)

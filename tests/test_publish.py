@@ -2,12 +2,14 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import pytest
 from running import one_line, run
 from test_summarize import ARMS, Written, known
 
+from common.errors import UserError
 from experiments import publish
 from experiments.comparison import summarize
 from experiments.curves import read_kept
@@ -90,6 +92,71 @@ def test_how_unlike_the_runs_were_is_kept_without_names(tmp_path, capsys):
     status, _, err = run(publish.main, [str(written.folder), f"--to={to}"], capsys)
     assert status == 2
     one_line(err, "surroundings.jsonl is damaged")
+
+
+def machines(folder):
+    """As the summary counts them."""
+    found = re.findall(r"The compared runs are from (\d+) machines", " ".join(summarize(str(folder), batches=0).notes))
+    return int(found[0]) if found else 1
+
+
+def made_on(written, host, which="", **more):
+    """env.json of the runs whose folder begins with `which`."""
+    for folder in (written.folder / "runs").iterdir():
+        if folder.name.startswith(which):
+            (folder / "env.json").write_text(json.dumps({"host": host, **more}))
+
+
+def test_machines_of_two_studies_do_not_become_one(tmp_path, capsys):
+    """Each numbers its own from 1. The rows of the second were copied, its runs were not."""
+    written, to = Written(tmp_path / "sweep", ARMS, known), tmp_path / "kept"
+    made_on(written, "B", cpu="B")
+    table = (written.folder / "runs.csv").read_text().splitlines(keepends=True)
+    (written.folder / "runs.csv").write_text("".join(row for row in table if ",mixed," not in row))
+    assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0
+    copied = [row.split(",")[0] for row in table if ",mixed," in row]
+    assert len(copied) > 1
+    (written.folder / "runs.csv").write_text("".join(table))
+    for folder in (written.folder / "runs").glob("mixed-*"):
+        shutil.rmtree(folder)
+    (written.folder / "surroundings.jsonl").write_text("".join(json.dumps({"run": name, "machine": 1}) + "\n" for name in copied))
+    assert machines(written.folder) == 2
+    assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0
+    assert machines(to) == 2
+
+
+def test_one_machine_is_not_two(tmp_path, capsys):
+    written, to = Written(tmp_path / "sweep", ARMS, known), tmp_path / "kept"
+    made_on(written, "h", cpu="c")
+    made_on(written, "h", "mixed")  # by a version that did not write the cpu
+    assert machines(written.folder) == 1
+    made_on(written, "h", "mixed", cpu="c")
+    assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0
+    shutil.copy(to / "surroundings.jsonl", written.folder)
+    for folder in (written.folder / "runs").glob("mixed-*"):
+        shutil.rmtree(folder)
+    assert machines(written.folder) == machines(to) == 1
+    for line in ('{"run": "a", "machine": [1]}', '{"run": "a", "machine": 1, "stacked": [1]}'):
+        (written.folder / "surroundings.jsonl").write_text(line)
+        with pytest.raises(UserError, match="surroundings.jsonl is damaged"):
+            machines(written.folder)
+
+
+def test_what_failed_can_be_tried_again(tmp_path, capsys):
+    written, to = Written(tmp_path / "sweep", ARMS, known), tmp_path / "kept"
+    (written.folder / "texts").mkdir()
+    (written.folder / "texts" / "a.csv").write_text("x\n")
+    env = written.folder / f"runs/mixed-{3e-3}-2" / "env.json"
+    env.write_text("{")
+    status, _, err = run(publish.main, [str(written.folder), f"--to={to}"], capsys)
+    assert status == 2 and not to.exists()
+    one_line(err, "env.json is damaged")
+    env.unlink()
+    assert run(publish.main, [str(written.folder), f"--to={to}"], capsys)[0] == 0 and (to / "texts" / "a.csv").exists()
+    before = (written.folder / "runs.csv").read_text()
+    status, _, err = run(publish.main, [str(written.folder), f"--to={written.folder}"], capsys)
+    assert status == 2 and (written.folder / "runs.csv").read_text() == before
+    one_line(err, "the sweep's own folder")
 
 
 def test_curves_stay_when_the_runs_are_gone(tmp_path, capsys):

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from forked import ROOT
-from running import run
+from running import one_line, run
 from scipy import integrate, stats
+from test_summarize import Written
 
+import summarize_sweep
 import sweep
 from common.errors import UserError
 from experiments import answer, question, report, sequential
@@ -198,6 +200,9 @@ def test_how_many_pairs_a_margin_needs_is_said_before(capsys, tmp_path):
     shutil.copy(ROOT / "results" / "verdict_rates" / "runs.csv", copied)
     again = run(sweep.main, ["sweeps/verdict.py", "--dry-run", f"--out={copied}"], capsys)
     assert again[0] == 0 and again[1].count("\npython ") >= 44
+    for damaged in ("{", "[]", '{"question": "x"}'):  # the sweep would write it anew
+        (copied / "sweep.json").write_text(damaged)
+        assert run(sweep.main, ["sweeps/verdict.py", "--dry-run", f"--out={copied}"], capsys) == again
     assert status == 0 and said.startswith("# question: with a spread of 0.0065 a pair, some 4") and said.count("\npython ") == 48
 
 
@@ -391,3 +396,28 @@ def test_what_nothing_undoes_is_said():
     d = tuple(np.random.default_rng(8).normal(-1, 0.01, 200))
     assert "100 more pairs without a difference would not leave it open." in answer.in_words(
         asked_of, answer.answer(asked_of, pair(d), None), "x", 200)
+
+
+@pytest.mark.parametrize("change, said", [(dict(runs_sha256=3), "'question' is not what sweep.py writes"), (dict(alpha=None), "")])
+def test_a_question_that_was_edited_is_one_line_or_read(tmp_path, change, said, capsys):
+    written = Written(tmp_path / "s", {"a": "mixed", "b": "baseline"}, lambda arm, lr, seed: 1.5 + 0.01 * (arm == "a") + 0.001 * seed)
+    told = question.stated(question.checked(ASKED, ["a", "b"], "x.py"), [], None, 0)
+    told = {key: value for key, value in {**told, **change}.items() if value is not None}
+    plan = written.folder / "sweep.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "question": told}))
+    status, _, err = run(summarize_sweep.main, [str(written.folder), "--batches=0"], capsys)
+    assert status == (2 if said else 0), err
+    if said:
+        one_line(err, said)
+
+
+def test_what_is_stated_anew_outlives_a_damaged_history():
+    told = question.checked(ASKED, ["a", "b"], "x.py")
+    for earlier in (None, "x", [{"sha256": "y"}]):
+        found = question.stated(told, [], {"earlier": earlier, "sha256": 3}, 0)["earlier"]
+        assert found == [*(earlier if isinstance(earlier, list) else []), {"sha256": 3}]
+
+
+def test_a_margin_beyond_all_numbers_is_named():
+    with pytest.raises(UserError, match="margin = 1000.*must be a number"):
+        question.checked({**ASKED, "margin": 10 ** 400}, ["a", "b"], "x.py")

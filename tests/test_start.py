@@ -253,11 +253,28 @@ def test_a_run_starts_from_another_run(small_run, tmp_path):
     shifted = [*again, f"--init_from={first}", f"--out_dir={tmp_path / 'shifted'}", "--token_shift=difference", "--max_iters=0"]
     status, said, error = ended("train", shifted)
     assert status == 0 and "another function there: token_shift = 'none' ('difference' here)\n" in said, error
+    kept = [a for a in again if not a.startswith("--out_dir")]
+    status, _, error = ended("train", [*kept, f"--init_from={first}", f"--out_dir={first}", "--overwrite=True"])
+    assert status == 2 and (first / "ckpt" / "best").exists()
+    one_line(error, "the new run would replace the weights that it begins with")
     for more, message in ((["--n_head=4"], "add --n_head=2"), (["--n_embd=32"], "nothing of it has a name and a shape of this model")):
         other = [*again, f"--init_from={first}", f"--out_dir={tmp_path / 'third'}", *more]
         status, _, error = ended("train", other)
         assert status == 2 and not (tmp_path / "third" / "config.json").exists()
         one_line(error, message)
+
+
+def test_another_function_is_named_where_the_other_model_has_other_keys():
+    def keys(model, **options):
+        return {"model": model, **vars(models.CONFIGS[model](**{**TINY, **options}))}
+    likeness, plain, curved = keys("baseline", token_shift="likeness", bounded_rows=True), keys("baseline"), keys("mixed", curvature=3.0)
+    own = lambda config: {k: v for k, v in config.items() if k != "model"}
+    assert start.elsewhere(likeness, own(curved)) == ["token_shift = 'likeness' (not in this model)",
+                                                      "bounded_rows = True (not in this model)"]
+    assert start.elsewhere(curved, own(plain)) == ["curvature = 3.0 (not in this model)"]
+    assert start.elsewhere(plain, own(plain)) == start.elsewhere(plain, own(keys("mixed"))) == start.elsewhere({}, own(plain)) == []
+    older = {k: v for k, v in plain.items() if k != "bounded_rows"}  # as a version wrote it that had no such key
+    assert start.elsewhere(older, own(likeness)) == ["token_shift = 'none' ('likeness' here)", "bounded_rows = False (True here)"]
 
 
 def test_weights_that_are_not_used_are_listed(published, tokens, tmp_path):

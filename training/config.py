@@ -112,6 +112,10 @@ class TrainConfig:
             raise UserError(f"qk_clip = {self.qk_clip:g}: must be more than 0, or None")
         if self.log_stability and self.parallel == "fsdp":
             raise UserError("log_stability = True needs whole weights; use --parallel=ddp")
+        if self.init_from not in OWN_STARTS and os.path.lexists(self.init_from) and (
+                os.path.realpath(self.init_from) == os.path.realpath(self.out_dir)):
+            raise UserError(f"init_from = out_dir = '{self.out_dir}': the new run would replace the weights that it begins with; give it "
+                            "another out_dir")
         if self.distill_from is not None:
             if not self.distill_from:
                 raise UserError("distill_from is empty: name a run's folder, or leave it out")

@@ -8,12 +8,14 @@ read: safetensors, no pickle, no code.
 
 GPT-2 (Radford et al. 2019) has biases and the tanh form of GELU: --bias=True --activation=gelu_tanh. Its Linear weights are transposed.
 """
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
 
 import torch
 
+import models
 from common import paths
 from common.errors import UserError
 from training import checkpoint
@@ -129,12 +131,23 @@ def take(source, model, meta):
                         + (f"; {shapes[0]}: give the model that one's n_layer, n_head and n_embd" if shapes else ""))
     unused = [name for name in given if name not in own and name not in TOKENS]
     lines = [f"weights: {len(taken)} of {len(own)} tensors from {source.name}"]
-    another = [f"{key} = {source.config[key]!r} ({value!r} here)" for key, value in vars(config).items()
-               if source.config.get(key, value) != value and key not in ("vocab_size", "dropout")]
+    another = elsewhere(source.config, vars(config))
     lines += [f"  {what}: {listed(names)}" for what, names in (("in part", parts), ("another shape there, new here", shapes),
                                                              ("not there, new here", new), ("there and not used", unused),
                                                              ("another function there", another)) if names]
     return lines
+
+
+def elsewhere(theirs, own):
+    """Keys of two models that differ, as 'key = VALUE (VALUE here)'. theirs: all keys of a run, {} for weights of another origin; those
+    that this model does not have are listed where they are not what they are by default."""
+    if theirs.get("model") not in models.CONFIGS:
+        return []
+    theirs = {**models.added_since(theirs["model"]), **theirs}  # what it did before there was such a key
+    found = [f"{key} = {theirs[key]!r} ({value!r} here)" for key, value in own.items()
+             if theirs.get(key, value) != value and key not in ("vocab_size", "dropout")]
+    return found + [f"{f.name} = {theirs[f.name]!r} (not in this model)" for f in dataclasses.fields(models.CONFIGS[theirs["model"]])
+                    if f.name not in own and theirs.get(f.name, f.default) != f.default]
 
 
 def listed(names, most=6):
