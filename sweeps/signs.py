@@ -9,7 +9,8 @@ Is it the length of updates? Arms called short have max_update: an update moves 
 does not let it go far and the sphere's sends it around. near: rows within 0.75, too.
 
 The runs of sweeps/bounded.py: copy its rows to out/sweeps/signs/runs.csv, or some are made again. Seed 1337 chooses the rates, 1338 and
-1339 measure at them. 56 runs of one to three minutes of one thread, 12 of them those of bounded.
+1339 measure at them (not shorter and near, which 1337 did not find better). 64 runs of one to three minutes of one thread, 12 of them those
+of bounded.
 """
 import math as _math
 
@@ -35,6 +36,7 @@ arms = {
     'read-ball': dict(_bounded.arms['ball-v'], read='cosine', likeness=_math.cosh(1.5) - 1),
     'read-sphere': dict(_bounded.arms['ball-v'], read='cosine', likeness=_math.cos(1.5) - 1),
 }
-_chosen = {6e-3: ['baseline', 'ball-v', 'read-ball', 'read-sphere', 'sphere', 'sphere-within', 'sphere-origin', 'c1-origin'],
-           1.2e-2: ['flat', 'c1-within', 'signs-within']}
+_chosen = {6e-3: ['baseline', 'ball-v', 'read-ball', 'read-sphere', 'sphere', 'sphere-within', 'sphere-origin', 'c1-origin',
+                  'sphere-short', 'signs-short', 'sphere-origin-short'],
+           1.2e-2: ['flat', 'c1-within', 'signs-within', 'c1-short']}
 runs = [dict(arms=_names, grid=dict(learning_rate=[_rate]), seeds=[1338, 1339]) for _rate, _names in _chosen.items()]
