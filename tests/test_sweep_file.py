@@ -48,7 +48,7 @@ def test_every_shipped_sweep_resolves(file):
                "verdict_bpe.py": 9 * 3, "bounded_halves.py": 4 * 3,
                "rates_bpe.py": 3 * 7 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,
                "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
-               "muon_options.py": 2 * 9,
+               "muon_options.py": 2 * 4 * 2,
                "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
                    "documentation", "code", "documentation_bpe", "code_bpe")},
