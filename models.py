@@ -36,7 +36,8 @@ def added_since(name):
     """ADDED_SINCE of the model of that name."""
     own = {"mhc": {"ops": "torch"}, "tau": {"ops": "torch", "laplacian_heads": 0},
            "baseline": {"head_gate": "none", "bounded_rows": False, "longest_row": model_baseline.LONGEST_ROW, "longest_update": 0.5},
-           "terms": {"ball": True, "max_distance": None, "likeness": 0.0}, "mixed": CURVED_SINCE, "mhc_mixed": CURVED_SINCE}
+           "terms": {"ball": True, "max_distance": None, "likeness": 0.0}, "mixed": CURVED_SINCE, "mhc_mixed": CURVED_SINCE,
+           "stereographic": {"max_update": None}}
     return {**ADDED_SINCE, **own.get(name, {})}
 
 
