@@ -4,8 +4,9 @@ What is inside the models of sweeps/high_rates.py at the end of a run.
     python results/stability/high_rates.py out/sweeps/high_rates [--out=results/stability/high_rates.csv]
 
 Of each run: its loss, and for each block the share of rows at the ball's edge, and the largest derivatives of x (+) exp_0(v) by v and of
-log_r(x) by x among 64 rows (training/watch.py), at the last evaluation; and the gradient norm of the last block, the median of the last
-100 steps.
+log_r(x) by x among 64 rows (training/watch.py), and the norm of the loss's gradient by what these two maps give, at the last
+evaluation; and the gradient norm of the last block and the size of its updates over that of its weights, the medians of the last 100
+steps.
 """
 import csv
 import json
@@ -27,12 +28,14 @@ def read(folder):
                         key=lambda block: int(block.removeprefix("block")))
         if not blocks:
             raise ValueError(f"{row['dir']} was made without --log_stability=True; sweeps/high_rates.py has it")
-        key = f"stability/{blocks[-1]}/grad_norm"
-        gradients = [record[key] for record in records if record["step"] > steps - 100 and key in record]
+        late = {name: [record[f"stability/{blocks[-1]}/{name}"] for record in records
+                       if record["step"] > steps - 100 and f"stability/{blocks[-1]}/{name}" in record]
+                for name in ("grad_norm", "update_ratio")}
         inside = {name: " ".join(f"{last[key.format(block)]:.4g}" for block in blocks if key.format(block) in last) for name, key in (
-            ("edge_share", "geometry/{}/edge_share"), ("add_by_v", "stability/{}/add_by_v"), ("log_by_x", "stability/{}/log_by_x"))}
+            ("edge_share", "geometry/{}/edge_share"), ("add_by_v", "stability/{}/add_by_v"), ("log_by_x", "stability/{}/log_by_x"),
+            ("add_grad_norm", "stability/{}/add_grad_norm"), ("log_grad_norm", "stability/{}/log_grad_norm"))}
         yield {"arm": row["arm"], "status": row["status"], "loss": f"{last['val_loss']:.4f}", **inside,
-               "last_block_gradient": f"{statistics.median(gradients):.2g}" if gradients else ""}
+               **{f"last_block_{name}": f"{statistics.median(values):.2g}" if values else "" for name, values in late.items()}}
 
 
 if __name__ == "__main__":

@@ -53,11 +53,12 @@ def print_table(described, rows_of, sweep):
     try:
         table = list(rows_of(options.folder))
     except FileNotFoundError as error:
-        parser.error(f"{error.filename} is missing: the table needs the folder of the sweep with all of its runs, out/sweeps/{sweep}")
+        parser.exit(2, f"error: {error.filename} is missing: the table needs the folder of the sweep with all of its runs, "
+                       f"out/sweeps/{sweep}\n")
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"error: {error}\n")
     if not table:
-        parser.error(f"{options.folder}: no run of the sweep has ended yet")
+        parser.exit(2, f"error: {options.folder}: no run of the sweep has ended yet\n")
     rows = [list(table[0]), *([str(value) for value in row.values()] for row in table)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
