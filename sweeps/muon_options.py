@@ -5,7 +5,7 @@ sweeps/muon.py's runs under Muon at 0.02, with one option at a time and nothing 
     match    muon_adjust_lr = match_rms_adamw: 0.2 sqrt(max(out, in)) in place of sqrt(max(1, out / in)). At 4 x 128 that is 2.3 times as
              large, for the MLP's second matrix 4.5 times. So muon_lr is 0.009: for all but that one as much as without it
     warm     momentum from 0.85 to 0.95 in 200 of the 600 steps
-    clip     QK-clip at 15. The plain GPT's largest logit is 25 to 29 without it (at 0.04), so the usual 100 would do nothing
+    clip     QK-clip at 15. At twice the rate the plain GPT's largest logit is 25 to 29 without it, so the usual 100 would do nothing
 
 Two seeds, no rate is chosen. 16 runs of two to three minutes of one thread.
 """
