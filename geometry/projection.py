@@ -12,7 +12,7 @@ def max_norm(c, dtype):
     """The largest norm that project() leaves to a row of this storage dtype: (1 - margin)/sqrt(c) for c > 0,
     cot(cap)/sqrt(-c) for c < 0, and at most POINT_LIMIT, also at c = 0. c: tensor, any shape -> the same shape, wide; or a number.
     TypeError, ValueError: it is no curvature."""
-    c = as_curvature(c, torch.float64, "cpu")
+    c = as_curvature(c, torch.float64, "cpu", of_rows=False)  # of any shape
     wide = torch.float64 if dtype == torch.float64 else wide_on(c.device)
     c = c if c.dtype == wide else _finite_cast(c, wide)
     radius = torch.rsqrt(c.abs().clamp(min=torch.finfo(c.dtype).tiny))

@@ -49,13 +49,13 @@ def _wide(*rows):
     return torch.float64 if any(row.dtype == torch.float64 for row in rows) else wide_on(rows[0].device)
 
 
-def as_curvature(c, dtype, device):
+def as_curvature(c, dtype, device, of_rows=True):
     """c itself, if it is a tensor; a number as a tensor of this dtype. TypeError, ValueError: it is neither, or no curvature. (Whether
-    a tensor has a NaN in it is not looked at: that waits for the device. GEOMETRY_CHECK=1 does.)"""
+    a tensor has a NaN in it is not looked at: that waits for the device. GEOMETRY_CHECK=1 does.) of_rows: it is to go with rows."""
     if isinstance(c, torch.Tensor):
         if not c.is_floating_point():
             raise TypeError(f"c is a tensor of {c.dtype}: a curvature is a floating point number")
-        if c.dim() and c.shape[-1] != 1:
+        if of_rows and c.dim() and c.shape[-1] != 1:
             raise ValueError(f"c of shape {tuple(c.shape)}: it has one number for each row, so its last dimension must be 1 (of heads: "
                              "(n_head, 1))")
         return c
