@@ -32,9 +32,9 @@ def of_run(folder):
         if not isinstance(content, dict):
             continue
         told = {key: content.get(key, OLDER.get(key)) for key in keys}
-        if not all(isinstance(value, PLAIN) for value in told.values()):
-            raise UserError(f"{path} is damaged: {next(key for key in told if not isinstance(told[key], PLAIN))} = "
-                            f"{next(value for value in told.values() if not isinstance(value, PLAIN))!r}")
+        for key, value in told.items():
+            if not isinstance(value, PLAIN):
+                raise UserError(f"{path} is damaged: {key} = {value!r}")
         found.update(told)
         if file == "env.json":  # a file of an earlier version has no cpu
             found["machine"] = tuple(None if content.get(key) is None else str(content[key]) for key in MACHINE)
