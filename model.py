@@ -5,7 +5,7 @@ One sub-layer (attention, then MLP), with F the baseline's own layer and c the b
 
     r_t = reference(x)              a point built from earlier tokens: x_{t-1}, the origin, or a midpoint of them
     u_t = log_{r_t}(x_t)            tangent vector at the reference
-    v   = F(LayerNorm(u))           ordinary Euclidean layer
+    v   = F(LayerNorm(u))           ordinary Euclidean layer; shortened() to max_update where that is set
     x   = residual(x, r, v)         'origin':    x (+) exp_0(v)                   flat: x + v
                                     'transport': exp_x(PT_{r->x} v)               flat: x + v
                                     'reference': x (+) exp_r(v)                   flat: x + r + v

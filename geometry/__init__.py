@@ -9,7 +9,9 @@ Convention. `c` is minus the sectional curvature, kappa = -c:
 Nothing is special about c = 0: every function is analytic in c there, so a learned curvature can change its sign.
 
 Shapes. Points and tangent vectors are rows (..., D). `c` is a float or a tensor that broadcasts against (..., 1):
-a scalar, one per head ((n_head, 1) for rows (..., n_head, head_size)) or one per token ((B, T, 1)).
+a scalar, one per head ((n_head, 1) for rows (..., n_head, head_size)) or one per token ((B, T, 1)). TypeError: it is a
+boolean, a tensor of integers, or no number. ValueError: NaN or Inf, or a tensor whose last dimension is not 1. NaN within a
+tensor is not looked for (it gives rows of NaN).
 
 Dtypes. float32, bfloat16, float16, float64. Rows of the first three are computed in float32 (the last step of expmap and
 mobius_add in float64, so that a float32 result is rounded once) and cast back at the end.
