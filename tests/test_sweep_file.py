@@ -28,7 +28,7 @@ def test_every_shipped_sweep_resolves(file):
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py",
                      "bounded_halves.py")  # no curvature there
     unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
-                          "high_rates.py", "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py")
+                          "high_rates.py", "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py", "verdict_signs.py")
                  or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file in ("size.py", "verdict_size.py") else wanted
@@ -40,7 +40,7 @@ def test_every_shipped_sweep_resolves(file):
                "speedrun.py": 7 * 4 * 4, "fineweb_lr.py": 7 * 3, "isotropy.py": 9 * 3, "isotropy_small.py": 9 * 3,
                "residual_streams.py": 31 + 10 * 5, "deep_streams.py": 4 * 5,
                "attention.py": 8 * 3 + 2 * 2 + 9 * 5, "attention_bpe.py": 8 * 3 + 9 * 5, "attention_size.py": 6 * 3 + 3 + 4 * 3,
-               "terms.py": 21 * 2 + 6, "stereographic.py": 19 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 6 * 2 + 6 * 4,
+               "terms.py": 21 * 2 + 6, "stereographic.py": 19 * 2, "conversion.py": 1 + 5 * 4 + 6 * 5, "muon.py": 6 * 2 + 6 * 4 + 4 + 4 * 4,
                "edge.py": 11 * 2 + 6 + 6 + 3, "bounded.py": 9 * 2 + 6, "stability.py": 13 * 4 * 5, "high_rates.py": 10,
                "remedies.py": 11 * 6 + 3,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 15 * 3,
@@ -48,7 +48,7 @@ def test_every_shipped_sweep_resolves(file):
                "verdict_bpe.py": 9 * 3, "bounded_halves.py": 4 * 3,
                "rates_bpe.py": 3 * 7 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,
                "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
-               "muon_options.py": 2 * 4 * 2,
+               "muon_options.py": 2 * 4 * 2, "verdict_signs.py": 3 * 3,
                "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
                    "documentation", "code", "documentation_bpe", "code_bpe")},
