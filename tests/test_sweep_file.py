@@ -26,7 +26,7 @@ def test_every_shipped_sweep_resolves(file):
     described = description(load(str(ROOT / "sweeps" / file)), file, runs)
     roles = {arm["role"] for arm in described["arms"]}
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py",
-                     "bounded_halves.py")  # no curvature there
+                     "bounded_halves.py", "bounded_halves_muon.py")  # no curvature there
     unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
                           "high_rates.py", "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py", "verdict_signs.py")
                  or file.startswith("corpus_"))
@@ -45,7 +45,7 @@ def test_every_shipped_sweep_resolves(file):
                "remedies.py": 11 * 6 + 3,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 15 * 3,
                "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
-               "verdict_bpe.py": 9 * 3, "bounded_halves.py": 4 * 3,
+               "verdict_bpe.py": 9 * 3, "bounded_halves.py": 4 * 3, "bounded_halves_muon.py": 3 * 4 + 2,
                "rates_bpe.py": 3 * 7 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,
                "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
                "muon_options.py": 2 * 4 * 2, "verdict_signs.py": 3 * 3,
@@ -57,7 +57,7 @@ def test_every_shipped_sweep_resolves(file):
     if file != "fineweb_lr.py":
         steps = {200, 300, 600} if flat or "bpe" in file else {400, 800} if file == "conversion.py" else {600, 1000, 1500, 3000}
         steps = {"size.py": {150, 300, 600}, "verdict_seconds.py": {1500, 1710}, "rates_bpe.py": {1500},
-                 "verdict_bpe.py": {1500}, "bounded_halves.py": {1500}}.get(file, steps)
+                 "verdict_bpe.py": {1500}, **dict.fromkeys(("bounded_halves.py", "bounded_halves_muon.py"), {1500})}.get(file, steps)
         steps = {2000} if file.startswith("tree") else steps
         assert {run.max_iters for run in runs} <= steps
     else:
