@@ -139,18 +139,23 @@ def position(chart, rows, at_entry):
     geodesic_norm_of_heads   the same of each head
     boundary_margin   1 - sqrt(c) |x|, the distance to the ball's edge in radii; NaN where c <= 0: no edge
     edge_share        rows (per head) longer than 0.999 of the longest that the block leaves; with max_distance, than 0.999 of the radius
+    max_distance_share  with max_distance: rows (per head) longer than 0.999 of the longest that it allows
     at_entry: the rows are what a block reads, not what it leaves.
     """
     x, c = points(chart, rows)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     geodesic = geometry.dist(torch.zeros_like(x), x, c)
-    bounded = chart.block.config.max_distance is not None
-    limit = geometry.max_norm(chart.c, x.dtype) if at_entry or bounded else chart.block.limit(chart.c, x.dtype)
+    block = chart.block
+    longest = block.longest(chart.c, x.dtype) if at_entry else block.limit(chart.c, x.dtype)
+    at_longest, at_edge = ((norm > AT_EDGE * scalars(block, limit, x)).squeeze(-1).float()
+                           for limit in (longest, geometry.max_norm(chart.c, x.dtype)))
+    bounded = block.config.max_distance is not None
     return {"curvature": c.squeeze(-1),
             "geodesic_norm": _whole_row(geodesic),
             "geodesic_norm_of_heads": geodesic.squeeze(-1),
             "boundary_margin": torch.where(c > 0, 1 - c.clamp(min=0).sqrt() * norm, torch.nan).squeeze(-1),
-            "edge_share": (norm > AT_EDGE * scalars(chart.block, limit, x)).squeeze(-1).float()}
+            "edge_share": at_edge if bounded or at_entry else at_longest,
+            **({"max_distance_share": at_longest} if bounded else {})}
 
 
 def _watched_entry(block, layer, project_entry, record):

@@ -56,6 +56,7 @@ GEOMETRY = [("curvature", "curvature c by head", "curvature"),
             ("geod. norm", "geodesic norm", "geodesic_norm"),
             ("margin", "distance to the boundary, 1 - sqrt(c)|x|", "boundary_margin"),
             ("at edge", "share of rows at the edge", "edge_share"),
+            ("at bound", "share of rows at max_distance", "max_distance_share"),
             ("proj. entry", "share of rows projected on entry", "projected_entry"),
             ("proj. attn", "share of rows projected after attention", "projected_attn"),
             ("proj. mlp", "share of rows projected after the MLP", "projected_mlp"),
@@ -397,7 +398,8 @@ EXPLANATION = """\
   every token has its own space: there is no geodesic distance between tokens and its columns are empty (geodesic norms
   use each token's own c).
 - **Projected** counts the rows (per head) that the projection changed: the block's own map with and without its limit.
-  **At edge** counts rows longer than 0.999 of that limit, as `geometry_stats` does. **Margin** is 1 - sqrt(c)|x|, the
+  **At edge** counts rows longer than 0.999 of that limit, with `max_distance` of the ball's radius; **at bound**, with
+  `max_distance`, rows longer than 0.999 of what it allows. Both as `geometry_stats` does. **Margin** is 1 - sqrt(c)|x|, the
   distance to the boundary in radii (heads with c > 0). `|u|` is the norm of what LayerNorm reads, `length` its length
   in the metric at the reference point, `|v|` the norm of the update.
 - **Self-similarity** is of the {types} most frequent token types, those that occur in at least {contexts} sequences,

@@ -62,7 +62,8 @@ MIXED = [dict(),
          dict(reference="mean", residual="reference", curvature_mode="parametric", curvature=0.4),
          dict(reference="ema", dynamic_curvature=True, use_embedding_curvature=True),
          dict(reference="previous", dynamic_curvature=True, per_head_curvature=False, residual="reference"),
-         dict(curvature_mode="fixed", curvature=-0.2), dict(curvature_mode="tied", curvature=0.0)]
+         dict(curvature_mode="fixed", curvature=-0.2), dict(curvature_mode="tied", curvature=0.0),
+         dict(curvature_mode="fixed", curvature=1.0, max_distance=None)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,6 +106,9 @@ def test_positions_are_the_models_own_geometry_stats(options):
         assert found["curvature"]["min"] == pytest.approx(own["curvature_min"], rel=1e-5, abs=1e-7)
         assert found["curvature"]["max"] == pytest.approx(own["curvature_max"], rel=1e-5, abs=1e-7)
         assert found["edge_share"]["value"] == pytest.approx(own["edge_share"], abs=1e-5)
+        assert ("max_distance_share" in found) == ("max_distance_share" in own)
+        if "max_distance_share" in own:
+            assert found["max_distance_share"]["value"] == pytest.approx(own["max_distance_share"], abs=1e-5)
         assert found["geodesic_norm_of_heads"]["value"] == pytest.approx(own["geodesic_norm"], rel=1e-5)
     assert reading.per_token["block0"] == options.get("dynamic_curvature", False)
 
