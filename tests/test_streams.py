@@ -132,11 +132,21 @@ def test_static_mhc_equals_the_packages():
     ours = build(n_embd=C, hc_pre="sigmoid", hc_tau=1.0, hc_sinkhorn_iters=60, hc_exact=False).hyper
     with torch.no_grad():
         ours.pre[0], ours.res[0], ours.post[0] = theirs.static_alpha[:, 0], theirs.static_alpha[:, 1:].T.flatten(), theirs.static_beta
-    x, y = torch.randn(N, B, T, C), torch.randn(B, T, C)
+    x, y = torch.randn(N, B, T, C, requires_grad=True), torch.randn(B, T, C, requires_grad=True)
     h, add = theirs(x.permute(1, 0, 2, 3).reshape(B * N, T, C))
+    out = add(y).view(B, N, T, C).permute(1, 0, 2, 3)
     p, mix, w = ours.maps(x, *ours.for_places()[0])
-    torch.testing.assert_close(mixing.read(x, p), h, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mixing.write(x, y, mix, w), add(y).view(B, N, T, C).permute(1, 0, 2, 3), rtol=1e-5, atol=2e-6)
+    our_h, our_out = mixing.read(x, p), mixing.write(x, y, mix, w)
+    torch.testing.assert_close(our_h, h, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(our_out, out, rtol=1e-5, atol=2e-6)
+    loss = lambda h, out: (h.sin() * 3).sum() + out.cos().sum()
+    their_grads = torch.autograd.grad(loss(h, out), (x, y, theirs.static_alpha, theirs.static_beta))
+    dx, dy, dpre, dres, dpost = torch.autograd.grad(loss(our_h, our_out), (x, y, ours.pre, ours.res, ours.post))
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    close(dx, their_grads[0])
+    close(dy, their_grads[1])
+    close(torch.cat((dpre[0][:, None], dres[0].view(N, N).T), 1), their_grads[2])
+    close(dpost[0], their_grads[3])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
