@@ -140,6 +140,13 @@ class MixedConfig(GPTConfig):
             found |= dict.fromkeys(("update_scale", "embedding_gradient"), "c <= 0, where nothing is longer than in flat space")
         return found
 
+    def advice(self):
+        """What is known to be better than these numbers: lines, for whoever starts a run."""
+        starts = [c * factor for c in self.curvature_initialization or [self.curvature] for factor in self.curvature_heads or [1.0]]
+        if self.max_update is None and min(starts) * self.per_unit <= -0.5:  # (measured at -1; at -0.1 updates do not get around)
+            return ["advice: c < 0 trains better with short updates: --max_update=0.5 (0.25 nats at c = -1, results/signs)"]
+        return []
+
 
 class Curvature(nn.Module):
     """c of one place (a block or the embedding), learned or fixed: shape () or, per head, (n_head, 1)."""

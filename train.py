@@ -226,6 +226,8 @@ def introduce(run, model_config, deal, meta, from_trained, machine):
             run.config.model, "projections, transport, gyro-midpoints and the embedding's maps in PyTorch"))
     if hasattr(model_config, "row_scalars"):
         print(geometry.use_row_scalars(model_config.row_scalars))
+    for line in getattr(model_config, "advice", list)():
+        print(line)
     if hasattr(run.model, "attention_form"):
         print(f"attention: {run.model.attention_form()}")
     for line in from_trained:

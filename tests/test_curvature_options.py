@@ -219,3 +219,12 @@ def test_on_the_sphere_and_in_flat_space_updates_are_not_scaled():
     off = lambda **o: {"update_scale", "embedding_gradient"} <= set(model.MixedConfig(**TINY, **o).without_effect())
     assert off(curvature=-1.0) and off(curvature=0.0) and off(curvature=1.0, curvature_heads=[-1.0] * NH)
     assert not off() and not off(curvature=-1.0, curvature_heads=MIXED) and not off(curvature=-1.0, curvature_mode="parametric")
+
+
+@pytest.mark.parametrize("options, advised", [
+    (dict(curvature=-1.0), True), (dict(curvature_heads=[1.0, -1.0]), True), (dict(curvature_mode="random", curvature=-1.0), True),
+    (dict(curvature_mode="parametric", curvature_initialization=[0.2, -0.7]), True),
+    (dict(curvature=-1.0, max_update=0.5), False), (dict(), False), (dict(curvature=-0.1), False), (dict(curvature=0.0), False)])
+def test_on_the_sphere_short_updates_are_advised(options, advised):
+    lines = build(**options).config.advice()
+    assert [("--max_update=0.5" in line) for line in lines] == [True] * advised
