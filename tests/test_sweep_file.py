@@ -33,7 +33,7 @@ def test_every_shipped_sweep_resolves(file):
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file in ("size.py", "verdict_size.py") else wanted
     wanted = {"baseline", "mixed"} if file in ("rates_bpe.py", "verdict_muon.py", "verdict_origin.py", "verdict_modern.py", "component.py",
-                                               "verdict_bounded.py", "verdict_bpe.py", "verdict_muon_rates.py",
+                                               "verdict_bounded.py", "verdict_bpe.py", "verdict_bpe_code.py", "verdict_muon_rates.py",
                                                "muon_options.py") else wanted
     assert wanted <= roles and len(runs) >= 4
     counted = {"shakespeare_lr.py": 15 * 4 + 3 + 3 * 5 + 12 * 2, "ablation.py": 31 * 4 + 7 * 5 + 5 * 3, "muon_lr.py": 8 * 4 * 4,
@@ -45,7 +45,7 @@ def test_every_shipped_sweep_resolves(file):
                "remedies.py": 11 * 6 + 3,
                "verdict.py": 2 * 24, "verdict_rates.py": 2 * 2, "verdict_controls.py": 3 * 6 + 3 + 3 * 2, "verdict_terms.py": 15 * 3,
                "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
-               "verdict_bpe.py": 9 * 3, "bounded_halves.py": 4 * 3, "bounded_halves_muon.py": 3 * 4 + 2,
+               "verdict_bpe.py": 9 * 3, "verdict_bpe_code.py": 3 * 3, "bounded_halves.py": 4 * 3, "bounded_halves_muon.py": 3 * 4 + 2,
                "rates_bpe.py": 3 * 7 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,
                "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
                "muon_options.py": 2 * 4 * 2, "verdict_signs.py": 3 * 3,
@@ -57,7 +57,8 @@ def test_every_shipped_sweep_resolves(file):
     if file != "fineweb_lr.py":
         steps = {200, 300, 600} if flat or "bpe" in file else {400, 800} if file == "conversion.py" else {600, 1000, 1500, 3000}
         steps = {"size.py": {150, 300, 600}, "verdict_seconds.py": {1500, 1710}, "rates_bpe.py": {1500},
-                 "verdict_bpe.py": {1500}, **dict.fromkeys(("bounded_halves.py", "bounded_halves_muon.py"), {1500})}.get(file, steps)
+                 **dict.fromkeys(("verdict_bpe.py", "verdict_bpe_code.py", "bounded_halves.py", "bounded_halves_muon.py"), {1500})
+                 }.get(file, steps)
         steps = {2000} if file.startswith("tree") else steps
         assert {run.max_iters for run in runs} <= steps
     else:
