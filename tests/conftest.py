@@ -14,7 +14,7 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start: two of them run on two cores
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (test_kernels.py)
-torch.set_num_threads(1)  # the suite runs in two processes (pytest.ini); tiny tensors gain nothing from threads
+torch.set_num_threads(1)  # the suite runs in a process for each core (pytest.ini); tiny tensors gain nothing from threads
 
 TINY = dict(vocab_size=37, block_size=12, n_layer=2, n_head=2, n_embd=16)
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-"

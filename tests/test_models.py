@@ -95,7 +95,7 @@ BY_REFERENCE = {"baseline": BASELINES + BOUNDED, "controls": CONTROLS + TERMS, "
                 "values": VALUES, "modern": MODERN, "stereographic": STEREOGRAPHIC,
                 **{f"{r}{every}": [(n, o) for n, o in cases if o["reference"] == r]
                    for every, cases in (("", COVERING), (", every", GRID)) for r in REFERENCES}}
-# in parts, so that two processes share the work
+# in parts, so that processes share the work
 in_parts = pytest.mark.parametrize(
     "part", [pytest.param(part, marks=pytest.mark.exhaustive) if "every" in part else part for part in BY_REFERENCE])
 
