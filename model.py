@@ -431,10 +431,11 @@ class GPT(model_baseline.GPT):
 
     def embed(self, idx, cache=None):
         x = super().embed(idx, cache)
-        if self.embedding_curvature is None:
-            return x
-        heads = self.transformer.h[0].heads
-        return geometry.exp_0(heads(x), self.embedding_curvature.c).reshape(x.shape)
+        return x if self.embedding_curvature is None else self.embedded(self.transformer.h[0].heads(x)).reshape(x.shape)
+
+    def embedded(self, rows):
+        """Embeddings as tangent vectors at the origin -> points."""
+        return geometry.exp_0(rows, self.embedding_curvature.c)
 
     def enter(self, x):
         """Into the first block's ball. (With dynamic curvature, every block projects what it reads.)"""

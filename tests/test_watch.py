@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import geometry
 import models
 import train
-from training.watch import gradient_norms, map_norms, operator_norm, part_of
+from training.watch import gradient_norms, map_norms, norm_of_midpoints, operator_norm, part_of
 
 
 def test_updates_are_those_between_checkpoints_and_nothing_else_changes(small_run, tmp_path, capsys):
@@ -51,8 +51,25 @@ def test_operator_norms_are_those_of_the_full_jacobian():
     assert found == pytest.approx(max(wanted), rel=1e-5)
 
 
+def test_norms_of_midpoints_are_those_of_the_full_jacobian():
+    torch.manual_seed(0)
+    B, T, H, D, c = 2, 6, 2, 3, torch.tensor([0.7, -0.4]).view(2, 1, 1)
+    x = 0.3 * torch.randn(B, T, H, D)
+    weights = torch.rand(T, T).tril(-1)
+    midpoints = lambda x: geometry.gyromidpoint(x.transpose(1, 2), weights, c).transpose(1, 2)
+    leaf = x.clone().requires_grad_()
+    found = norm_of_midpoints(midpoints(leaf), leaf, weights)
+    full = torch.func.jacrev(midpoints)(x)  # (B, T, H, D, B, T, H, D)
+    at = torch.linspace(1, T - 1, 4).long().tolist()
+    assert len(set(at)) == 4
+    wanted = [(torch.linalg.matrix_norm(full[b, t, h, :, b, :, h].flatten(1), ord=2) / weights[t].norm()).item()
+              for b in range(B) for t in at for h in range(H)]
+    assert found == pytest.approx(max(wanted), rel=1e-5) and max(wanted) > 1.05
+
+
 @pytest.mark.parametrize("options", [dict(), dict(per_head_curvature=False), dict(reference="mean", residual="reference"),
-                                     dict(dynamic_curvature=True)])
+                                     dict(reference="ema", residual="transport", per_head_curvature=False, max_distance=None),
+                                     dict(dynamic_curvature=True, use_embedding_curvature=True)])
 def test_flat_maps_magnify_nothing_and_curved_ones_do(options, tokens):
     for curvature in (0.0, 2.0):
         torch.manual_seed(0)
@@ -61,22 +78,33 @@ def test_flat_maps_magnify_nothing_and_curved_ones_do(options, tokens):
             model.transformer.wte.weight.mul_(5)
         before = model(*tokens)[0]
         found = map_norms(model, tokens[0])
-        assert len(found) == 4 * TINY["n_layer"] and model.training
+        names = {"log_by_x", "log_by_r", "add_by_x", "add_by_v"} | ({"midpoint_by_x", "add_by_r"} if "reference" in options else set())
+        wanted = {f"stability/block{i}/{name}" for i in range(TINY["n_layer"]) for name in names}
+        assert set(found) == wanted | ({"stability/embeddings/exp_by_x"} if "use_embedding_curvature" in options else set())
+        assert model.training
         if curvature == 0:
-            assert found == pytest.approx(dict.fromkeys(found, 1.0), rel=1e-5)
+            idle = options.get("residual") == "transport"  # x + v: without r
+            assert found == pytest.approx({key: 0.0 if idle and key.endswith("add_by_r") else 1.0 for key in found}, rel=1e-5)
         else:
             assert all(abs(value - 1) > 1e-3 for value in found.values()), found
         assert torch.equal(model(*tokens)[0], before) and "residual" not in model.transformer.h[0].__dict__
 
 
-@pytest.mark.parametrize("options", [dict(), dict(reference="origin"), dict(reference="mean", residual="reference", max_distance=0.5)])
+@pytest.mark.parametrize("options", [dict(), dict(reference="origin"), dict(reference="mean", residual="reference", max_distance=0.5),
+                                     dict(reference="mean", use_embedding_curvature=True, per_head_curvature=False)])
 def test_gradients_of_the_maps_are_those_of_what_is_added_to_them(options, tokens):
     torch.manual_seed(0)
     model = models.build("mixed", models.CONFIGS["mixed"](**TINY, **options)).eval()
     idx, n = tokens[0], TINY["n_embd"]
     found = gradient_norms(model, idx)
-    assert set(found) == {f"stability/block{i}/{name}_grad_norm" for i in range(TINY["n_layer"]) for name in ("log", "add")}
-    assert all(p.grad is None for p in model.parameters()) and "tangent" not in vars(model.transformer.h[0])
+    kinds = dict(log="tangent", add="residual", **(dict(midpoint="reference") if options.get("reference") == "mean" else {}))
+    wanted = {f"stability/block{i}/{kind}_grad_norm": (block, name) for i, block in enumerate(model.transformer.h)
+              for kind, name in kinds.items()}
+    if "use_embedding_curvature" in options:
+        wanted["stability/embeddings/exp_grad_norm"] = (model, "embedded")
+    assert set(found) == set(wanted)
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(name in vars(module) for module, name in wanted.values())
     zeros = {}
 
     def with_zeros(key, old):
@@ -85,12 +113,11 @@ def test_gradients_of_the_maps_are_those_of_what_is_added_to_them(options, token
             zeros.setdefault(key, []).append(torch.zeros_like(out, requires_grad=True))
             return out + zeros[key][-1]
         return f
-    for i, block in enumerate(model.transformer.h):
-        block.tangent, block.residual = (with_zeros(f"stability/block{i}/{name}_grad_norm", old)
-                                         for name, old in (("log", block.tangent), ("add", block.residual)))
+    for key, (module, name) in wanted.items():
+        setattr(module, name, with_zeros(key, getattr(module, name)))
     model(idx[:, :-1], idx[:, 1:])[1].backward()
     for key, parts in zeros.items():
-        assert len(parts) == 2 and parts[0].numel() == idx[:, 1:].numel() * n
+        assert len(parts) == (1 if "embeddings" in key else 2) and parts[0].numel() == idx[:, 1:].numel() * n
         assert found[key] == pytest.approx(torch.cat([z.grad.flatten() for z in parts]).norm().item(), rel=1e-5)
 
 
