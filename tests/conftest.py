@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start: two of them run on two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start: one of them runs on a core
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (test_kernels.py)
 torch.set_num_threads(1)  # the suite runs in a process for each core (pytest.ini); tiny tensors gain nothing from threads
 

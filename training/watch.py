@@ -149,7 +149,7 @@ def map_norms(model, idx):
             yield "log_by_r", operator_norm(out, reference, some(x))
 
     def add(block, old, x, r, v, c, limit):
-        point, update, reference = leaf(x), leaf(v.float()), r if r is None else leaf(r)
+        point, update, reference = leaf(x.float()), leaf(v.float()), r if r is None else leaf(r)
         out = old(point, reference, update, c.detach(), limit)
         yield "add_by_x", operator_norm(out, point, some(x))
         yield "add_by_v", operator_norm(out, update, some(x))
