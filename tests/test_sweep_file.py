@@ -28,7 +28,8 @@ def test_every_shipped_sweep_resolves(file):
     flat = file in ("residual_streams.py", "deep_streams.py", "attention.py", "attention_bpe.py", "attention_size.py",
                      "bounded_halves.py", "bounded_halves_muon.py")  # no curvature there
     unshifted = (file in ("verdict.py", "verdict_rates.py", "verdict_terms.py", "verdict_documentation.py", "conversion.py", "stability.py",
-                          "high_rates.py", "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py", "verdict_signs.py")
+                          "high_rates.py", "remedies.py", "bounded_verdict.py", "verdict_code.py", "verdict_seconds.py", "verdict_signs.py",
+                          "component_equal.py")
                  or file.startswith("corpus_"))
     wanted = {"baseline", "other"} if flat else {"mixed"} if unshifted else {"baseline", "flat", "mixed"}
     wanted = {"other"} if file in ("size.py", "verdict_size.py") else wanted
@@ -47,7 +48,8 @@ def test_every_shipped_sweep_resolves(file):
                "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
                "verdict_bpe.py": 9 * 3, "verdict_bpe_code.py": 3 * 3, "bounded_halves.py": 4 * 3, "bounded_halves_muon.py": 3 * 4 + 2,
                "rates_bpe.py": 3 * 7 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,
-               "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
+               "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "component_equal.py": 2 * 9 + 4,
+               "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
                "muon_options.py": 2 * 4 * 2, "verdict_signs.py": 3 * 3,
                "learned_curvature.py": 8 * 2 * 4,
                "bounded_verdict.py": 2 * 24 + 8 + 10, "size.py": 2 * 8 * 3, **{f"corpus_{name}.py": 13 for name in (
