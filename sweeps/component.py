@@ -9,6 +9,8 @@ runs of verdict.py have theirs. Asked: is it better than gate+norm, the best fla
 baseline, gate+norm and c1-within are runs of verdict.py and verdict_controls.py: copy their rows to out/sweeps/component/runs.csv, or
 they are made again. Then 4 runs of 5 minutes of one thread with AVX-512 (25 with AVX2 on Zen 1). Written before any of them; one of 250
 steps was made before, to see that it trains.
+
+bounded, the same without `token_shift`, came in after these: how much of it is the second option alone? At likeness's rate.
 """
 from sweeps import verdict as _verdict
 from sweeps import verdict_controls as _controls
@@ -20,6 +22,7 @@ arms = {
     'baseline': {**_controls.arms['baseline'], 'seeds': seeds},
     **_verdict.arms,
     'likeness': dict(config='config/demo_baseline.py', role='control', token_shift='likeness', bounded_rows=True, learning_rate=6e-3),
+    'bounded': dict(config='config/demo_baseline.py', role='control', bounded_rows=True, learning_rate=6e-3),
 }
 question = dict(hypothesis='a plain GPT with token_shift = likeness and bounded_rows is more than 0.004 nats a token better than a '
                            'block with a gate and a norm', arm='likeness', against='gate+norm', margin=0.004, stop='fixed', spread=0.0065)

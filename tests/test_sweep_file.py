@@ -48,7 +48,7 @@ def test_every_shipped_sweep_resolves(file):
                "verdict_documentation.py": 2 * 3, "verdict_code.py": 2 * 3, "verdict_seconds.py": 2 * 3, "verdict_size.py": 3 * 2 * 3,
                "verdict_bpe.py": 9 * 3, "verdict_bpe_code.py": 3 * 3, "bounded_halves.py": 4 * 3, "bounded_halves_muon.py": 3 * 4 + 2,
                "rates_bpe.py": 3 * 7 * 2, "verdict_muon.py": 3 * 8 - 1, "verdict_muon_rates.py": 5, "verdict_origin.py": 4 * 3 + 2,
-               "verdict_modern.py": 2 * 20 + 3, "component.py": 4 * 3, "component_equal.py": 2 * 9 + 4,
+               "verdict_modern.py": 2 * 20 + 3, "component.py": 5 * 3, "component_equal.py": 2 * 9 + 4,
                "verdict_bounded.py": 2 * 20 + 2 * 5, "signs.py": 17 * 2 + 15 * 2,
                "muon_options.py": 2 * 4 * 2, "verdict_signs.py": 3 * 3,
                "learned_curvature.py": 8 * 2 * 4,
