@@ -4,7 +4,7 @@ ball-v is flat, in a ball as small, with updates weighed by their length (sweeps
 cheapest flat one that kept the gain in sweeps/terms.py. Rates: 6e-3 for both, which did best in those short runs; the baseline's is the
 best of five of shakespeare_lr.py. Stated after three pairs of verdict.py and before any run of ball-v.
 
-c1-within and gate+norm are verdict.py's runs: copy its rows to out/sweeps/verdict_controls/runs.csv, or they are made again. Then 15 runs
+c1-within and gate+norm are verdict.py's runs: copy its rows to out/sweeps/verdict_controls/runs.csv, or they are made again. Then 17 runs
 of 5 minutes of one thread with AVX-512, compiled.
 """
 from sweeps import bounded as _bounded
@@ -17,8 +17,8 @@ arms = {
     **_verdict.arms,
     'ball-v': dict(_bounded.arms['ball-v'], learning_rate=6e-3),
     'gated-flat': dict(config='config/demo_flat.py', role='control', head_gate='read', learning_rate=6e-3, seeds=seeds[:3]),
-    'baseline': dict(config='config/demo_baseline.py', role='baseline', learning_rate=1.2e-2, seeds=seeds[:2]),
-    'flat': dict(config='config/demo_flat.py', role='flat', learning_rate=6e-3, seeds=seeds[:2]),
+    'baseline': dict(config='config/demo_baseline.py', role='baseline', learning_rate=1.2e-2, seeds=seeds[:3]),
+    'flat': dict(config='config/demo_flat.py', role='flat', learning_rate=6e-3, seeds=seeds[:3]),
     # the default: c of each head and block from U(0, 1), learned
     'learned': dict(config='config/demo_mixed.py', max_distance=1.5, curvature_mode='random', curvature=1.0, role='other',
                     learning_rate=6e-3, seeds=seeds[:2]),
