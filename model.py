@@ -174,6 +174,8 @@ class Curvature(nn.Module):
 class GrowingCurvature(Curvature):
     """c from 0 to where it is to be. Fixed."""
 
+    of_this_run = ("c",)  # buffers that are no weights: a run that begins with another's weights keeps its own (training/start.py)
+
     def __init__(self, config):
         super().__init__(config)
         self.register_buffer("target", torch.empty_like(self.c), persistent=False)
@@ -384,6 +386,7 @@ class Block(model_baseline.Block):
 class GPT(model_baseline.GPT):
 
     block = Block
+    of_this_run = ("curvature_steps",)  # as GrowingCurvature's
     # measured on 2 cores (docs/performance.md), 0.26 at 4 x 128; on a GPU: eager steps take 1.77 of the baseline's and compiled ones 1.16,
     # as bench/roofline.md predicts for an A100, and 0.7 of that if they save as much as the baseline's
     compile_seconds, compile_saving = 60, dict(cpu=0.15, cuda=0.9)

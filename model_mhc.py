@@ -119,9 +119,10 @@ class MHCConfig(StreamsConfig):
         return {"curvature_lr_mult": "a model that learns no curvature", **super().without_effect()}
 
 
-def cheap(function, *args):
-    """function(*args), computed again in the backward pass. (But under torch.func, which does not take that.)"""
-    if not torch.is_grad_enabled() or transformed():
+def cheap(function, *args, state):
+    """function(*args), computed again in the backward pass. (But under torch.func, which does not take that, and with a cache, which a
+    second call would find further on.)"""
+    if state is not None or not torch.is_grad_enabled() or transformed():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
@@ -167,8 +168,8 @@ class Block(model_baseline.Block):
         def between(x, y):
             return self.normed(mixing.read(x, of_x) + of_y * y.to(x.dtype), norm_2, state, second)
 
-        y_1 = attn(cheap(self.read, x, p_1, norm_1, state, first), state)
-        y_2 = mlp(cheap(between, x, y_1), state)
+        y_1 = attn(cheap(self.read, x, p_1, norm_1, state, first, state=state), state)
+        y_2 = mlp(cheap(between, x, y_1, state=state), state)
         return mixing.write(x, y_1, mix, w_1) + mixing.spread(y_2.to(x.dtype), w_2)
 
     def update_one_by_one(self, x, sublayers, state, *own):
@@ -182,11 +183,11 @@ class Block(model_baseline.Block):
         def after(x, y_1, mix_1, w_1, y_2, mix_2, w_2):
             return self.write(self.write(x, y_1, mix_1, w_1), y_2, mix_2, w_2)
 
-        h, mix_1, w_1 = cheap(self.layer_input, x, norm_1, state, first, *own[:half])
+        h, mix_1, w_1 = cheap(self.layer_input, x, norm_1, state, first, *own[:half], state=state)
         y_1 = attn(h, state)
-        h, mix_2, w_2 = cheap(between, x, y_1, mix_1, w_1, *own[half:])
+        h, mix_2, w_2 = cheap(between, x, y_1, mix_1, w_1, *own[half:], state=state)
         y_2 = mlp(h, state)
-        return cheap(after, x, y_1, mix_1, w_1, y_2, mix_2, w_2)
+        return cheap(after, x, y_1, mix_1, w_1, y_2, mix_2, w_2, state=state)
 
 
 class AltUpBlock(model_baseline.Block):

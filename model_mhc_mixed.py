@@ -93,8 +93,8 @@ class Block(model.Block):
             return self.residual(points, r if r is None else r.expand_as(points), v, c, limit).reshape(x.shape)
 
         for (name, norm, layer), own_one in zip(sublayers, (own[:half], own[half:])):
-            u, r, mix, w = cheap(read, x, name, norm, *own_one)
-            x = cheap(write, x, layer(u, state), r, mix, w)
+            u, r, mix, w = cheap(read, x, name, norm, *own_one, state=state)
+            x = cheap(write, x, layer(u, state), r, mix, w, state=state)
         return x
 
 

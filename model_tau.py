@@ -113,6 +113,7 @@ class ScalarAttention(nn.Module):
             from data import laplacian as corpus  # here: it imports SciPy, which other models would wait for
             given = torch.from_numpy(corpus.load(config.laplacian_file, self.m, self.n_kv))
             self.register_buffer("matrix", given.float().unsqueeze(1))
+            self.of_this_run = ("matrix",)  # laplacian_file's, whatever weights the run begins with (training/start.py)
         elif config.laplacian == "learned":
             self.matrix = nn.Parameter(torch.empty(own, 1, self.m, self.m))
         elif config.laplacian == "none":

@@ -40,7 +40,7 @@ from common.errors import exit_cleanly, speak_as
 from common.interrupts import Stop
 from training import onednn, start
 from training.clock import Console
-from training.config import OWN_STARTS, TrainConfig
+from training.config import TrainConfig
 from training.dataloader import Loader, load_meta
 from training.distill import Lessons, freeze
 from training.evaluation import evaluate
@@ -97,7 +97,7 @@ def train(config, model_config, parallel, argv):
     # the run: from its start, or from a checkpoint
     everything = resolved(config, model_config, device_type, dtype, matmul, compiled, meta)
     run = Run(config, everything, kept(config), parallel, model, scaler, deal)
-    from_trained = [] if run.resumed or config.init_from in OWN_STARTS else start.take(start.find(config.init_from), model, meta)
+    from_trained = start.begin(run, meta)
     if config.freeze:
         from_trained = [*from_trained, f"frozen: {freeze(model, config.freeze):,} numbers"]
     lessons = Lessons(config, model, meta, device) if config.distill_from else None

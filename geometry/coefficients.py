@@ -74,9 +74,14 @@ def _exp_coefficient(z, stored):
     return f / s, torch.where(z < 0, 1 + f * f, 4 * e / (1 + e).square())
 
 
+def _beyond(z, stored):
+    """Where exp_0 is stopped: there z k^2 is a constant."""
+    return z < -_cap(stored) ** 2
+
+
 def _exp_slope(z, k, rest, stored):
-    """dk/dz and d rest/dz of _exp_coefficient. Beyond the cap z k^2 is a constant."""
-    rest = torch.where(z < -_cap(stored) ** 2, 0.0, rest)
+    """dk/dz and d rest/dz of _exp_coefficient."""
+    rest = torch.where(_beyond(z, stored), 0.0, rest)
     return _tanc_slope(z, k, rest), -k * rest
 
 

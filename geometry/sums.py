@@ -6,6 +6,7 @@ import torch
 
 from geometry.coefficients import (
     _almost_0,
+    _beyond,
     _coefficient,
     _denominator,
     _dot_with,
@@ -183,14 +184,24 @@ def _sum_backward(g, x, v, c, limit, kind, stored, xx, vv, xv, ww, k, rest, a, n
         h = 1 / a if kind == "exp" else 1.0
         hhvv, hhc = h * h * vv, h * h * c
         hby_j = h * (gv * a / n + (xv + j * vv) * twice_by_ww)
-        slope, slope_rest = _exp_slope(c * hhvv, k, rest, stored)
+        z = c * hhvv
+        slope, slope_rest = _exp_slope(z, k, rest, stored)
         by_z = hby_j * slope + by_b * slope_rest
         by_xv, twice_by_vv = j * twice_by_ww, j * j * twice_by_ww + 2 * hhc * by_z
-        by_c_by_z = hhvv * slope * (hby_j - 2 * by_b * k * (c * hhvv))
+        by_c_by_z = hhvv * slope * (hby_j - 2 * by_b * k * z)
+        beyond = _beyond(z, stored)
         if kind == "exp":
-            twice_by_xx = twice_by_xx + 2 * c * h * (k * hby_j + 2 * c * hhvv * by_z)
+            twice_by_xx = twice_by_xx + torch.where(beyond, 0.0, 2 * c * h * (k * hby_j + 2 * z * by_z))
             by_c_by_z = by_c_by_z * h * (1 + c * xx)
         by_c = by_c + by_c_by_z
+        # Beyond the cap y has v's direction alone, so that grad_v is at right angles to v; and y is so long, 1e3 to 1e8, that a limit
+        # leaves nothing of the terms above but their rounding. by_c from 2 c by_c = <grad_x, x> + <grad_v, v> + limit by_limit
+        # - <g, result>: the result scales with x, v, limit and 1/sqrt|c|.
+        by_y = gy * a / n
+        over_x = torch.addcmul(by_xv * xv, twice_by_xx, xx)
+        limited = -by_y if limit is None else torch.where(outside, gx * s / n, -by_y)
+        twice_by_vv = torch.where(beyond, -torch.addcmul(by_y, by_xv, xv) / vv, twice_by_vv)
+        by_c = torch.where(beyond, 0.5 * (over_x + limited) / c, by_c)
     between = _coefficient(by_xv, x)
     grad_x = (_coefficient(p, x) * g).addcmul_(_coefficient(twice_by_xx, x), x).addcmul_(between, v)
     grad_v = (_coefficient(q, x) * g).addcmul_(_coefficient(twice_by_vv, x), v).addcmul_(between, x)

@@ -153,10 +153,17 @@ def _sum_pull_back(g, x, v, c, limit, rounding, z_low, KIND: tl.constexpr, LIMIT
             by_c_by_z *= (1.0 + c * xx) * h
         by_c += by_c_by_z
     if KIND == EXP:  # h = 1/A: -|x|^2 <g,y>/N and more is cancelled by what comes through h
-        by_xx += c * h * h * (k * by_j + 2.0 * c * h * vv * by_z)
+        by_xx += tl.where(beyond, 0.0, c * h * h * (k * by_j + 2.0 * c * h * vv * by_z))
         by_c += 2.0 * (over_ww * (xy * (2.0 * xy + yy + c * xx * yy) - xx * yy * b) - e * (xy + c * xx * yy)) / n
     else:
         by_c += (2.0 * (half * (xy + c * xx * yy) - a * xy * e - c * xx * yy * along) - xx * gy) / n
+    if KIND != ADD:  # beyond the cap nothing of these is left but their rounding (_sum_backward of geometry/sums.py)
+        by_y = gy * a / n
+        limited = -by_y
+        if LIMITED:
+            limited = tl.where(outside, gx * s / n, limited)
+        by_vv = tl.where(beyond, -0.5 * (by_y + by_xv * xv) / tl.where(beyond, vv, 1.0), by_vv)
+        by_c = tl.where(beyond, 0.5 * (2.0 * by_xx * xx + by_xv * xv + limited) / tl.where(beyond, c, 1.0), by_c)
     grad_x = p[:, None] * g + (2.0 * by_xx)[:, None] * x + by_xv[:, None] * v
     grad_v = q[:, None] * g + (2.0 * by_vv)[:, None] * v + by_xv[:, None] * x
     return grad_x, grad_v, by_c, by_limit

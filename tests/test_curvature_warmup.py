@@ -14,6 +14,7 @@ import sweep
 import train
 from common.errors import UserError
 from experiments.launchers import never
+from training import checkpoint, start
 
 GROWN = ["--model=mixed", "--curvature_mode=fixed", "--curvature=0.4", "--curvature_warmup=8"]
 
@@ -49,6 +50,21 @@ def test_a_resumed_run_goes_on_with_its_c_bit_for_bit(small_run, tmp_path, capsy
     assert all(torch.equal(first[k], second[k]) for k in first)
     measured = [r["geometry/block0/curvature"] for r in records(whole) if "geometry/block0/curvature" in r]
     assert measured == pytest.approx([0, 0.3, 0.4])  # after 0, 6 and 12 steps
+
+
+@pytest.mark.parametrize("source", [dict(curvature_mode="fixed", curvature=3.0, curvature_warmup=2), dict(curvature_mode="parametric")])
+def test_it_begins_at_zero_with_the_weights_of_another_run(source, tokens):
+    """c of a run that has grown, or learned, is not this run's."""
+    before, after = build(**source), build(curvature_mode="fixed", curvature=-1.0, curvature_warmup=4)
+    for _ in range(3):
+        before.end_of_step(lambda x: x)
+    lines = start.take(start.Source("x", checkpoint.weights_of(before), {}, {}), after, {})
+    flat = build(curvature_mode="fixed", curvature=0.0)
+    assert torch.equal(after(*tokens)[0], flat(*tokens)[0]) and after.curvature_steps == 0
+    assert "new here: " in "".join(lines) and "block0" not in "".join(lines)
+    for step in range(1, 5):
+        after.end_of_step(lambda x: x)
+        assert torch.allclose(after.transformer.h[1].curvature.c, torch.tensor(-step / 4))
 
 
 def test_what_it_does_not_go_with():

@@ -92,6 +92,24 @@ def test_streams_and_recomputed_blocks_are_heard_once(tokens, monkeypatch):
     assert not mine.training and teach.pupil.logits is None and not teach.pupil.rows
 
 
+@pytest.mark.parametrize("name", ["mhc", "mhc_mixed"])
+def test_attention_between_streams_is_heard_as_it_is(name, tokens, monkeypatch):
+    """It is one row for all streams. As many streams as sequences: a mean over the wrong dimension would fit."""
+    mine = build(name, dict(hc_num_streams=len(tokens[0])))
+    teach = lessons(build("baseline", {}), mine, monkeypatch, distill_layers="attention")
+    made = []
+    for block in mine.transformer.h:
+        block.attn.register_forward_hook(lambda module, given, out: made.append(out[0] if isinstance(out, tuple) else out))
+    loss = teach.loss(mine(*tokens)[1], tokens[0], 0)
+    assert torch.isfinite(loss)
+    rows = [made]
+    mine(*tokens)
+    rows.append(teach.pupil.take()[1])
+    assert all(a.shape == (*tokens[0].shape, 16) for a in rows[1])
+    for a, b in zip(made[2:], rows[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_a_pupil_comes_nearer_to_its_teacher(teacher, small_run, tmp_path, capsys):
     """From the same start, as many steps: nearer in logits and in layers than with the text alone."""
     last = {}

@@ -345,6 +345,19 @@ def test_cached_logits_equal_uncached_ones_in_every_configuration(part, tokens):
             torch.testing.assert_close(logits[:, 0], full[:, start - 1], rtol=1e-9, atol=1e-11, msg=str(options))
 
 
+def test_gradients_through_a_cache_are_those_without_one(tokens):
+    """An exported model in eval() keeps a cache whether or not there will be gradients."""
+    for name, options in STREAMS + BASELINES[1:2] + [LEARNED]:
+        net = randomised(build(name, options), scale=0.05).double().eval()
+        found = []
+        for cache in (None, Cache(TINY["n_layer"])):
+            net.zero_grad()
+            net(*tokens, cache=cache)[1].backward()
+            found.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=str(options))
+
+
 @pytest.mark.parametrize("n", [25, pytest.param(len(GRID), marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_generation_past_block_size_equals_reading_the_last_window_each_time(n):

@@ -44,7 +44,8 @@ class Listener:
         model.transformer.wte.register_forward_pre_hook(lambda *_: self.rows.clear())  # also of a block that was computed again
         model.lm_head.register_forward_hook(self.hear_logits)
         for block in model.transformer.h if layers != "none" else ():
-            (block if layers == "hidden" else block.attn).register_forward_hook(self.hear_row)
+            (block.register_forward_hook(self.hear_stream) if layers == "hidden" else
+             block.attn.register_forward_hook(self.hear_attention))
 
     def wanted(self):
         return torch.is_grad_enabled() if self.training else True
@@ -53,9 +54,13 @@ class Listener:
         if self.wanted():
             self.logits = logits
 
-    def hear_row(self, module, given, made):
+    def hear_stream(self, module, given, made):  # or several streams, as one row
         if self.wanted():
             self.rows.append(self.model.one_row(made[0] if isinstance(made, tuple) else made))
+
+    def hear_attention(self, module, given, made):
+        if self.wanted():
+            self.rows.append(made[0] if isinstance(made, tuple) else made)
 
     def take(self):
         """(logits, rows); they are not kept."""

@@ -42,7 +42,7 @@ from common.interrupts import Stop
 from configurator import Path
 from training import start
 from training.clock import Clock, Console
-from training.config import OWN_STARTS, TrainConfig
+from training.config import TrainConfig
 from training.dataloader import Loader, Together, load_meta
 from training.machine import padded_vocabulary, pick_compile, pick_device, pick_dtype, precision
 from training.optimizer import make_optimizers
@@ -190,8 +190,8 @@ def train(members, parallel, options):
         member.loader = loaders["train"].with_seed(own.seed)
         everything = resolved(own, member.model_config, device_type, dtype, "torch", compiled, meta)
         member.run = Run(own, everything, kept(own), parallel, member.model, scaler, deal)
-        if not member.run.resumed and own.init_from not in OWN_STARTS:
-            from_trained.setdefault("\n".join(start.take(start.find(own.init_from), member.model, meta)))
+        if said := start.begin(member.run, meta):
+            from_trained.setdefault("\n".join(said))
         member.model.to(device)
         member.optimizers = make_optimizers(member.model, own, device_type)
         member.run.attach(member.optimizers)

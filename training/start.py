@@ -96,6 +96,13 @@ def hugging_face(folder, name):
     return Source(name, found, wanted, tokenizer)
 
 
+def begin(run, meta):
+    """Trained weights for a run's model where it begins with some: also where it was killed before its first checkpoint and goes on.
+    -> lines that say what was taken."""
+    began = run.full["began_from"]
+    return take(find(began), run.model, meta) if run.state is None and began not in (None, "scratch") else []
+
+
 @torch.no_grad()
 def take(source, model, meta):
     """Fill a model (not in shards) with what it shares with the source. meta: of the data. Returns lines that say what was taken. Raises
@@ -108,11 +115,12 @@ def take(source, model, meta):
         raise UserError(f"init_from = '{source.name}' is another model than the one asked for; add {' '.join(other)}")
     own, taken, parts, shapes, new = checkpoint.weights_of(model), [], [], [], []
     given = dict(source.weights)
+    kept = {f"{prefix}.{name}".lstrip(".") for prefix, module in model.named_modules() for name in getattr(module, "of_this_run", ())}
     for name in TOKENS:  # tied: a file has one of them, or both
         if name not in given and name in own and (other := next((t for t in TOKENS if t in given), None)):
             given[name] = given[other]
     for name, tensor in own.items():
-        theirs = given.get(name)
+        theirs = None if name in kept else given.get(name)
         if theirs is None:
             new.append(name)
         elif theirs.shape == tensor.shape:
@@ -133,7 +141,7 @@ def take(source, model, meta):
     lines = [f"weights: {len(taken)} of {len(own)} tensors from {source.name}"]
     another = elsewhere(source.config, vars(config))
     lines += [f"  {what}: {listed(names)}" for what, names in (("in part", parts), ("another shape there, new here", shapes),
-                                                             ("not there, new here", new), ("there and not used", unused),
+                                                             ("new here", new), ("there and not used", unused),
                                                              ("another function there", another)) if names]
     return lines
 
