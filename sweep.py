@@ -64,9 +64,9 @@ from common.errors import UserError, exit_cleanly
 from common.interrupts import Stop
 from common.whole_files import write_json
 from configurator import Parser
-from experiments import question, sweep_file
+from experiments import inputs, question, sweep_file
 from experiments.after import run_after
-from experiments.folder import check_corpus, check_folder
+from experiments.folder import check_folder, located, told_in
 from experiments.job import TRAIN, command_of, crash_reason, readiness
 from experiments.launchers import run_local, run_submitit, threads_of_a_run
 from experiments.rows import Rows
@@ -110,7 +110,7 @@ def main(argv, command=TRAIN, stack_command=STACK):
     folder = os.path.abspath(given)
     check_folder(folder, given)
     threads = threads_of_a_run(options, sweep["slurm"])
-    runs = make_runs(sweep, options.sweep, folder, threads)
+    runs = located(make_runs(sweep, options.sweep, folder, threads), folder)
     asked = sweep["question"]
     looked_at = {asked.arm, asked.against} if asked and asked.stop == "anytime" else set()
     rows, pairs_needed, not_needed = Rows(folder), question.planned(asked, runs), question.not_needed_in(folder, asked, options.dry_run)
@@ -135,13 +135,14 @@ def main(argv, command=TRAIN, stack_command=STACK):
         if "time_min" not in sweep["slurm"]:
             raise UserError(f"{options.sweep}: --launcher slurm needs slurm = dict(time_min=...), the minutes of a job "
                             f"(a run that takes longer is queued again)")
-    check_corpus(runs)
+    before = told_in(folder)
+    read = inputs.check(runs, before.get("inputs"), rows.known())
     os.makedirs(os.path.join(folder, "runs"), exist_ok=True)
     rows.sort_out(runs, options.retry_crashed)
     ended = rows.read()
-    plan = description(sweep, options.sweep, runs)
+    plan = {**description(sweep, options.sweep, runs), "inputs": read}
     pair = {asked.arm, asked.against} if asked else set()
-    plan["question"] = question.stated(asked, runs, question.told_in(folder), sum(row["arm"] in pair for row in ended.values()))
+    plan["question"] = question.stated(asked, runs, before.get("question"), sum(row["arm"] in pair for row in ended.values()))
     write_json(os.path.join(folder, "sweep.json"), plan)
 
     missing = [run for run in runs if run.hash not in ended and not not_needed(run)]

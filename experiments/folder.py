@@ -1,11 +1,10 @@
-"""What is checked about a sweep's folder before anything starts."""
+"""A sweep's folder: may one be there, what does it say of itself, and where are its runs."""
+import json
 import os
+from dataclasses import replace
 
 from common import paths
 from common.errors import UserError
-from experiments.runs import resolve, short
-from training import checkpoint
-from training.dataloader import load_meta
 
 
 def check_folder(folder, given):
@@ -16,15 +15,23 @@ def check_folder(folder, given):
         raise UserError(f"--out {given} is not empty and holds no sweep (there is {min(found)}): choose another folder")
 
 
-def check_corpus(runs):
-    """The data are there, and are what runs of this sweep were trained on before: a configuration names the data set,
-    but its prepare.py may have had another text to read."""
-    for run in runs:
-        main, _ = resolve(run.config, run.overrides, f"arm {run.arm!r}")
-        meta = load_meta(os.path.join(main.data_dir, main.dataset))
-        if not os.path.exists(os.path.join(run.folder, "config.json")):
-            continue
-        before = checkpoint.load_config(run.folder)
-        if before.get("corpus_sha256", meta.get("sha256")) != meta.get("sha256"):
-            raise UserError(f"{short(run.folder)} was trained on another text ({before['corpus']}) than {main.dataset} "
-                            f"is now ({meta['corpus']}); prepare it as it was, or give another --out")
+def told_in(folder):
+    """sweep.json, {} for a new sweep or a damaged one, which is written anew."""
+    try:
+        with open(os.path.join(folder, "sweep.json"), encoding="utf-8") as f:
+            plan = json.load(f)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def located(runs, folder):
+    """Runs whose folder has the name of an arm that was renamed since: they keep that folder, which ends with their hash."""
+    there = os.path.join(folder, "runs")
+    names = {name.rpartition("-")[2]: name for name in (sorted(os.listdir(there)) if os.path.isdir(there) else ())}
+
+    def found(run):
+        name = names.get(run.hash[:8])
+        folder = run.folder if name is None or os.path.isdir(run.folder) else os.path.join(there, name)
+        return replace(run, folder=folder, start=run.start and found(run.start))
+    return [found(run) for run in runs]

@@ -80,7 +80,8 @@ def runs_sha256(question, runs):
     def of(run):
         if question.stop == "fixed":
             return run.hash
-        return config_hash(resolve(run.config, {**run.overrides, "seed": 0}, f"arm {run.arm!r}"))
+        own = config_hash(resolve(run.config, {**run.overrides, "seed": 0}, f"arm {run.arm!r}"))
+        return f"{own} from {of(run.start)}" if run.start else own
     plan = sorted({(run.arm, of(run)) for run in runs if run.arm in (question.arm, question.against)})
     return hashlib.sha256(json.dumps(plan, separators=(",", ":")).encode()).hexdigest()
 
@@ -99,16 +100,6 @@ def stated(question, runs, before, ended):
     first = before.get("earlier") if before else None  # a list, unless somebody changed the file
     earlier = [*(first if isinstance(first, list) else []), {k: v for k, v in before.items() if k != "earlier"}] if before else []
     return {**question.as_dict(), "sha256": digest, "runs_sha256": plan, "stated_at": now, "ended_before": ended, "earlier": earlier}
-
-
-def told_in(folder):
-    """What the sweep.json of a folder says of its question, or None."""
-    try:
-        with open(os.path.join(folder, "sweep.json"), encoding="utf-8") as f:
-            plan = json.load(f)
-    except (FileNotFoundError, ValueError):  # a new sweep; a damaged one is written anew
-        return None
-    return plan.get("question") if isinstance(plan, dict) else None
 
 
 def from_told(told):

@@ -168,9 +168,12 @@ def read_json(path):
         raise UserError(f"{path} is damaged: not JSON") from None
 
 
-def full_name(arm, overrides, plan):
+def full_name(arm, overrides, lr, plan):
     """The arm's name, with what the grid sets beside the learning rate: each such point is an arm of its own."""
     varied = [k for k in plan["grid"] if k in overrides and k not in arm["overrides"]]
+    if {"muon_lr", "learning_rate"} <= {*varied} and overrides["muon_lr"] == plan["defaults"].get("muon_lr") and \
+            float(overrides["learning_rate"]) == lr:
+        varied.remove("muon_lr")  # another arm's grid has it
     lr_key = "muon_lr" if "muon_lr" in varied else "learning_rate"
     return " ".join([arm["name"], *(f"{k}={overrides[k]}" for k in varied if k != lr_key)])
 
@@ -183,7 +186,7 @@ def planned_runs(plan, folder, tried):
     try:
         if path.startswith(os.path.realpath(folder) + os.sep):  # a folder from somebody else runs no code of theirs
             raise UserError(f"{path}: a sweep file in the sweep's own folder is not read")
-        return [(full_name(arms[r.arm], r.overrides, plan), arms[r.arm]["role"], r.lr, r.seed)
+        return [(full_name(arms[r.arm], r.overrides, r.lr, plan), arms[r.arm]["role"], r.lr, r.seed)
                 for r in make_runs(sweep_file.load(path), path, folder) if r.arm in arms], None
     except UserError as error:
         lrs = plan["grid"].get("muon_lr") or plan["grid"].get("learning_rate") or tried
@@ -212,7 +215,7 @@ def read_rows(folder, plan, metric):
             for name, value in {**numbers, "lr": float(row["lr"])}.items():
                 if value is not None and not 0 <= value <= LARGEST or name == "lr" and value == 0:
                     raise ValueError(f"{name} is {value:g}")
-            found.append((full_name(arms[row["arm"]], json.loads(row["overrides"]), plan), arms[row["arm"]]["role"],
+            found.append((full_name(arms[row["arm"]], json.loads(row["overrides"]), float(row["lr"]), plan), arms[row["arm"]]["role"],
                           float(row["lr"]), int(row["seed"]), run))
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{os.path.join(folder, 'runs.csv')}, line {place} ({row['arm']}, lr {row['lr']}, seed "

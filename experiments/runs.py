@@ -14,10 +14,10 @@ import configurator
 import models
 from common import paths
 from common.errors import UserError
-from training.config import ADDED_SINCE, REPOSITORY, TrainConfig
+from training.config import ADDED_SINCE, OWN_STARTS, REPOSITORY, TrainConfig
 
 # keys that do not change what a run finds: where it is and how it is started, where the same data are (what they are is
-# checked by check_corpus), which machine does it with how many threads (beyond rounding), how much is written down.
+# checked by inputs.py), which machine does it with how many threads (beyond rounding), how much is written down.
 # eval_interval and eval_iters stay in the hash (the best loss, and a target, depend on them); so do compile, dtype and
 # ops, which are there to change the seconds, and seconds are a result
 NOT_IN_HASH = {"out_dir", "overwrite", "init_from", "data_dir", "device", "threads", "num_workers", "parallel",
@@ -117,6 +117,10 @@ def make_run(sweep, where, folder, arm, point, seed, threads):
     if main.target_val_loss is not None and "target_val_loss" not in overrides:
         raise UserError(f"{where}: target_val_loss = {main.target_val_loss:g} is from {arm['config']}, where a summary does not see it; "
                         "set it in the sweep's defaults, or None there")
+    if main.init_from not in OWN_STARTS or main.overwrite:
+        key = "overwrite" if main.overwrite else "init_from"
+        raise UserError(f"{where}: {key} = {getattr(main, key)!r} is from {arm['config']}, and set by the sweep itself"
+                        + ("" if main.overwrite else "; use start = 'ARM', an arm that gives the weights"))
     digest = config_hash((main, model))
     lr_key = "muon_lr" if "muon_lr" in point else "learning_rate"
     lr = getattr(main, lr_key)
@@ -128,7 +132,7 @@ def make_run(sweep, where, folder, arm, point, seed, threads):
 
 def started_from(runs, run, arm, where):
     """The run with the weights of the arm of that name, which has to have one with its seed."""
-    given = [other for other in runs if other.arm == arm and other.seed == run.seed]
+    given = list({other.hash: other for other in runs if other.arm == arm and other.seed == run.seed}.values())
     if len(given) != 1:
         raise UserError(f"{where}: start = {arm!r} has {len(given) or 'no'} runs of seed {run.seed}: one has to give the weights; "
                         "let that arm have one learning rate and the same seeds")

@@ -121,9 +121,20 @@ def test_another_text_under_the_same_name_is_refused(sweep_file, folder, stub, d
     path = sweep_file()
     assert run(stub, [path, f"--out={folder}"], capsys)[0] == 0
     home, = (folder / "runs").iterdir()
+    place, told = data_dir / "words" / "meta.json", folder / "sweep.json"
+    meta, plan = (json.loads(file.read_text()) for file in (place, told))
+    for changed, said in ((dict(sha256="cd", corpus="new text"), ("another text (test text)", "new text")),
+                          (dict(characters=meta["characters"][::-1]), ("other tokens",))):
+        place.write_text(json.dumps({**meta, **changed}))
+        status, _, err = run(stub, [path, f"--out={folder}"], capsys)
+        assert status == 2
+        one_line(err, *said)
+    shutil.move(home, folder / "elsewhere")  # the table goes on, on another machine
+    assert run(stub, [path, f"--out={folder}"], capsys)[0] == 2 and json.loads(told.read_text()) == plan
+    shutil.move(folder / "elsewhere", home)
+    place.write_text(json.dumps({**meta, "sha256": "cd"}))  # and a sweep that kept nothing of what it read
+    told.write_text(json.dumps({key: value for key, value in plan.items() if key != "inputs"}))
     (home / "config.json").write_text(json.dumps({"corpus": "old text", "corpus_sha256": "ab"}))
-    meta = json.loads((data_dir / "words" / "meta.json").read_text())
-    (data_dir / "words" / "meta.json").write_text(json.dumps({**meta, "sha256": "cd"}))
     status, _, err = run(stub, [path, f"--out={folder}"], capsys)
     assert status == 2
     one_line(err, "another text (old text)", "test text")

@@ -30,6 +30,10 @@ from data.shard_format import HEADER_WORDS, MAGIC, VERSION
 TOKENIZER_KEYS = ("tokenizer", "vocab_size", "characters", "words", "tokens")  # what meta.json says of its tokenizer, and a run keeps
 
 
+def tokenizer_of(meta):
+    return {key: meta[key] for key in TOKENIZER_KEYS if key in meta}
+
+
 def load_meta(folder):
     """meta.json of a data set, checked for what training needs."""
     path, folder = os.path.join(folder, "meta.json"), short(folder)

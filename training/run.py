@@ -22,7 +22,7 @@ from common.whole_files import write_json
 from training import checkpoint
 from training.clock import Clock
 from training.config import OWN_STARTS
-from training.dataloader import TOKENIZER_KEYS
+from training.dataloader import tokenizer_of
 from training.run_directory import Metrics, NoMetrics, check_run, environment, start_run, start_wandb
 
 
@@ -31,7 +31,7 @@ def resolved(config, model_config, device_type, dtype, matmul, compiled, meta):
     return {**configurator.as_dict(config, model_config),
             "resolved_device": device_type, "resolved_dtype": dtype, "resolved_matmul": matmul, "resolved_compile": compiled,
             "corpus": meta["corpus"], "corpus_sha256": meta.get("sha256"),
-            "tokenizer": {k: meta[k] for k in TOKENIZER_KEYS if k in meta}}
+            "tokenizer": tokenizer_of(meta)}
 
 
 def began_from(config, resumed):
@@ -44,7 +44,8 @@ def began_from(config, resumed):
 
 def kept(config):
     """The keys of it that a resumed run keeps."""
-    return ["model", "optimizer", "dataset", "corpus_sha256", "seed", "freeze", *models.CONFIGS[config.model].__dataclass_fields__]
+    return ["model", "optimizer", "dataset", "corpus_sha256", "tokenizer", "seed", "freeze",
+            *models.CONFIGS[config.model].__dataclass_fields__]
 
 
 def facts(model, meta):

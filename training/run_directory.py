@@ -90,17 +90,21 @@ def check_run(out_dir, init_from, overwrite, full, fixed):
     that a resumed run keeps. -> (resume?, is there a checkpoint to resume from?)"""
     if init_from == "resume" or (init_from == "auto" and holds_run(out_dir)):
         before = checkpoint.load_config(out_dir)
-        before = {**models.added_since(before.get("model")), **ADDED_SINCE, **before}
+        before = {**models.added_since(before.get("model")), **ADDED_SINCE, "tokenizer": full["tokenizer"], **before}
         if before.get("model") != full["model"]:
             fixed = ["model"]  # the others are another model's
         for key in fixed:
             if key not in before:
                 raise UserError(f"cannot resume {out_dir}: its config.json has no {key!r}; it is damaged or from another version")
         others = [key for key in fixed if before[key] != full[key]]
+        if "tokenizer" in others and "dataset" not in others:
+            raise UserError(f"cannot resume {out_dir}: {full['dataset']} has other tokens now than those it was trained on; prepare that "
+                            "data again as it was")
         if others:
-            again = " ".join(shlex.quote(f"--{key}={before[key]}") for key in others if key != "corpus_sha256")
-            raise UserError(f"cannot resume {out_dir}: " + ", ".join(f"{key} was {before[key]!r} there and is {full[key]!r} now"
-                                                                     for key in others) + (f"; add {again}" if again else ""))
+            again = " ".join(shlex.quote(f"--{key}={before[key]}") for key in others
+                             if key not in ("corpus_sha256", "tokenizer", "vocab_size"))  # the data's
+            said = ", ".join(f"{key} was {before[key]!r} there and is {full[key]!r} now" for key in others if key != "tokenizer")
+            raise UserError(f"cannot resume {out_dir}: {said}" + (f"; add {again}" if again else ""))
         return True, checkpoint.can_resume(out_dir)
     if holds_run(out_dir) and not overwrite:
         raise UserError(f"{out_dir} holds a run already: --init_from=resume goes on with it, "
