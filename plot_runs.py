@@ -86,6 +86,8 @@ def number(value, form=".4f"):
 
 
 def row(name, summary):
+    if not isinstance(summary["status"], str):
+        raise TypeError
     return (name, str(summary["model"]), number(summary["parameters"], ","), number(summary["tokens"], ","),
             number(summary["train_seconds"], ".1f"), number(summary["val_loss"]), number(summary["best_val_loss"]),
             summary["status"])

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.intervals import Estimate, mean_interval
 from model import Curvature, SoftplusCurvature
 from training import checkpoint
+from training import start as beginning
 from training.machine import pick_device
 
 
@@ -97,11 +98,18 @@ def values_of(model):
 
 
 def starting_values(config, device):
-    """The values before the first step: the model made again as train.py makes it."""
+    """The values before the first step: the model made again as train.py makes it, with the weights that it began with. None where
+    these are not there any more."""
     rng = torch.get_rng_state()
     torch.manual_seed(config["seed"])
     fresh = models.build(config["model"], models.config_from_dict(config["model"], config))
     torch.set_rng_state(rng)
+    began = config.get("began_from") or "scratch"
+    if began != "scratch":
+        try:
+            beginning.take(beginning.find(began), fresh, config.get("tokenizer") or {})
+        except UserError:
+            return None
     free_curvature(fresh)
     return {name: value.to(device) for name, value in values_of(fresh).items()}
 
@@ -126,11 +134,15 @@ def changes(trained, start):
                                         for s in range(1, len(trained[blocks[0]]))]
     else:
         left_out.append("c is not moved among heads: there is one for the whole row")
-    found["c as it started"] = [{**start, **{n: trained[n] for n in (HEAD,) if n in trained}}]
+    if start is None:
+        left_out.append("c at the start is not known: the weights that the run began with are not there any more")
+    else:
+        found["c as it started"] = [{**start, **{n: trained[n] for n in (HEAD,) if n in trained}}]
     found["c negated"] = [{**trained, **{n: -trained[n] for n in every}}]
     if HEAD in trained:
         found["head: c = 0"] = [{**trained, HEAD: torch.zeros_like(trained[HEAD])}]
-        found["head: c as it started"] = [{**trained, HEAD: start[HEAD]}]
+        if start is not None:
+            found["head: c as it started"] = [{**trained, HEAD: start[HEAD]}]
     if gates:
         found["gate off"] = [{**trained, **{n: torch.zeros_like(trained[n]) for n in gates}}]  # 2 sigmoid(0) = 1
     return found, left_out
@@ -184,12 +196,13 @@ def ablate(out_dir, name="best", batches=None, device="auto"):
     trained, start = values_of(model), starting_values(config, device)
     as_trained = batch_losses(model, data)
     slopes = []
+    first = start or {place: torch.full_like(values, float("nan")) for place, values in trained.items()}
     for place, by_batch in gradients(model, data).items():
         unit = 1 / config["n_embd"] if place == HEAD else 1.0
         for head, column in enumerate(by_batch.T):
             slopes.append(Slope(place_name(place, config["curvature_mode"] == "tied"),
                                 head if trained[place].dim() else None, unit * trained[place].flatten()[head].item(),
-                                unit * start[place].flatten()[head].item(), mean_interval(column / unit)))
+                                unit * first[place].flatten()[head].item(), mean_interval(column / unit)))
     found, left_out = changes(trained, start)
     effects = []
     for change, settings in found.items():

@@ -8,6 +8,7 @@ processes of one run (training/parallel.py), each finds the same mistakes in wha
 import errno
 import functools
 import os
+import signal
 import sys
 import unicodedata
 
@@ -89,9 +90,9 @@ def exit_cleanly(main):
             status = error.status
         except AlreadySaid as error:
             status = error.status
-        except BrokenPipeError:  # the reader of our output (head, less) went away
+        except BrokenPipeError:  # the reader of our output (head, less) went away: what other programs end with then
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 0
+            status = 128 + signal.SIGPIPE
         except OSError as error:
             _say(_os_error_line(error))
             status = 2

@@ -11,6 +11,8 @@ from common.errors import UserError
 def expand(text):
     """A leading ~ or ~name, which the shell leaves alone behind `--key=`, as a home folder. Raises UserError for a user who does
     not exist."""
+    if "\0" in text:
+        raise UserError(f"{text!r}: a name of a file or folder cannot have a null byte")
     found = os.path.expanduser(text)
     if found.startswith("~"):
         user = text.partition("/")[0]

@@ -38,7 +38,8 @@ def style(place):
 
 def label(name, width=46):
     """A name for a legend: broken into lines, nothing is lost."""
-    return textwrap.fill(name, width) or name
+    lines = textwrap.fill(name, width) or name
+    return f" {lines}" if lines.startswith("_") else lines  # matplotlib leaves out names that begin with it
 
 
 # ----------------------------------------------------------------------------------------------------------------------

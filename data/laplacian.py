@@ -19,6 +19,7 @@ on L's eigenvalues alone. A difference between `corpus` and `rotated` would be t
 --heads cuts the columns in so many groups, for an L of each head: (heads, m, m); else (m, m). A graph in
 several pieces is refused: what is constant on each piece would have no roughness.
 """
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from scipy.sparse.csgraph import connected_components
 import configurator
 from common import paths
 from common.errors import UserError, exit_cleanly
+from common.whole_files import write_file
 from configurator import Path
 
 EMBEDDINGS = ("transformer.wte.weight", "lm_head.weight")  # tied: a checkpoint has one of them
@@ -173,8 +175,9 @@ def main(argv):
     if config.control == "rotated":
         found = np.stack([rotated(L, config.seed + i) for i, L in enumerate(found)])
     paths.make_folder_of(config.out)
-    with open(config.out, "wb") as file:
-        np.save(file, found if config.heads > 1 else found[0])
+    content = io.BytesIO()
+    np.save(content, found if config.heads > 1 else found[0])
+    write_file(config.out, content.getvalue())
     largest = max(np.linalg.eigvalsh(L).max() for L in found)
     has = f"{links:,} links" if config.control != "rotated" else f"no graph (one of {links:,} links, turned)"
     print(f"{config.out}: {config.heads} x {found.shape[1]} features, {has}, largest eigenvalue {largest:.3f}")

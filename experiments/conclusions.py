@@ -108,8 +108,9 @@ def of_effects(effects):
 def of_slopes(places):
     """{place: (heads, 3) array of c at the start, c after training, d loss / d c} -> how far training moved c."""
     starts, ends = (np.concatenate([means[:, column] for place, means in places.items() if place != "head"]) for column in (0, 1))
-    text = "Training did not move c." if np.array_equal(starts, ends) else (
-        f"Training moved c by {np.abs(ends - starts).max():.3f} at most, and on average from {starts.mean():.3f} to {ends.mean():.3f}.")
+    text = ("c at the start is not known for every run." if np.isnan(starts).any() else
+            "Training did not move c." if np.array_equal(starts, ends) else
+            f"Training moved c by {np.abs(ends - starts).max():.3f} at most, and on average from {starts.mean():.3f} to {ends.mean():.3f}.")
     for start, end, _ in places.get("head", ()):
         text += f" That of the output head {f'went from {start:.4f} to' if start != end else 'is'} {end:.4f}."
     return text

@@ -61,7 +61,7 @@ def log_lines(run):
 
 def note(run, line):
     """A line of the sweep's own in the run's log."""
-    with naming(log_of(run)), open(log_of(run), "a", encoding="utf-8") as f:
+    with naming(log_of(run)), open(log_of(run), "a", encoding="utf-8", errors="backslashreplace") as f:
         print(line, file=f)
 
 

@@ -118,7 +118,7 @@ def read_told(plan, path):
     names = [f.name for f in dataclasses.fields(Question)]
     try:
         if not (isinstance(told["sha256"], str) and isinstance(told["earlier"], list) and isinstance(told["ended_before"], int)
-                and all(isinstance(told.get(key, ""), str) for key in ("runs_sha256", "runs_known_since"))):
+                and all(isinstance(told.get(key, ""), str) and told.get(key, "").isascii() for key in ("runs_sha256", "runs_known_since"))):
             raise UserError("")
         checked({key: told[key] for key in names if told.get(key) is not None}, [arm["name"] for arm in plan["arms"]], path)
     except (UserError, KeyError, TypeError):

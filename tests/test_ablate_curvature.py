@@ -1,6 +1,7 @@
 """ablate_curvature.py: every effect again with models that are built anew, the gradients against differences, and its place in
 the summary of a sweep."""
 import json
+import math
 import os
 
 import numpy as np
@@ -204,6 +205,19 @@ def test_a_run_on_another_text_is_not_evaluated(trained, tmp_path):
     (copy / "config.json").write_text(json.dumps({**config, "corpus_sha256": "0" * 64}))
     with pytest.raises(UserError, match="another text"):
         ablation.ablate(str(copy), "last")
+
+
+def test_c_at_the_start_of_a_run_that_began_with_trained_weights_is_theirs(trained, tmp_path):
+    config, copy = checkpoint.load_config(trained), tmp_path / "copy"
+    copy.mkdir()
+    os.symlink(os.path.join(trained, "ckpt"), copy / "ckpt")
+    (copy / "config.json").write_text(json.dumps({**config, "began_from": str(trained)}))
+    found = ablation.ablate(str(copy), "best", 1)
+    assert all(s.c_start == s.c for s in found.slopes) and any("started" in e.change for e in found.effects)
+    (copy / "config.json").write_text(json.dumps({**config, "began_from": str(tmp_path / "gone")}))
+    found = ablation.ablate(str(copy), "best", 1)
+    assert all(math.isnan(s.c_start) for s in found.slopes) and not any("started" in e.change for e in found.effects)
+    assert "not there any more" in " ".join(found.left_out)
 
 
 def test_the_summary_of_a_mixed_arm_has_its_curvature(trained, tmp_path, capsys):

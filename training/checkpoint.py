@@ -241,7 +241,7 @@ def load_config(out_dir):
             config = json.load(f)
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: not JSON") from None
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not isinstance(config.get("model", ""), str):
         raise UserError(f"{path} is damaged: not a configuration")
     return config
 
