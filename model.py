@@ -134,8 +134,9 @@ class MixedConfig(GPTConfig):
             idle = ("max_distance", "max_update", "project_gradient", "curvature_unit", "curvature_warmup", "dynamic_curvature",
                     "use_embedding_curvature", *(() if self.curvature else ("curvature_heads",)))
             found |= dict.fromkeys(idle, "c = 0, which is flat")
-        if self.reference == "origin" and self.residual != "origin":
-            found["residual"] = "reference = 'origin', where all of them are x (+) exp_0(v)"
+        # (residual = 'reference' shortens exp_r(v) to max_distance before it is added)
+        if self.reference == "origin" and (self.residual == "transport" or self.residual == "reference" and self.max_distance is None):
+            found["residual"] = "reference = 'origin', where it is x (+) exp_0(v)"
         if self.curvature_mode == "fixed" and all(self.curvature * factor <= 0 for factor in self.curvature_heads or [1.0]):
             found |= dict.fromkeys(("update_scale", "embedding_gradient"), "c <= 0, where nothing is longer than in flat space")
         return found

@@ -42,6 +42,10 @@ class MixedMHCConfig(model.MixedConfig, StreamsConfig):
             raise UserError("ops = 'triton' is for the model 'mixed'; use --ops=torch")
         if self.hc_space == "midpoint" and (self.hc == "hc" or self.hc == "mhc" and self.hc_pre != "softmax"):
             raise UserError("hc_space = 'midpoint' needs weights that sum to 1: hc = 'mhc' with hc_pre = 'softmax'")
+        if self.hc_space == "midpoint" and self.hc == "mhc" and self.hc_collapse == "sum":
+            raise UserError("hc_space = 'midpoint' needs weights that sum to 1: hc_collapse = 'mean' or 'learned', not 'sum'")
+        if self.hc_space == "midpoint" and self.hc == "mhc" and self.hc_res == "orthostochastic" and not self.hc_exact:
+            raise UserError("hc_space = 'midpoint' needs weights that sum to 1: hc_exact = True with hc_res = 'orthostochastic'")
 
     def without_effect(self):
         """Keys that the others leave without effect -> by what"""

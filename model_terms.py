@@ -81,13 +81,19 @@ class TermsConfig(GPTConfig):
         return off
 
 
+def wide(*rows):
+    """16-bit rows as float32, others as they are: squares need it."""
+    return [row.to(torch.promote_types(row.dtype, torch.float32)) for row in rows]
+
+
 def norm2(row):
     """(..., D) -> (..., 1)"""
     return row.square().sum(-1, keepdim=True)
 
 
 def coefficients(x, v, c, part):
-    """alpha, beta, (..., 1) each, or the number 1. x, v: (..., D)."""
+    """alpha, beta, (..., 1) each, or the number 1. x, v: (..., D); of 16-bit rows they are float32."""
+    x, v = wide(x, v)
     k = geometry.tanc(c * norm2(v))
     X, V, P = c * norm2(x), c * k.square() * norm2(v), c * k * (x * v).sum(-1, keepdim=True)
     if part == "x":
@@ -150,8 +156,8 @@ class Block(model_baseline.Block):
             w = self.control_read[index] if self.config.read in WEIGHTED else 1.0
             if self.config.read != "weighted":
                 a = self.control_likeness[index] if self.config.read == "likeness" else self.config.likeness
-                w = w + a * (1 - torch.cosine_similarity(x, r, dim=-1).unsqueeze(-1))
-            return x - w * r
+                w = w + a * (1 - torch.cosine_similarity(*wide(x, r), dim=-1).unsqueeze(-1))
+            return (x - w * r).to(x.dtype)
         return x if self.config.read == "row" else tangent(x, r, self.config.curvature, self.config.read)
 
     def written(self, x, v, index):
@@ -162,7 +168,7 @@ class Block(model_baseline.Block):
         if write == "mobius":
             return geometry.add_exp_0(x, v, c)
         alpha, beta = self.control_write[index] if write == "constant" else coefficients(x, v, c, write)
-        return alpha * x + beta * v
+        return (alpha * x + beta * v).to(x.dtype)
 
     def update(self, x, sublayers, state=None):
         for index, (name, norm, layer) in enumerate(sublayers):

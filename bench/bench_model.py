@@ -242,12 +242,16 @@ def make_step(arm, shape, compiled, device, dtype, checked=True, matmul="torch",
 
 def compile_only(arm, shape, device, dtype, **options):
     """Compiles an arm's code into torch's caches on disk: forward and backward of its embedding and two of its blocks (blocks are
-    alike) and, for the baseline, of the head, which all arms share. options: torch.compile's."""
+    alike) and, for the baseline, of the head, which all arms share; and the same without gradients, as train.py evaluates. options:
+    torch.compile's."""
     model, x, y = make_model(arm, shape, device, n_layer=2)
     fast = compile_parts(model, **options)
     with autocast_in(dtype, device)():
         loss = fast(x, y)[1] if arm == "baseline" else fast.trunk(x).float().sum()
     loss.backward()
+    fast.eval()
+    with torch.no_grad(), autocast_in(dtype, device)():
+        fast(x, y) if arm == "baseline" else fast.trunk(x)
     synchronize(device)
 
 

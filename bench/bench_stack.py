@@ -32,7 +32,7 @@ from configurator import Path
 from training.config import TrainConfig
 from training.machine import pick_device, pick_dtype
 from training.optimizer import make_optimizers
-from training.stacked_step import Captured, stacked_step
+from training.stacked_step import Captured, free_memory, stacked_step
 
 COLUMNS = ("arm", "shape", "N", "mode", "graph", "device", "dtype", "threads", "ms", "runs_hour", "tokens_s", "peak_MiB", "torch",
            "hardware")
@@ -82,20 +82,22 @@ def measure(steps, rounds, device):
     """Yields (name, seconds a step, MiB at the peak or None). steps: name -> function that makes a step. On a GPU one after the other: they
     need not be in memory together."""
     for group in [steps] if device == "cpu" else [{name: make} for name, make in steps.items()]:
+        free_memory(device)
+        if device.startswith("cuda"):  # before a graph is captured: what it uses is taken then, not when it is repeated
+            torch.cuda.reset_peak_memory_stats()
         made = {name: make() for name, make in group.items()}
         for step in made.values():
             for _ in range(2 if device == "cpu" else Captured.WARM_UP + 2):
                 step()
         synchronize(device)
-        if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
 
         def and_wait(step):
             return lambda: (step(), synchronize(device))
         times = interleaved({name: and_wait(step) for name, step in made.items()}, rounds, device)
-        peak = torch.cuda.max_memory_allocated() / 2 ** 20 if device.startswith("cuda") else None
+        peak = torch.cuda.max_memory_reserved() / 2 ** 20 if device.startswith("cuda") else None
         yield from ((name, statistics.median(taken), peak) for name, taken in times.items())
         made.clear()
+        step = times = None  # (a function of the last one)
 
 
 def rows_of(arm, config, device, dtype):

@@ -59,4 +59,5 @@ class MobiusLinear(nn.Linear):
     def forward(self, u):
         y = self.product(u)
         wide = y.to(torch.promote_types(y.dtype, torch.promote_types(u.dtype, torch.float32)))  # points need more than 16 bits
-        return translate(self.rows(wide), self.translation(), self.c()).reshape(y.shape)
+        out = translate(self.rows(wide), self.translation(), self.c()).reshape(y.shape)
+        return out.to(self.weight.dtype) if self.weight.element_size() < 4 else out  # what the next layer takes

@@ -1,4 +1,5 @@
 """Options of the mixed model that say how c is parametrised and how rows are kept from the ball's edge."""
+import itertools
 import math
 
 import pytest
@@ -213,6 +214,21 @@ def test_in_flat_space_there_is_no_distance_to_keep():
     off = lambda **o: idle <= set(model.MixedConfig(**TINY, **o).without_effect())
     assert off(curvature=0.0) and off(curvature_heads=[0.0] * NH)
     assert not off() and not off(curvature=0.0, curvature_mode="parametric") and not off(curvature_heads=[0.0] * (NH - 1) + [1.0])
+
+
+def test_at_the_origin_a_residual_is_said_to_have_no_effect_where_it_has_none(tokens):
+    """residual = 'reference' shortens exp_0(v) to max_distance before it is added."""
+    def logits(**options):
+        torch.manual_seed(1)
+        net = models.build("mixed", model.MixedConfig(**TINY, reference="origin", **options))
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+        return net.double()(*tokens)[0]
+    for residual, options in itertools.product(("transport", "reference"), ({}, dict(max_distance=None, curvature=0.3))):
+        said = "residual" in model.MixedConfig(**TINY, reference="origin", residual=residual, **options).without_effect()
+        apart = (logits(residual=residual, **options) - logits(**options)).abs().max()
+        assert said == bool(apart < 1e-6), (residual, options, apart)
 
 
 def test_on_the_sphere_and_in_flat_space_updates_are_not_scaled():

@@ -156,6 +156,12 @@ def test_a_later_run_keeps_the_other_parts(tmp_path, monkeypatch, capsys):
         assert end.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("card, known", [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA H200", "H200"),
+                                         ("NVIDIA GH200 480GB", None), ("NVIDIA H100 PCIe", None), ("NVIDIA H100 NVL", None)])
+def test_a_card_is_compared_with_its_own_datasheet(card, known):
+    assert report.nominal({"parts": {"ceilings": {"rows": [{"card": card}]}}})[0] == known
+
+
 def measured(**values):
     """Results of a card as they might be"""
     step = dict(what="step", shape="124M", dtype="bfloat16", tokens=32768)

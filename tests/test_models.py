@@ -372,6 +372,18 @@ def test_generation_past_block_size_equals_reading_the_last_window_each_time(n):
         torch.testing.assert_close(torch.cat(found), expected, rtol=1e-9, atol=1e-11, msg=str(options))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_weights_of_16_bits(dtype, tokens):
+    """As an exported model is read with dtype=: no autocast, no float32 but where a map needs it."""
+    for name, options in (BASELINES + BOUNDED[:1] + CONTROLS[-1:] + TERMS + TAU[:2] + STREAMS[5:7] + CURVED_STREAMS[:1] + [LEARNED]
+                          + STEREOGRAPHIC):
+        net = randomised(build(name, options), scale=0.05).eval()
+        expected = net(*tokens)[0]
+        found = net.to(dtype)(*tokens)[0].float()
+        assert (found - expected).norm() < 0.1 * expected.norm(), (name, options)
+
+
 def test_generation_keeps_to_the_tokenizers_vocabulary():
     net = randomised(build("baseline", {})).eval()
     drawn = torch.cat(list(net.generate(torch.tensor([[1]]), 100, temperature=5.0, vocab_size=3)))

@@ -383,7 +383,8 @@ def test_combinations_that_cannot_work_are_refused(options, message):
 
 @pytest.mark.parametrize("options, message", [
     (dict(hc="altup"), "--model=mhc"), (dict(dynamic_curvature=True), "one residual stream"), (dict(ops="triton"), "--ops=torch"),
-    (dict(hc_space="midpoint", hc_pre="sigmoid"), "sum to 1")])
+    (dict(hc_space="midpoint", hc_pre="sigmoid"), "sum to 1"), (dict(hc_space="midpoint", hc_collapse="sum"), "sum to 1"),
+    (dict(hc_space="midpoint", hc_res="orthostochastic", hc_exact=False), "sum to 1")])
 def test_combinations_of_curvature_and_streams_that_cannot_work_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         models.CONFIGS["mhc_mixed"](**TINY, **options)

@@ -91,9 +91,17 @@ def precision(dtype, device, model_config):
     if device_type == "cuda":
         torch.cuda.set_device(device)  # kernels are launched on the current one
         # TF32; not for gyro-midpoints, float32 products that need their digits (and all that there is beside autocast's)
-        if dtype == "float32" and getattr(model_config, "reference", None) not in ("mean", "window", "ema"):
+        if dtype == "float32" and not has_midpoints(model_config):
             torch.set_float32_matmul_precision("high")
     return autocast, torch.amp.GradScaler(device_type, enabled=dtype == "float16")
+
+
+def has_midpoints(model_config):
+    """Does the model take gyro-midpoints: of earlier tokens, of streams, or of values?"""
+    def of(key):
+        return getattr(model_config, key, None)
+    return (of("reference") in ("mean", "window", "ema") or of("attention") == "distance"
+            or of("hc_space") == "midpoint" and of("hc") != "none")
 
 
 def padded_vocabulary(size):

@@ -52,7 +52,7 @@ from training.run import Run, facts, kept, resolved
 from training.run_directory import hold_run
 from training.schedule import Deal, lr_at, step_again
 from training.stacked_modules import stack_modules
-from training.stacked_step import stacked_step
+from training.stacked_step import free_memory, stacked_step
 
 OWN = ("seed", "learning_rate", "min_lr", "muon_lr", "curvature_lr_mult", "out_dir", "init_from", "overwrite", "wandb_run_name")  # keys
 SAVERS = 8  # threads that write checkpoints
@@ -215,6 +215,7 @@ def train(members, parallel, options):
             stack = Stack(together, new_model(together[0]), device, autocast, compiled, loaders, deal, options)
             stack.train(stop)
             del stack
+            free_memory(device)
     return 3 if any(member.diverged for member in members) else 0
 
 

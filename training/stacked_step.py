@@ -4,6 +4,8 @@ A step of all runs of a stack, in tensors alone: no number is read off the devic
 From its first bad step on (a loss or a gradient norm that is NaN or Inf) a run stands still. The host reads which, and when, as it likes:
 the weights are then still those of before that step.
 """
+import gc
+
 import torch
 
 from training.compiled import compile_parts
@@ -18,16 +20,17 @@ class Captured:
     WARM_UP = 3
 
     def __init__(self, function):
-        self.function, self.calls, self.graph = function, 0, None
+        self.function, self.calls, self.graph, self.side = function, 0, None, None
 
     def __call__(self, *given):
         if self.calls < self.WARM_UP:
             self.calls += 1
-            side = torch.cuda.Stream()  # as torch.cuda.graph asks for
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            # as torch.cuda.graph asks for; one for all calls, since a stream does not get the memory that another one has freed
+            self.side = self.side or torch.cuda.Stream()
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
                 self.function(*given)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.side)
             return
         if self.graph is None:
             self.given, self.graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
@@ -37,6 +40,13 @@ class Captured:
         for own, new in zip(self.given, given):
             own.copy_(new)
         self.graph.replay()
+
+
+def free_memory(device):
+    """After the last use of a Step, which refers to itself: memory of its graphs is free once the collector has been there."""
+    gc.collect()
+    if str(device).startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 class Step:

@@ -26,16 +26,17 @@ def run(job, settings, record):
     {"card": card, "copy": copies, "matrix product": products, "launches": launches}[job.name](settings, record)
 
 
-def smi():
-    """name -> what nvidia-smi says now; {} without it"""
+def smi(device):
+    """name -> what nvidia-smi says of this card now; {} without it, or where it does not answer"""
     if not shutil.which("nvidia-smi"):
         return {}
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={','.join(WATCHED)}", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    # by its number there, not here: CUDA_VISIBLE_DEVICES may leave some out
+    card = ["-i", f"GPU-{torch.cuda.get_device_properties(device).uuid}"] if device.startswith("cuda") else []
+    command = ["nvidia-smi", *card, f"--query-gpu={','.join(WATCHED)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
     lines = done.stdout.strip().splitlines()
     return dict(zip(WATCHED, map(str.strip, lines[0].split(",")))) if done.returncode == 0 and lines else {}
 
@@ -45,7 +46,7 @@ def card(settings, record):
 
     about = environment("python bench/gpu.py", settings.device, torch.get_num_threads(), 1)
     row = {k: about[k] for k in ("time", "platform", "cpus", "python", "torch", "cuda", "git_commit", "git_dirty")}
-    row.update(card="cpu", triton=triton.__version__, name=bench_kernels.hardware(settings.device), **smi())
+    row.update(card="cpu", triton=triton.__version__, name=bench_kernels.hardware(settings.device), **smi(settings.device))
     if settings.cuda:
         found = torch.cuda.get_device_properties(settings.device)
         row.update(
@@ -64,7 +65,7 @@ def copies(settings, record):
             what="copy",
             bytes=size,
             GB_s=bench_kernels.copy_bandwidth(settings.device, 3 if settings.quick else 15, size),
-            **smi(),
+            **smi(settings.device),
         )
 
 
@@ -78,7 +79,7 @@ def products(settings, record):
         for _ in range(3):
             a @ b
         seconds = bench_kernels.quantiles(lambda: a @ b, 3 if settings.quick else 15, settings.device)[0]
-        record(what="matrix product", shape=f"{m} x {k} x {n}", TFLOP_s=2 * m * k * n / seconds / 1e12, **smi())
+        record(what="matrix product", shape=f"{m} x {k} x {n}", TFLOP_s=2 * m * k * n / seconds / 1e12, **smi(settings.device))
 
 
 def launches(settings, record):

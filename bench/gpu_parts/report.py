@@ -2,6 +2,8 @@
 The page of a card, from its JSON file: verdicts on the goals, prediction beside measurement, every part's rows. Needs no GPU.
 """
 
+import re
+
 import roofline
 
 from gpu_parts import PARTS
@@ -22,8 +24,10 @@ def card_of(content):
 
 def nominal(content):
     """(the datasheet's name of the card, its dense bf16 TFLOP/s), or (None, None)"""
-    name = card_of(content).get("card", "")
-    return next(((known, peak) for known, peak in NOMINAL_TFLOP_S.items() if known in name), (None, None))
+    words = re.findall(r"\w+", card_of(content).get("card", "").upper())
+    if {"PCIE", "NVL"} & {*words}:  # other cards under the same name
+        return None, None
+    return next(((known, peak) for known, peak in NOMINAL_TFLOP_S.items() if known.upper() in words), (None, None))
 
 
 def ceilings(content):

@@ -91,7 +91,7 @@ def run(job, settings, record):
         peak_MiB=peak,
         losses=losses,
         first_3_steps_s=first_steps,
-        **smi(),
+        **smi(settings.device),
     )
 
 
