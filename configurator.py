@@ -15,6 +15,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import os
@@ -30,7 +31,12 @@ Path = typing.Annotated[str, "path"]  # type of a key that names a file or folde
 
 
 def keys_of(schema):
-    """The fields of a dataclass that a user may set: name -> dataclasses.Field."""
+    """The fields of a dataclass (or of one of its objects) that a user may set: name -> dataclasses.Field. Not to be changed."""
+    return _keys_of(schema if isinstance(schema, type) else type(schema))
+
+
+@functools.cache  # asked for each key of each run of a sweep
+def _keys_of(schema):
     return {f.name: f for f in dataclasses.fields(schema) if not f.metadata.get("derived")}
 
 

@@ -29,7 +29,7 @@ A sweep file is Python with flat assignments, like a config file:
 
 Everything is in out/sweeps/<name of the file> (--out is another place):
 
-    sweep.json    the sweep as resolved
+    sweep.json    the sweep as resolved, and hashes of what its runs read (experiments/inputs.py)
     runs.csv      one row for each ended run
     runs/<arm>-lr<lr>-seed<seed>[-key=value]-<hash>/    train.py's out_dir; log.txt, all that its attempts said; lock
 

@@ -27,6 +27,7 @@ def test_every_function_is_traced_whole_and_agrees_with_eager(name):
     assert max(errors) < 1e-6, errors
 
 
+@pytest.mark.exhaustive  # test_models.py has logmap in a whole block
 def test_generated_code_agrees_with_eager():
     # one function, since each costs 10 s: logmap calls the most helpers
     rows = [row.float() for row in random_rows("pp", (3, 2, 7), 1.0, generator(91))]

@@ -125,27 +125,24 @@ def test_a_run_that_is_refused_for_another_reason_leaves_no_folder(small_run, tm
 @pytest.mark.parametrize("script", ["shakespeare_char", "shakespeare", "fineweb"])
 def test_two_preparations_of_one_folder(script, tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 100)
-    child = holder(tmp_path / "data")
     option = "source" if script == "fineweb" else "input"
-    status, _, err = ended(f"data.{script}.prepare", [f"--{option}={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'data'}"])
-    child.communicate()
+    with locks.held(tmp_path / "data", "taken"):
+        status, _, err = ended(f"data.{script}.prepare", [f"--{option}={tmp_path / 'text.txt'}", f"--out_dir={tmp_path / 'data'}"])
     assert status == 2
     one_line(err, "another process is preparing data there")
 
 
 def test_two_analyses_into_one_folder(small_run, tmp_path, capsys):
-    child = holder(tmp_path, ".report.lock")
-    status, _, err = run(analyze_representations.main, [tmp_path / "run", "--out", tmp_path / "report"], capsys)
-    child.communicate()
+    with locks.held(tmp_path, "taken", ".report.lock"):
+        status, _, err = run(analyze_representations.main, [tmp_path / "run", "--out", tmp_path / "report"], capsys)
     assert status == 2
     one_line(err, "another process is writing an analysis there")
 
 
 def test_two_summaries_into_one_folder(tmp_path, capsys):
     results = os.path.join(ROOT, "results", "shakespeare_lr")
-    child = holder(tmp_path / "summary")
-    status, _, err = run(summarize_sweep.main, [results, "--out", tmp_path / "summary"], capsys)
-    child.communicate()
+    with locks.held(tmp_path / "summary", "taken"):
+        status, _, err = run(summarize_sweep.main, [results, "--out", tmp_path / "summary"], capsys)
     assert status == 2
     one_line(err, "another process is writing a summary there")
     (tmp_path / "config.py").write_text("")

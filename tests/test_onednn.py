@@ -12,7 +12,7 @@ from torch import nn
 import models
 import train
 from common.errors import UserError
-from training import machine, onednn
+from training import compiled, machine, onednn
 from training.compiled import compile_parts
 
 # every torch for x86 has oneDNN: there it has to work, and wherever a torch says that it has it; elsewhere matmul = 'onednn' is refused
@@ -94,7 +94,9 @@ def test_every_model_is_the_same_to_rounding(name):
 
 
 @multiplies
-def test_compiled_in_one_graph_and_the_same():
+def test_compiled_in_one_graph_and_the_same(monkeypatch):
+    """(The other parts of the forward pass: test_models.py.)"""
+    monkeypatch.setattr(compiled, "PARTS", ("run_block", "head"))
     torch.manual_seed(0)
     config = models.CONFIGS["baseline"](vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32)
     model = models.build("baseline", config, "cpu").train()

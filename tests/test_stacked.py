@@ -214,14 +214,15 @@ LONG = [("baseline", {}, torch.float32), ("controls", dict(control="gate+norm"),
 
 
 @pytest.mark.parametrize("name, more, dtype", LONG, ids=lambda v: v if isinstance(v, str) else str(v).removeprefix("torch."))
-def test_losses_of_200_steps_are_those_of_each_run(name, more, dtype):
+@pytest.mark.parametrize("steps, rates", [(80, (1e-3, 1e-2)), pytest.param(200, (1e-3, 5e-3), marks=pytest.mark.exhaustive)])
+def test_losses_of_many_steps_are_those_of_each_run(name, more, dtype, steps, rates):
     """Eight batches over and over, with clipping: the loss falls by a nat."""
-    settings = [TrainConfig(learning_rate=lr, warmup_iters=10, max_iters=200, grad_clip=1.0) for lr in (1e-3, 5e-3)]
+    settings = [TrainConfig(learning_rate=lr, warmup_iters=10, max_iters=steps, grad_clip=1.0) for lr in rates]
     members, alone = ([build(name, more, seed, moved=0.0, n_layer=1).to(dtype) for seed in range(2)] for _ in range(2))
     step, _ = stack_of(members, settings)
     others = [make_optimizers(member, config, "cpu") for member, config in zip(alone, settings)]
     found, expected = [], []
-    for number in range(200):
+    for number in range(steps):
         data = [batch(number % 8 + 8 * n) for n in range(2)]
         step.backward(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))
         step.finish(number)

@@ -62,8 +62,9 @@ def assert_same(stack, alone, within=1e-4):
     ["--model=mhc_mixed", "--hc_num_streams=2", "--n_layer=1"],
     ["--model=tau", "--tau=mean", "--dropout=0.1"]], ids=lambda v: v[0])
 def test_each_run_of_a_stack_is_the_run_alone(more, write, tmp_path, capsys):
-    alone, _ = write("alone", *more)
-    _, stack = write("stack", *more)
+    short = ["--max_iters=10", "--eval_interval=5"]
+    alone, _ = write("alone", *short, *more)
+    _, stack = write("stack", *short, *more)
     for argv in alone:
         assert run(train.main, argv, capsys)[0] == 0
     status, out, err = run(stacked.main, stack, capsys)

@@ -113,7 +113,9 @@ def test_a_character_is_said_as_it_was_typed():
         configurator.resolve(["--optimizer=a\\b"], train.TrainConfig)
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+@pytest.mark.parametrize("locale", [pytest.param({"LC_ALL": "C.UTF-8"}, marks=pytest.mark.exhaustive),
+                                    pytest.param({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+                                                 marks=pytest.mark.exhaustive),  # (the next is stricter)
                                     {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"},
                                     {"PYTHONIOENCODING": "latin-1"}])
 def test_what_was_typed_is_understood_in_every_locale(locale, small_run, tmp_path, capsys):
