@@ -241,8 +241,10 @@ def load_config(out_dir):
             config = json.load(f)
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: not JSON") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model", ""), str):
+    if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: not a configuration")
+    if not isinstance(config.get("model", ""), str):
+        raise UserError(f"{path} is damaged: its model is no name")
     return config
 
 
