@@ -388,7 +388,7 @@ class GPT(model_baseline.GPT):
 
     block = Block
     of_this_run = ("curvature_steps",)  # as GrowingCurvature's
-    # measured on 2 cores (docs/performance.md), 0.26 at 4 x 128; on a GPU: eager steps take 1.77 of the baseline's and compiled ones 1.16,
+    # measured on 2 cores (docs/performance.md), 0.26 at 4 x 128; on a GPU: eager steps take 1.78 of the baseline's and compiled ones 1.16,
     # as bench/roofline.md predicts for an A100, and 0.7 of that if they save as much as the baseline's
     compile_seconds, compile_saving = 60, dict(cpu=0.15, cuda=0.9)
 

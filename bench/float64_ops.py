@@ -4,10 +4,10 @@ How many float64 operations a training step of the mixed model makes, and what t
     python bench/float64_ops.py                        4 x 128, 6 x 384 and GPT-2 124M; eager and compiled
     python bench/float64_ops.py --shapes='["small"]' --row_scalars=float32
 
-No GPU is used: the step (forward and backward of one sequence, no optimizer, which has no float64) runs on the device 'meta',
-where tensors have shapes and no numbers. So the counts are of the full sizes, nothing is scaled. Eager: every operation that
-PyTorch dispatches. Compiled: the graphs that AOTAutograd gives to Inductor, forward and backward with what is recomputed, each as
-often as it is called (training/compiled.py: one graph for all blocks).
+No GPU is used: the step is forward and backward of one sequence, without the optimizer, which has no float64. The counts are of the
+full sizes, nothing is scaled. Eager: every operation that PyTorch dispatches, on the device 'meta', where tensors have shapes and no
+numbers. Compiled: the graphs that AOTAutograd gives to Inductor for a GPU, forward and backward with what is recomputed, each as often
+as it is called (training/compiled.py: one graph for all blocks); they run on the CPU.
 
 Counted, by elements:
     operation     one for each number of a float64 result; of a sum or a norm, for each number that it reads (a norm: two);
@@ -22,9 +22,10 @@ native arithmetic instructions). Matrix products: FlopCounterMode's count at UTI
 What the counts leave out: generated code may compute a row scalar for every element of the row where it fuses its formula into
 the loop that reads it, so that the compiled counts are the least that it does.
 """
+import contextlib
 import os
 import sys
-import warnings
+import unittest.mock
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -44,6 +45,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import configurator
+import geometry
 import models
 from common.errors import UserError, exit_cleanly
 from training.compiled import compile_parts
@@ -118,13 +120,13 @@ def tensors_of(tree):
     return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
 
 
-def model_of(shape, row_scalars):
+def model_of(shape, row_scalars, device="meta"):
     n_layer, n_head, n_embd, block_size, vocab_size = SHAPES[shape]
     config = models.CONFIGS["mixed"](n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size, vocab_size=vocab_size,
                                      row_scalars=row_scalars)
-    with torch.device("meta"):
+    with torch.device(device):
         net = models.build("mixed", config)
-    return net.to("meta"), torch.zeros(1, block_size, dtype=torch.int64, device="meta")
+    return net.to(device), torch.zeros(1, block_size, dtype=torch.int64, device=device)
 
 
 def step(net, idx):
@@ -141,8 +143,18 @@ def eager(shape, row_scalars):
     return counts.total, flops.get_total_flops()
 
 
+@contextlib.contextmanager
+def not_for_a_cpu():
+    """The graphs that a GPU gets, on a CPU: geometry/ then leaves out what is there for Inductor's code for a CPU."""
+    with contextlib.ExitStack() as patched:
+        for module in (geometry.coefficients, geometry.inductor, geometry.rows):
+            patched.enter_context(unittest.mock.patch.object(module, "_for_cpu_code", lambda tensor: False))
+        yield
+
+
 def compiled(shape, row_scalars):
-    net, idx = model_of(shape, row_scalars)
+    """On a CPU, with numbers: on 'meta' AOTAutograd's backward graphs are empty."""
+    net, idx = model_of(shape, row_scalars, "cpu")
     counts = Counts()
 
     def counting(graph, examples):
@@ -159,12 +171,12 @@ def compiled(shape, row_scalars):
             with torch.no_grad():
                 return graph(*args)
         return make_boxed_func(run)
-    # of gradients on 'meta', which nobody reads
-    warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")
     torch._dynamo.reset()
     backend = aot_autograd(fw_compiler=counting, bw_compiler=counting, partition_fn=min_cut_rematerialization_partition,
                            decompositions=select_decomp_table())
-    step(compile_parts(net, backend=backend), idx)
+    with not_for_a_cpu():
+        step(compile_parts(net, backend=backend), idx)
+    torch._dynamo.reset()  # what was traced so is not for others
     return counts.total
 
 
