@@ -54,4 +54,5 @@ def test_a_step(monkeypatch, choice_is_put_back):
 def test_compiled_code_makes_fewer(monkeypatch, choice_is_put_back):
     monkeypatch.setattr(float64_ops, "SHAPES", {1: (1, 2, 16, 8, 11)})
     one, compiled = float64_ops.eager(1, "float64")[0], float64_ops.compiled(1, "float64")
-    assert 0 < compiled["float64"] < one["float64"] and 0 < compiled["conversions"] < one["conversions"]
+    # (its forward pass alone has 0.56 of the eager step's)
+    assert 0.7 * one["float64"] < compiled["float64"] < one["float64"] and 0 < compiled["conversions"] < one["conversions"]
