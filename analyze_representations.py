@@ -41,7 +41,7 @@ from common import locks, paths
 from common.errors import UserError, exit_cleanly
 from configurator import Path
 from training import checkpoint
-from training.dataloader import TOKENIZER_KEYS, Loader, load_meta
+from training.dataloader import Loader, load_meta, tokenizer_of
 from training.machine import pick_device
 from training.run_directory import environment
 
@@ -110,8 +110,7 @@ def open_text(folder, config, device):
     tokenizer = run.get("tokenizer") or {}
     if not isinstance(tokenizer, dict):
         raise UserError(f"{folder}/config.json is not that of a run of train.py: its 'tokenizer' is no table")
-    same = all(tokenizer.get(k) == meta.get(k) for k in TOKENIZER_KEYS)
-    if not same:
+    if tokenizer != tokenizer_of(meta):
         raise UserError(f"{folder} was trained on other tokens than those of {data}; prepare that data again, or name "
                         "its folder with --data_dir")
     note = None

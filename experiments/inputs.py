@@ -30,7 +30,7 @@ def of_file(path):
 def weights_in(folder):
     """Those that a pupil of that run learns from (training/distill.py)."""
     folder = os.path.join(REPOSITORY, folder)
-    return os.path.join(checkpoint.folder(folder, "best" if checkpoint.exists(folder, "best") else "last"), checkpoint.WEIGHTS)
+    return os.path.join(checkpoint.folder(folder, checkpoint.best_or_last(folder)), checkpoint.WEIGHTS)
 
 
 def places_of(run):

@@ -188,6 +188,11 @@ def exists(out_dir, name):
     return _find(out_dir, name) is not None
 
 
+def best_or_last(out_dir):
+    """The name of the checkpoint that others begin with or learn from."""
+    return "best" if exists(out_dir, "best") else "last"
+
+
 def can_resume(out_dir):
     """Is there a `last` to go on from? False only where none was ever written whole: a run that was killed before that begins
     again. Raises UserError where there was one."""

@@ -31,6 +31,7 @@ TOKENIZER_KEYS = ("tokenizer", "vocab_size", "characters", "words", "tokens")  #
 
 
 def tokenizer_of(meta):
+    """What a run keeps of its data's tokenizer."""
     return {key: meta[key] for key in TOKENIZER_KEYS if key in meta}
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from training import checkpoint
-from training.dataloader import TOKENIZER_KEYS
+from training.dataloader import tokenizer_of
 
 
 def freeze(model, patterns):
@@ -75,12 +75,11 @@ class Lessons:
     def __init__(self, config, model, meta, device):
         self.config = config
         source = config.distill_from
-        which = "best" if checkpoint.exists(source, "best") else "last"
+        which = checkpoint.best_or_last(source)
         self.teacher, theirs = checkpoint.load_model(source, which, device)
         self.teacher.requires_grad_(False)
         ours, its = model.config, self.teacher.config
-        tokenizer = theirs.get("tokenizer") or {}
-        if any(tokenizer.get(key) != meta.get(key) for key in TOKENIZER_KEYS) or its.vocab_size != ours.vocab_size:
+        if (theirs.get("tokenizer") or {}) != tokenizer_of(meta) or its.vocab_size != ours.vocab_size:
             raise UserError(f"distill_from = '{source}' has other tokens than dataset = '{config.dataset}'")
         if its.block_size < ours.block_size:
             raise UserError(f"distill_from = '{source}' has block_size = {its.block_size}, and {ours.block_size} are read here")

@@ -51,7 +51,7 @@ def find(init_from):
         return hugging_face(init_from, init_from)
     if "model" not in config:
         raise UserError(f"init_from = '{init_from}': its config.json is neither a run's nor that of a Hugging Face model")
-    which = "best" if checkpoint.exists(init_from, "best") else "last"
+    which = checkpoint.best_or_last(init_from)
     weights = checkpoint.read_weights(os.path.join(checkpoint.folder(init_from, which), checkpoint.WEIGHTS))
     wanted = {key: config[key] for key in ("n_head", "activation") if key in config}  # what no shape shows
     return Source(f"{init_from} ({config['model']}, checkpoint '{which}')", weights, wanted, config.get("tokenizer") or {}, config)
